@@ -1,0 +1,27 @@
+"""Test-time search and exploration trees over the protocols in `agentrm_jax.types`. Knows no model and no environment.
+
+Every method is a coroutine for one task; `run_tasks` runs many at once, which is what fills the engine's batches.
+"""
+
+from agentrm_jax.search.beam import beam
+from agentrm_jax.search.best_of_n import best_of_n
+from agentrm_jax.search.budget import Cost, Meter
+from agentrm_jax.search.driver import Done, run_tasks
+from agentrm_jax.search.greedy import rollout
+from agentrm_jax.search.lookahead import lookahead
+from agentrm_jax.search.mcts import explore
+from agentrm_jax.search.result import Candidate, Result
+
+__all__ = [
+    "Candidate",
+    "Cost",
+    "Done",
+    "Meter",
+    "Result",
+    "beam",
+    "best_of_n",
+    "explore",
+    "lookahead",
+    "rollout",
+    "run_tasks",
+]

@@ -1,0 +1,212 @@
+"""The one place where conversations become token segments.
+
+A chat template is usable if every conversation is rendered as a prefix of its continuations; then a turn can be
+tokenised once, when it appears, and never again. That is checked when a template is loaded, and refused with a reason if not.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from agentrm_jax.tree import Segment
+from agentrm_jax.types import Message, UserError
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chat:
+    """A tokenizer with a checked chat template.
+
+    Attributes:
+      tokenizer: a `transformers` fast tokenizer.
+      end_of_turn: text of the token that ends an assistant turn.
+      end_id: its id; the last token of every action segment.
+      tail: what the template writes after the end-of-turn token, before the next message.
+      lead: white space the template writes between header and content; part of the tokenised action.
+      alternates: the template refuses two messages of one role in a row, so they are merged.
+      system: the template has a system role; otherwise system text is put before the first user message.
+    """
+
+    tokenizer: Any
+    end_of_turn: str
+    end_id: int
+    tail: str
+    lead: str
+    alternates: bool
+    system: bool
+
+    def prompt(self, messages: Sequence[Message]) -> Segment:
+        """Everything before the first generated turn, with its generation header. Earlier assistant turns are context."""
+        text = _render(self.tokenizer, self._fit(messages), generate=True)
+        return Segment(self.encode(text), "prompt")
+
+    def action(self, text: str, loss: bool = True) -> Segment:
+        """An assistant turn: content and exactly one end-of-turn token."""
+        ids = self.encode(self.lead + text.strip() + self.end_of_turn)
+        assert ids[-1] == self.end_id, "checked when the template was loaded"
+        return Segment(ids, "action", loss)
+
+    def sampled(self, tokens: Sequence[int], loss: bool = True) -> Segment:
+        """An assistant turn exactly as a policy with this tokenizer sampled it; closed if it was cut off."""
+        ids = np.asarray(tokens, np.int32)
+        if len(ids) == 0 or ids[-1] != self.end_id:
+            ids = np.append(ids, np.int32(self.end_id))
+        return Segment(ids, "action", loss)
+
+    def observation(self, *contents: str) -> Segment:
+        """User messages after an assistant turn, from the end of that turn to the next generation header."""
+        messages = tuple(Message("user", c) for c in contents)
+        before = (Message("user", "x"), Message("assistant", "x"))
+        prefix = _render(self.tokenizer, before, generate=False)
+        text = _render(self.tokenizer, self._fit((*before, *messages)), generate=True)
+        return Segment(self.encode(self.tail + text[len(prefix) :]), "observation")
+
+    def conversation(self, messages: Sequence[Message]) -> list[Segment]:
+        """A whole conversation as segments; assistant turns keep their `loss`. Text after the last assistant turn is dropped.
+
+        Raises:
+          UserError: the conversation has no assistant turn, or the template rewrites earlier turns of it.
+        """
+        messages = self._fit(messages)
+        turns = [i for i, m in enumerate(messages) if m.role == "assistant"]
+        if not turns:
+            raise UserError("a conversation without an assistant turn cannot be scored or learned from")
+        segments: list[Segment] = []
+        done = ""
+        for i in turns:
+            header = _render(self.tokenizer, messages[:i], generate=True)
+            if not header.startswith(done):
+                raise UserError(f"the chat template rewrites earlier turns of this conversation (before turn {i})")
+            context = self.encode(header[len(done) :])
+            segments.append(Segment(context, "observation" if segments else "prompt"))
+            content = messages[i].content.strip()
+            segments.append(self.action(content, messages[i].loss))
+            done = header + self.lead + content + self.end_of_turn
+        return segments
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a piece of rendered text (special tokens in it are recognised, none are added): int32[t]."""
+        if _adds_prefix(self.tokenizer):  # SentencePiece-style: only the start of a whole text gets a blank
+            anchor = self.end_of_turn
+            ids = self.tokenizer.encode(anchor + text, add_special_tokens=False)
+            return np.asarray(ids[1:], np.int32)
+        return np.asarray(self.tokenizer.encode(text, add_special_tokens=False), np.int32)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of an assistant turn's tokens, without end-of-turn and other special tokens."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+    def _fit(self, messages: Sequence[Message]) -> list[Message]:
+        """Messages as the template accepts them."""
+        out = list(messages)
+        if out and out[0].role == "system" and not self.system:
+            first = out[0].content + ("\n\n" + out[1].content if len(out) > 1 else "")
+            out = [Message("user", first), *out[2:]]
+        if self.alternates:
+            merged: list[Message] = []
+            for m in out:
+                if merged and merged[-1].role == m.role:
+                    text = merged[-1].content + "\n\n" + m.content
+                    merged[-1] = Message(m.role, text, merged[-1].loss or m.loss)
+                else:
+                    merged.append(m)
+            out = merged
+        return out
+
+
+def load_chat(tokenizer: Any, template: str | None = None) -> Chat:
+    """Checks a tokenizer's chat template (or `template`, which may be the word `chatml`) and learns its parts.
+
+    Raises:
+      UserError: no template, the template does not keep prefixes or alters contents, or pad and end-of-turn are one token.
+    """
+    if template is not None:
+        tokenizer.chat_template = CHATML if template == "chatml" else template
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError("the tokenizer has no chat template; set --config.chat_template=chatml or to a template file")
+    u1, a1 = Message("user", "ask one"), Message("assistant", "Thought: reply one.\nAction: go")
+    u2, a2 = Message("user", "ask two"), Message("assistant", "reply two")
+    fix = "use another template, e.g. --config.chat_template=chatml"
+
+    steps = [[u1], [u1, a1], [u1, a1, u2], [u1, a1, u2, a2]]
+    texts = [_render(tokenizer, s, generate=False) for s in steps]
+    for shorter, longer in zip(texts, texts[1:], strict=False):
+        if not longer.startswith(shorter):
+            raise UserError(f"the chat template does not keep prefixes (a later turn changes an earlier one); {fix}")
+    lead = tail = after = None
+    for messages, full, answer in (([u1], texts[1], a1), ([u1, a1, u2], texts[3], a2)):
+        header = _render(tokenizer, messages, generate=True)
+        if not full.startswith(header):
+            raise UserError(f"the chat template's generation prompt is no prefix of the answered conversation; {fix}")
+        before, found, rest = full[len(header) :].partition(answer.content)
+        if not found or before.strip() or (lead is not None and (lead, after) != (before, rest)):
+            raise UserError(f"the chat template alters the text of assistant turns; {fix}")
+        lead, after = before, rest
+    assert lead is not None and after is not None
+    ids = tokenizer.encode(after, add_special_tokens=False)
+    stops = [t for t in tokenizer.all_special_tokens if after.lstrip().startswith(t)]
+    if not stops:
+        raise UserError(f"the chat template ends no assistant turn with a special token (found {after!r}); {fix}")
+    stop = max(stops, key=len)
+    blank, _, tail = after.partition(stop)
+    end_of_turn = blank + stop
+    end_id = tokenizer.convert_tokens_to_ids(stop)
+    if end_id not in ids:
+        raise UserError(f"the end-of-turn text {stop!r} is not one token of this tokenizer; {fix}")
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == end_id:
+        _separate_pad(tokenizer, end_id)
+    return Chat(
+        tokenizer=tokenizer,
+        end_of_turn=end_of_turn,
+        end_id=end_id,
+        tail=tail,
+        lead=lead,
+        alternates=not _accepts(tokenizer, [u1, u2, a1]),
+        system=_accepts(tokenizer, [Message("system", "be brief"), u1, a1], "be brief"),
+    )
+
+
+def _separate_pad(tokenizer: Any, end_id: int) -> None:
+    """Gives padding a token of its own: readers of 'the last token that is not padding' would skip the end of turn."""
+    candidates = [t for t in tokenizer.all_special_tokens if tokenizer.convert_tokens_to_ids(t) != end_id]
+    named = [t for t in candidates if "pad" in t.lower() or "finetune" in t.lower()] or [
+        t for t in candidates if t not in (tokenizer.bos_token, tokenizer.eos_token)
+    ]
+    if not named:
+        raise UserError(
+            "padding and end-of-turn are the same token, and the tokenizer has no other special token to pad with"
+        )
+    tokenizer.pad_token = named[0]
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], generate: bool) -> str:
+    rows = [{"role": m.role, "content": m.content} for m in messages]
+    return tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=generate)
+
+
+def _accepts(tokenizer: Any, messages: Sequence[Message], shows: str = "") -> bool:
+    """Whether the template renders these messages (and `shows` appears in the text)."""
+    try:
+        return shows in _render(tokenizer, messages, generate=False)
+    except Exception:  # templates refuse by raising whatever jinja raises
+        return False
+
+
+@functools.lru_cache(maxsize=16)
+def _adds_prefix(tokenizer: Any) -> bool:
+    """Whether encoding a text alone puts a blank before it that the same text has not in the middle of another."""
+    if not tokenizer.all_special_tokens:
+        return False
+    anchor = tokenizer.all_special_tokens[0]
+    alone = tokenizer.encode("x", add_special_tokens=False)
+    after = tokenizer.encode(anchor + "x", add_special_tokens=False)[1:]
+    return alone != after

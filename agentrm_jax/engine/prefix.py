@@ -1,0 +1,132 @@
+"""Which token paths have their keys and values in the pool: a radix tree over tokens, on the host.
+
+The pool on the device is an array of token slots. A path is a list of slots, so paths that share a beginning share its slots,
+memory grows with unique tokens, and a fork copies nothing.
+"""
+
+import dataclasses
+import heapq
+
+import numpy as np
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class _Run:
+    """An edge of the radix tree: some tokens in a row and where they lie."""
+
+    tokens: np.ndarray
+    slots: np.ndarray
+    parent: "_Run | None"
+    used: int
+    children: "dict[int, _Run]" = dataclasses.field(default_factory=dict)
+
+
+class PrefixCache:
+    """Slots for up to `capacity` tokens; the least recently used ends of paths are dropped first.
+
+    `tick` is called once a batch: what was matched or inserted since the last tick is never evicted.
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self._root = _Run(np.zeros(0, np.int32), np.zeros(0, np.int32), None, 0)
+        self._free = np.arange(capacity, dtype=np.int32)
+        self._clock = 0
+
+    def tick(self) -> None:
+        self._clock += 1
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    def match(self, tokens: np.ndarray) -> np.ndarray:
+        """Slots of the longest cached prefix of `tokens`: int32[m], m <= len(tokens)."""
+        run, at, parts = self._root, 0, []
+        run.used = self._clock
+        while at < len(tokens):
+            child = run.children.get(int(tokens[at]))
+            if child is None:
+                break
+            same = _common(child.tokens, tokens[at:])
+            child.used = self._clock
+            parts.append(child.slots[:same])
+            at += same
+            if same < len(child.tokens):
+                break
+            run = child
+        return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+
+    def allocate(self, count: int) -> np.ndarray | None:
+        """`count` fresh slots, evicting what was not used lately; None if that is not enough."""
+        if count > len(self._free) and not self._evict(count):
+            return None
+        out, self._free = self._free[:count], self._free[count:]
+        return out
+
+    def release(self, slots: np.ndarray) -> None:
+        """Gives back slots that were allocated but not inserted."""
+        self._free = np.concatenate([self._free, slots])
+
+    def insert(self, tokens: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """Records that `tokens` (a whole path) lie in `slots`; returns the slots that hold them from now on.
+
+        A part that is known already keeps its slots, and the caller's duplicates are given back.
+        """
+        run, at = self._root, 0
+        held = slots.copy()
+        while at < len(tokens):
+            child = run.children.get(int(tokens[at]))
+            if child is None:
+                run.children[int(tokens[at])] = _Run(tokens[at:].copy(), slots[at:].copy(), run, self._clock)
+                break
+            same = _common(child.tokens, tokens[at:])
+            ours, theirs = slots[at : at + same], child.slots[:same]
+            held[at : at + same] = theirs
+            if (spare := ours[ours != theirs]).size:
+                self.release(spare)
+            if same < len(child.tokens):
+                child = self._cut(child, same)
+            child.used = self._clock
+            run, at = child, at + same
+        return held
+
+    def _cut(self, run: _Run, at: int) -> _Run:
+        """Splits an edge after `at` tokens; returns the upper part."""
+        assert run.parent is not None
+        upper = _Run(run.tokens[:at], run.slots[:at], run.parent, run.used)
+        upper.children[int(run.tokens[at])] = run
+        run.parent.children[int(run.tokens[0])] = upper
+        run.tokens, run.slots, run.parent = run.tokens[at:], run.slots[at:], upper
+        return upper
+
+    def _evict(self, count: int) -> bool:
+        """Drops least recently used leaves until `count` slots (and a tenth of the pool, to do this rarely) are free."""
+        goal = max(count, self.capacity // 10)
+        heap: list[tuple[int, int, _Run]] = []
+        stack = [self._root]
+        while stack:
+            run = stack.pop()
+            stack.extend(run.children.values())
+            if not run.children and run.parent is not None and run.used < self._clock:
+                heapq.heappush(heap, (run.used, id(run), run))
+        freed = [self._free]
+        total = len(self._free)
+        while heap and total < goal:
+            _, _, run = heapq.heappop(heap)
+            parent = run.parent
+            assert parent is not None
+            del parent.children[int(run.tokens[0])]
+            freed.append(run.slots)
+            total += len(run.slots)
+            if not parent.children and parent.parent is not None and parent.used < self._clock:
+                heapq.heappush(heap, (parent.used, id(parent), parent))
+        self._free = np.concatenate(freed)
+        return total >= count
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    """Length of the common beginning."""
+    n = min(len(a), len(b))
+    different = a[:n] != b[:n]
+    return int(different.argmax()) if different.any() else n

@@ -1,0 +1,130 @@
+"""One episode: an environment's engine plus the accounting that every environment shares.
+
+The engine knows commands; the episode knows assistant turns, budgets and what counts as success.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from typing import Any
+
+from agentrm_jax.envs.react import parse_action
+from agentrm_jax.envs.spec import EnvSpec
+from agentrm_jax.types import EngineStep, Environment, Outcome, Start, Task
+
+
+class GarbageError(Exception):
+    """An engine answered something that is no observation, reward or progress."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Progress:
+    """The counters of an episode: turns used, and the engine's word on reward and progress (never falling) so far."""
+
+    turns: int = 0
+    reward: float = 0.0
+    progress: float = 0.0
+    done: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A state of an episode that any episode of the same environment in the same process can be put into."""
+
+    task: Task
+    engine: Any
+    progress: Progress
+
+
+class Episode:
+    """Turns assistant turns into outcomes.
+
+    A turn from which no command can be read costs a step and does not touch the engine. `done` means that the engine is over
+    or the task's `max_steps` turns are used; `success` that the reward reached the spec's threshold, done or not.
+    """
+
+    def __init__(self, environment: Environment, spec: EnvSpec):
+        self.environment = environment
+        self.spec = spec
+        self.task: Task | None = None
+        self.progress = Progress()
+
+    def reset(self, task: Task) -> Start:
+        """Starts `task` afresh, whatever happened before."""
+        self.task, self.progress = task, Progress()
+        start = self.environment.reset(task)
+        if not (isinstance(start, Start) and isinstance(start.goal, str) and isinstance(start.observation, str)):
+            raise GarbageError(f"reset answered {start!r:.200}, which is no Start")
+        return start
+
+    def step(self, turn: str) -> Outcome:
+        """Executes one assistant turn.
+
+        Raises:
+          GarbageError: the engine's answer makes no sense. Whatever the engine raises passes through.
+        """
+        if self.task is None or self.progress.done:
+            raise ValueError("the episode is over or was never reset")
+        spec, before = self.spec, self.progress
+        command = parse_action(turn, multiline=spec.multiline).command
+        if command is None:
+            answer = EngineStep(spec.invalid_format, before.reward, before.progress, False, False)
+        else:
+            answer = _checked(self.environment.step(command))
+        turns = before.turns + 1
+        exhausted = turns >= self.task.max_steps and not answer.over
+        reward = 0.0 if exhausted and spec.exhausted_reward == "zero" else answer.reward
+        self.progress = Progress(turns, reward, max(before.progress, answer.progress), answer.over or exhausted)
+        return Outcome(
+            observation=spec.observation_prefix + answer.observation,
+            reward=reward,
+            progress=self.progress.progress,
+            done=self.progress.done,
+            success=reward >= spec.success_threshold,
+            valid=answer.valid,
+            parsed=command,
+        )
+
+    def snapshot(self) -> Snapshot:
+        """The present state. Raises NotImplementedError if the engine cannot be copied."""
+        assert self.task is not None
+        return Snapshot(self.task, self.environment.snapshot(), self.progress)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes back to `snapshot`, any number of times; it may stem from another episode of the same environment."""
+        self.task, self.progress = snapshot.task, snapshot.progress
+        self.environment.restore(snapshot.engine)
+
+    def close(self) -> None:
+        self.environment.close()
+
+
+def _checked(answer: EngineStep) -> EngineStep:
+    """`answer` with reward and progress as plain floats; rounding errors outside [0, 1] are clipped."""
+    if not (isinstance(answer, EngineStep) and isinstance(answer.observation, str)):
+        raise GarbageError(f"step answered {answer!r:.200}, which is no EngineStep with a text")
+    reward, progress = _unit("reward", answer.reward), _unit("progress", answer.progress)
+    return EngineStep(answer.observation, reward, progress, bool(answer.over), bool(answer.valid))
+
+
+def _unit(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise GarbageError(f"{name} is {value!r:.100}, which is no number") from None
+    if math.isnan(number) or not -1e-6 <= number <= 1 + 1e-6:
+        raise GarbageError(f"{name} is {number}, which is not in [0, 1]")
+    return min(1.0, max(0.0, number))
+
+
+def start_key(task: Task) -> str:
+    """Key of the state that `task` starts in: depends on the task alone."""
+    text = json.dumps([task.key, task.max_steps, dict(task.args)], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def next_key(key: str, turn: str) -> str:
+    """Key of the state after `turn` in the state `key`: depends on the task and all turns since its start."""
+    text = key.encode() + turn.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=16).hexdigest()

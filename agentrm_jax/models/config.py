@@ -1,0 +1,84 @@
+"""Shapes and switches of a decoder-only transformer of the Llama family, as one frozen record."""
+
+import dataclasses
+from typing import Literal
+
+from agentrm_jax.types import JSON, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Stretching of rotary frequencies beyond the original context: `linear`, or Llama 3's by-wavelength rule."""
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_length: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """One transformer. Letters: v vocabulary, l layers, d model, n query heads, k key/value heads, h head dim, f feed-forward.
+
+    Attributes:
+      architecture: name of the family in Hugging Face's `model_type`, for import and export.
+      qkv_bias, o_bias, mlp_bias: linear maps that carry a bias.
+      qk_norm: RMS norm of every query and key head before rotation.
+      sliding_window: a query sees keys less than this many positions back; None for all.
+      window_layers: which layers use the window, one flag a layer; empty for all of them.
+      rope_layers: which layers rotate queries and keys, one flag a layer; empty for all of them.
+      max_length: longest path (in tokens) the model is used with.
+    """
+
+    vocab_size: int
+    num_layers: int
+    d_model: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    d_ff: int
+    architecture: str = "llama"
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    window_layers: tuple[bool, ...] = ()
+    rope_layers: tuple[bool, ...] = ()
+    max_length: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly")
+        for name in ("window_layers", "rope_layers"):
+            flags = getattr(self, name)
+            if flags and len(flags) != self.num_layers:
+                raise UserError(f"{name} has {len(flags)} flags for {self.num_layers} layers")
+
+    def to_json(self) -> dict[str, JSON]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, JSON]) -> "ModelConfig":
+        """Inverse of `to_json` (lists become tuples again)."""
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        if fields.get("rope_scaling"):
+            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        return cls(**fields)
+
+
+NANO = ModelConfig(
+    vocab_size=1024,
+    num_layers=4,
+    d_model=256,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    d_ff=768,
+    max_length=1024,
+)

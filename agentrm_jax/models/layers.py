@@ -1,0 +1,128 @@
+"""The parts of a transformer block, as functions of arrays, and the block that holds their parameters.
+
+Names carry layouts: b batch, t query time, s key time, d model, n query heads, k key/value heads, g query heads per
+key/value head, h head dim, f feed-forward.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from agentrm_jax.models.config import ModelConfig
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm over the last axis, computed in float32."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def rope_frequencies(config: ModelConfig) -> np.ndarray:
+    """float32[h/2]: rotation per position of every pair of dimensions, after the configured scaling."""
+    half = config.head_dim // 2
+    freq = 1.0 / config.rope_theta ** (np.arange(half, dtype=np.float64) / half)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return freq.astype(np.float32)
+    if scaling.kind == "linear":
+        return (freq / scaling.factor).astype(np.float32)
+    wavelength = 2 * np.pi / freq
+    low = scaling.original_length / scaling.low_freq_factor
+    high = scaling.original_length / scaling.high_freq_factor
+    smooth = (scaling.original_length / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    blended = (1 - smooth) * freq / scaling.factor + smooth * freq
+    freq = np.where(wavelength > low, freq / scaling.factor, np.where(wavelength < high, freq, blended))
+    return freq.astype(np.float32)
+
+
+def rotate(x_btnh: jax.Array, positions_bt: jax.Array, frequencies_h: np.ndarray) -> jax.Array:
+    """Rotary position embedding in Hugging Face's layout: dimension i is paired with i + h/2."""
+    angle = positions_bt[..., None].astype(jnp.float32) * frequencies_h
+    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+    a, b = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_btnh.dtype)
+
+
+class Block(nnx.Module):
+    """One pre-norm layer: grouped-query attention with rotary positions, then a SwiGLU feed-forward."""
+
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        c = config
+        depth_scale = (2 * c.num_layers) ** -0.5
+
+        def normal(shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, scale: float = 1.0) -> nnx.Param:
+            return nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * (scale * fan_in**-0.5), axes=axes)
+
+        def constant(value: float, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
+            return nnx.Param(jnp.full(shape, value, dtype), axes=axes)
+
+        n, k, h, d, f = c.num_heads, c.num_kv_heads, c.head_dim, c.d_model, c.d_ff
+        self.config = config
+        self.attention_norm_d = constant(1.0, (d,), ("norm",))
+        self.wq_dnh = normal((d, n, h), ("embed", "heads", "head_dim"), d)
+        self.wk_dkh = normal((d, k, h), ("embed", "kv_heads", "head_dim"), d)
+        self.wv_dkh = normal((d, k, h), ("embed", "kv_heads", "head_dim"), d)
+        self.wo_nhd = normal((n, h, d), ("heads", "head_dim", "embed"), n * h, depth_scale)
+        if c.qkv_bias:
+            self.bq_nh = constant(0.0, (n, h), ("heads", "head_dim"))
+            self.bk_kh = constant(0.0, (k, h), ("kv_heads", "head_dim"))
+            self.bv_kh = constant(0.0, (k, h), ("kv_heads", "head_dim"))
+        if c.o_bias:
+            self.bo_d = constant(0.0, (d,), ("norm",))
+        if c.qk_norm:
+            self.q_norm_h = constant(1.0, (h,), ("head_dim",))
+            self.k_norm_h = constant(1.0, (h,), ("head_dim",))
+        self.mlp_norm_d = constant(1.0, (d,), ("norm",))
+        self.w_gate_df = normal((d, f), ("embed", "mlp"), d)
+        self.w_up_df = normal((d, f), ("embed", "mlp"), d)
+        self.w_down_fd = normal((f, d), ("mlp", "embed"), f, depth_scale)
+        if c.mlp_bias:
+            self.b_gate_f = constant(0.0, (f,), ("mlp",))
+            self.b_up_f = constant(0.0, (f,), ("mlp",))
+            self.b_down_d = constant(0.0, (d,), ("norm",))
+
+    def __call__(
+        self, x_btd: jax.Array, positions_bt: jax.Array, attend: Attend, rotates: jax.Array | bool = True
+    ) -> jax.Array:
+        """The layer's output [b, t, d]. `attend(q, k, v)` decides what is seen: the sequence itself, or a cache as well.
+
+        `rotates` says whether this layer applies rotary positions (SmolLM3 leaves them out of some).
+        """
+        c, dtype = self.config, x_btd.dtype
+        y = rms_norm(x_btd, self.attention_norm_d[...], c.norm_eps)
+        q = jnp.einsum("btd,dnh->btnh", y, self.wq_dnh[...].astype(dtype))
+        k = jnp.einsum("btd,dkh->btkh", y, self.wk_dkh[...].astype(dtype))
+        v = jnp.einsum("btd,dkh->btkh", y, self.wv_dkh[...].astype(dtype))
+        if c.qkv_bias:
+            q, k, v = (a + bias[...].astype(dtype) for a, bias in ((q, self.bq_nh), (k, self.bk_kh), (v, self.bv_kh)))
+        if c.qk_norm:
+            q = rms_norm(q, self.q_norm_h[...], c.norm_eps)
+            k = rms_norm(k, self.k_norm_h[...], c.norm_eps)
+        if rotates is not False:
+            frequencies = rope_frequencies(c)
+            turned = rotate(q, positions_bt, frequencies), rotate(k, positions_bt, frequencies)
+            q, k = (
+                turned if rotates is True else (jnp.where(rotates, a, b) for a, b in zip(turned, (q, k), strict=True))
+            )
+        out = jnp.einsum("btnh,nhd->btd", attend(q, k, v), self.wo_nhd[...].astype(dtype))
+        if c.o_bias:
+            out = out + self.bo_d[...].astype(dtype)
+        x_btd = x_btd + out
+        return x_btd + self._feed_forward(rms_norm(x_btd, self.mlp_norm_d[...], c.norm_eps))
+
+    def _feed_forward(self, y_btd: jax.Array) -> jax.Array:
+        dtype = y_btd.dtype
+        gate = jnp.einsum("btd,df->btf", y_btd, self.w_gate_df[...].astype(dtype))
+        up = jnp.einsum("btd,df->btf", y_btd, self.w_up_df[...].astype(dtype))
+        if self.config.mlp_bias:
+            gate, up = gate + self.b_gate_f[...].astype(dtype), up + self.b_up_f[...].astype(dtype)
+        out = jnp.einsum("btf,fd->btd", jax.nn.silu(gate) * up, self.w_down_fd[...].astype(dtype))
+        return out + self.b_down_d[...].astype(dtype) if self.config.mlp_bias else out

@@ -1,0 +1,144 @@
+"""A decoder-only transformer over token trees, with a language-model head, a value head, or both."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from agentrm_jax.models.attention import tree_attention
+from agentrm_jax.models.config import ModelConfig
+from agentrm_jax.models.layers import Attend, Block, rms_norm
+
+AttendLayer = Callable[[int], Attend]
+
+
+class Transformer(nnx.Module):
+    """Embeds tokens, runs the layers, and returns final hidden states; heads are applied by the functions below.
+
+    Parameters of all layers are stacked on a leading axis l, so that a checkpoint does not depend on how they are run:
+    `scan` runs one compiled layer l times (training of deep models), otherwise the loop is unrolled.
+
+    Attributes:
+      embed_vd: token embeddings, also the output map when embeddings are tied.
+      layers: a `Block` whose arrays have a leading axis l.
+      head_dv: output map of an untied language-model head.
+      value_d: the value head: one bias-free linear map on the final hidden state, float32, zero at the start.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        rngs: nnx.Rngs,
+        lm_head: bool = True,
+        value_head: bool = False,
+        dtype: jnp.dtype = jnp.float32,
+        scan: bool = False,
+        remat: bool = False,
+    ):
+        c = config
+        self.config, self.scan, self.remat = config, scan, remat
+        self.embed_vd = nnx.Param(
+            jax.random.normal(rngs.params(), (c.vocab_size, c.d_model), dtype) * c.d_model**-0.5,
+            axes=("vocab", "embed"),
+        )
+        self.layers = nnx.vmap(lambda r: Block(config, dtype=dtype, rngs=r))(rngs.split(c.num_layers))
+        self.final_norm_d = nnx.Param(jnp.ones((c.d_model,), dtype), axes=("norm",))
+        if lm_head and not c.tie_embeddings:
+            self.head_dv = nnx.Param(
+                jax.random.normal(rngs.params(), (c.d_model, c.vocab_size), dtype) * c.d_model**-0.5,
+                axes=("embed", "vocab"),
+            )
+        if value_head:
+            self.value_d = nnx.Param(jnp.zeros((c.d_model,), jnp.float32), axes=("norm",))
+
+    def __call__(
+        self,
+        tokens_bt: jax.Array,
+        positions_bt: jax.Array,
+        subtree_end_bt: jax.Array,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+    ) -> jax.Array:
+        """Final hidden states [b, t, d] of flattened token trees (see `agentrm_jax.tree`), computed in `dtype`."""
+        c = self.config
+        window = jnp.array([c.sliding_window or 2**30 if w else 2**30 for w in self._flags("window_layers")])
+        rotates = jnp.array(self._flags("rope_layers"))
+
+        def layer(x: jax.Array, block: Block, window: jax.Array, rotates: jax.Array | bool) -> jax.Array:
+            def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+                limit = window if c.sliding_window else None
+                return tree_attention(q, k, v, subtree_end_bt, positions_bt=positions_bt, window=limit)
+
+            return block(x, positions_bt, attend, rotates)
+
+        run = jax.checkpoint(layer, prevent_cse=not self.scan) if self.remat else layer
+        x = self.embed(tokens_bt, dtype)
+        if self.scan:
+            mixed = bool(c.rope_layers)
+            x, _ = jax.lax.scan(
+                lambda x, xs: (run(x, xs[0], xs[1], xs[2] if mixed else True), None), x, (self.layers, window, rotates)
+            )
+        else:
+            for l, block in enumerate(self.unstacked()):
+                x = run(x, block, window[l], self._flags("rope_layers")[l])
+        return rms_norm(x, self.final_norm_d[...], c.norm_eps)
+
+    def embed(self, tokens_bt: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """Token embeddings [b, t, d]."""
+        return self.embed_vd[...][tokens_bt].astype(dtype)
+
+    def unstacked(self) -> list[Block]:
+        """The layers one by one, as views on the stacked parameters."""
+        return [jax.tree.map(lambda a, l=l: a[l], self.layers) for l in range(self.config.num_layers)]
+
+    def _flags(self, name: str) -> tuple[bool, ...]:
+        return getattr(self.config, name) or (True,) * self.config.num_layers
+
+
+def output_map(model: Transformer) -> jax.Array:
+    """[d, v]: the map from hidden states to logits."""
+    return model.embed_vd[...].T if model.config.tie_embeddings else model.head_dv[...]
+
+
+def logits(model: Transformer, hidden_btd: jax.Array) -> jax.Array:
+    """Next-token logits [b, t, v], float32. For small vocabularies and tests; training uses `token_logprobs`."""
+    head = output_map(model).astype(hidden_btd.dtype)
+    return jnp.einsum("btd,dv->btv", hidden_btd, head, preferred_element_type=jnp.float32)
+
+
+def values(model: Transformer, hidden_btd: jax.Array) -> jax.Array:
+    """Predicted expected returns [b, t], float32; meaningful at end-of-turn tokens."""
+    return jnp.einsum("btd,d->bt", hidden_btd.astype(jnp.float32), model.value_d[...])
+
+
+def token_logprobs(
+    model: Transformer, hidden_btd: jax.Array, tokens_bt: jax.Array, previous_bt: jax.Array, *, chunk: int = 256
+) -> jax.Array:
+    """log p(token | its path) for every token: float32[b, t]; 0 for a root's first token.
+
+    The prediction of token j is read at `previous[j]`, the token before it on its path. Logits exist for `chunk` positions at
+    a time, forward and backward, so no [b, t, v] array is ever made.
+    """
+    b, t, d = hidden_btd.shape
+    before = jnp.take_along_axis(hidden_btd, jnp.maximum(previous_bt, 0)[..., None], axis=1)
+    head_dv = output_map(model).astype(hidden_btd.dtype)
+    chunk = min(chunk, t)
+    pad = -t % chunk
+    before = jnp.pad(before, ((0, 0), (0, pad), (0, 0)))
+    targets = jnp.pad(tokens_bt, ((0, 0), (0, pad)))
+
+    @jax.checkpoint
+    def one(carry: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        x_bcd, targets_bc = xs
+        scores = jnp.einsum("bcd,dv->bcv", x_bcd, head_dv, preferred_element_type=jnp.float32)
+        chosen = jnp.take_along_axis(scores, targets_bc[..., None], axis=-1)[..., 0]
+        return None, chosen - jax.nn.logsumexp(scores, axis=-1)
+
+    def chunks(a: jax.Array) -> jax.Array:
+        return a.reshape(b, (t + pad) // chunk, chunk, *a.shape[2:]).swapaxes(0, 1)
+
+    _, out = jax.lax.scan(one, None, (chunks(before), chunks(targets)))
+    out = out.swapaxes(0, 1).reshape(b, t + pad)[:, :t]
+    return jnp.where(previous_bt >= 0, out, 0.0)

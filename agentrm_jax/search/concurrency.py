@@ -1,0 +1,33 @@
+"""Running independent awaits together without leaving strays behind."""
+
+import asyncio
+from collections.abc import Awaitable, Coroutine, Iterable
+from typing import Any, TypeVar
+
+from agentrm_jax.types import EnvironmentFault
+
+T = TypeVar("T")
+
+
+async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results of all coroutines, in their order, run concurrently.
+
+    The first error cancels the others, waits until they have ended, and is raised as it is (`asyncio.TaskGroup` would
+    wrap it in a group, which hides a `UserError` from the mains; `asyncio.gather` would leave the others running). So
+    does cancellation.
+    """
+    tasks = [asyncio.ensure_future(c) for c in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def attempt(awaitable: Awaitable[T]) -> T | None:
+    """The result, or None if an environment could not be brought to the state asked for (`EnvironmentFault`)."""
+    try:
+        return await awaitable
+    except EnvironmentFault:
+        return None

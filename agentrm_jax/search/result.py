@@ -1,0 +1,51 @@
+"""What best-of-n, beam and lookahead return."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from agentrm_jax.types import State
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Candidate:
+    """One trajectory that could be chosen.
+
+    Attributes:
+      state: its last executed state; `state.outcome.reward` is what it was worth.
+      score: aggregate of `step_scores`; NaN if the reward model gave none.
+      step_scores: the reward model's scores that were asked for, in step order (with `last` just the final one, in
+        best-of-n).
+      sample: index in that order; trajectories lost to environment faults leave gaps in best-of-n.
+    """
+
+    state: State
+    score: float
+    step_scores: tuple[float, ...] = ()
+    sample: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """The outcome of a search on one task.
+
+    Attributes:
+      candidates: in order of sampling (beam: in order of finishing, then what is unfinished); enough to compute
+        curves over n, and the random and oracle rows, later.
+      chosen: index into `candidates`.
+      counts: what went on inside: `faults` (proposals or samples lost to the environment), `duplicates` (merged
+        proposals), `unscored` (missing scores).
+    """
+
+    candidates: tuple[Candidate, ...]
+    chosen: int
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def state(self) -> State:
+        """Last state of the chosen trajectory."""
+        return self.candidates[self.chosen].state
+
+    @property
+    def finished(self) -> bool:
+        """Whether the chosen episode is over; False only if none of the candidates is."""
+        return self.state.done
