@@ -6,6 +6,7 @@ tokenised once, when it appears, and never again. That is checked when a templat
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,7 +140,7 @@ def load_chat(tokenizer: Any, template: str | None = None) -> Chat:
 
     steps = [[u1], [u1, a1], [u1, a1, u2], [u1, a1, u2, a2]]
     texts = [_render(tokenizer, s, generate=False) for s in steps]
-    for shorter, longer in zip(texts, texts[1:], strict=False):
+    for shorter, longer in itertools.pairwise(texts):
         if not longer.startswith(shorter):
             raise UserError(f"the chat template does not keep prefixes (a later turn changes an earlier one); {fix}")
     lead = tail = after = None
@@ -151,7 +152,8 @@ def load_chat(tokenizer: Any, template: str | None = None) -> Chat:
         if not found or before.strip() or (lead is not None and (lead, after) != (before, rest)):
             raise UserError(f"the chat template alters the text of assistant turns; {fix}")
         lead, after = before, rest
-    assert lead is not None and after is not None
+    assert lead is not None
+    assert after is not None
     ids = tokenizer.encode(after, add_special_tokens=False)
     stops = [t for t in tokenizer.all_special_tokens if after.lstrip().startswith(t)]
     if not stops:

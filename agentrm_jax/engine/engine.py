@@ -104,7 +104,9 @@ class Engine:
         self._pool = kernels.empty_pool(model.config, config.cache_tokens, dtype)
         self._score = jax.jit(kernels.score, static_argnums=1, donate_argnums=2)
         self._generate = jax.jit(
-            functools.partial(kernels.generate, max_new=config.max_new, end_id=end_id), static_argnums=1, donate_argnums=2
+            functools.partial(kernels.generate, max_new=config.max_new, end_id=end_id),
+            static_argnums=1,
+            donate_argnums=2,
         )
 
     @property
@@ -144,7 +146,9 @@ class Engine:
         paths = [np.concatenate([s.tokens for s in r.segments]) for r in requests]
         for path in paths:
             if len(path) > self.config.context[-1]:
-                raise UserError(f"a history of {len(path)} tokens is longer than the engine's {self.config.context[-1]}")
+                raise UserError(
+                    f"a history of {len(path)} tokens is longer than the engine's {self.config.context[-1]}"
+                )
         self._read_common(paths)
         values = np.zeros(len(requests), np.float32)
         jobs = []
@@ -245,7 +249,9 @@ class Engine:
         self, requests: Sequence[GenerateRequest], rows: dict[int, _Row], jobs: Sequence[tuple[int, int, int]]
     ) -> list[list[Sample]]:
         owners = [rows[i] for i, _, _ in jobs]
-        repeated = [dataclasses.replace(r) for r in owners]  # a request split over several rows reads its suffix in each
+        repeated = [
+            dataclasses.replace(r) for r in owners
+        ]  # a request split over several rows reads its suffix in each
         batch = self._arrays(repeated)
         u, width, m = batch["tokens"].shape[0], jobs[0][2], self.config.max_new
         seeds = np.zeros((u, width), np.uint32)
@@ -377,7 +383,9 @@ def _find(nodes: Sequence[tree.Node], path: Sequence[tree.Segment]) -> int:
         parent = next(
             i
             for i, n in enumerate(nodes)
-            if n.parent == parent and n.segment.kind == segment.kind and np.array_equal(n.segment.tokens, segment.tokens)
+            if n.parent == parent
+            and n.segment.kind == segment.kind
+            and np.array_equal(n.segment.tokens, segment.tokens)
         )
     return parent
 

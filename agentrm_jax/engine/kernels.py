@@ -37,7 +37,10 @@ class Weights(nnx.Pytree):
 
 
 def empty_pool(config: ModelConfig, slots: int, dtype: jnp.dtype) -> Pool:
-    shape = (slots, config.num_kv_heads * config.head_dim)  # one flat row a token: gathers of 2-d rows are memory copies
+    shape = (
+        slots,
+        config.num_kv_heads * config.head_dim,
+    )  # one flat row a token: gathers of 2-d rows are memory copies
     return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
 
 
@@ -92,9 +95,7 @@ def extend(
     return rms_norm(x, weights.final_norm_d, config.norm_eps), out_pool, caches
 
 
-def score(
-    weights: Weights, config: ModelConfig, pool: Pool, batch: dict[str, jax.Array]
-) -> tuple[jax.Array, Pool]:
+def score(weights: Weights, config: ModelConfig, pool: Pool, batch: dict[str, jax.Array]) -> tuple[jax.Array, Pool]:
     """Values [u, t] at every new token (zeros for a model without value head), and the pool with their keys and values."""
     hidden, pool, _ = extend(weights, config, pool, batch)
     if weights.value_d is None:
@@ -128,9 +129,7 @@ def generate(
     base = batch["context_length"] + batch["length"]
     slot_position = jnp.where(slot < s, slot, batch["context_length"][:, None] + slot - s)
     own_dtype = caches[0][0].dtype
-    own = [
-        (jnp.zeros((max_new, u, n, k, h), own_dtype), jnp.zeros((max_new, u, n, k, h), own_dtype)) for _ in caches
-    ]
+    own = [(jnp.zeros((max_new, u, n, k, h), own_dtype), jnp.zeros((max_new, u, n, k, h), own_dtype)) for _ in caches]
 
     def pick(hidden_und: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores = _logits(weights, config, hidden_und).reshape(u * n, -1)
@@ -154,9 +153,7 @@ def generate(
         x = weights.embed_vd[token]
         fresh = []
         for l, block in enumerate(weights.layers):
-            x, cache = _decode_layer(
-                block, config, l, x, positions, caches[l], (seen, slot_position), own[l], at
-            )
+            x, cache = _decode_layer(block, config, l, x, positions, caches[l], (seen, slot_position), own[l], at)
             fresh.append(cache)
         hidden_und = rms_norm(x, weights.final_norm_d, config.norm_eps)
         new, logprob = pick(hidden_und, step)
@@ -168,9 +165,7 @@ def generate(
 
     _, _, out, length, total, _, own = jax.lax.while_loop(more, body, start)
     new_slots = batch["new_slots"].transpose(2, 0, 1)
-    pool = [
-        (_scatter(a, new_slots, x), _scatter(b, new_slots, y)) for (a, b), (x, y) in zip(pool, own, strict=True)
-    ]
+    pool = [(_scatter(a, new_slots, x), _scatter(b, new_slots, y)) for (a, b), (x, y) in zip(pool, own, strict=True)]
     return {"tokens": out.transpose(1, 2, 0), "length": length, "logprob": total}, pool
 
 

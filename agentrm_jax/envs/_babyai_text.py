@@ -91,9 +91,7 @@ def look(cells: Sequence[Cell], width: int, pose: Pose, known: Sequence[bool] | 
                 continue
             obj = cells[index]
             content.append((col, (i, j), obj, True))
-            if obj is None or (dx == 0 and dy == 0):
-                clear |= 1 << col
-            elif obj.type != "wall" and (obj.type != "door" or obj.is_open):
+            if obj is None or (dx == 0 and dy == 0) or (obj.type != "wall" and (obj.type != "door" or obj.is_open)):
                 clear |= 1 << col
         seen_row, beyond = _spread(seen_row, clear)
         visible = [c for c in content if seen_row >> c[0] & 1]
@@ -145,9 +143,7 @@ def describe(view: View, carrying: Cell) -> str:
             place = f"{ahead} steps in front of you and {abs(right)} steps to your {'right' if right > 0 else 'left'}"
         parts.append(f"There is a {item.label} {place}.  ")
     parts.append("The room has walls around you. ")
-    barriers = [
-        (_where(view, pos), obj.type) for pos, obj in view.cells.items() if obj and obj.type in ("wall", "box")
-    ]
+    barriers = [(_where(view, pos), obj.type) for pos, obj in view.cells.items() if obj and obj.type in ("wall", "box")]
     ahead_of_me = sorted((ahead, kind) for (ahead, right), kind in barriers if right == 0)
     if ahead_of_me:
         parts.append(f"You are facing a {ahead_of_me[0][1]} {ahead_of_me[0][0]} steps away. ")

@@ -39,7 +39,7 @@ def listed(tools: Iterable[Tool]) -> str:
     return "\n".join(f"- {tool.signature()}: {tool.purpose}" for tool in tools)
 
 
-def render_call(name: str, **arguments: JSON) -> str:
+def render_call(name: str, /, **arguments: JSON) -> str:
     """The command that `read_call` reads back."""
     return f"{name} with Action Input: {json.dumps(arguments, ensure_ascii=False)}"
 

@@ -98,7 +98,7 @@ def read_shop(data: Path, setting: str = "", num_products: int | None = None) ->
       num_products: only the first so many products (`small`, `original`).
 
     Raises:
-      UserError: a file is missing, or the goals do not fit ETO's session numbers.
+      UserError: a file is missing, no product is wanted by a goal, or the goals do not fit ETO's session numbers.
     """
     folder = data / "webshop"
     if not setting:
@@ -109,12 +109,24 @@ def read_shop(data: Path, setting: str = "", num_products: int | None = None) ->
         attributes = _read(folder, "items_ins_v2_1000")
         products = products_of(_read(folder, "items_shuffle_1000")[:num_products], attributes, rng)
         goals = synthetic_goals(products, attributes, rng)
-        return Shop("small", products, goals, split_by_product(goals))
-    products = products_of(_read(folder, "items_shuffle")[:num_products], _read(folder, "items_ins_v2"), rng)
-    goals = human_goals(products, _read(folder, "items_human_ins"), rng)
+    else:
+        products = products_of(_read(folder, "items_shuffle")[:num_products], _read(folder, "items_ins_v2"), rng)
+        goals = human_goals(products, _read(folder, "items_human_ins"), rng)
+    if not goals:
+        raise UserError(
+            f"no goal is about the {len(products)} products read from {folder}; raise env.options.num_products"
+        )
+    # Sessions are the same in `original` and `eto`, so that is one name; with other products they are others.
+    name = ("small" if setting == "small" else "full") + (f"-{num_products}" if num_products else "")
+    return Shop(
+        name, products, goals, split_by_product(goals) if setting == "small" else _full_splits(folder, setting, goals)
+    )
+
+
+def _full_splits(folder: Path, setting: str, goals: Sequence[Goal]) -> dict[str, Sequence[int]]:
     if setting == "original":
         numbers = range(len(goals))
-        return Shop("full", products, goals, {"test": numbers[:500], "dev": numbers[500:1500], "train": numbers[1500:]})
+        return {"train": numbers[1500:], "dev": numbers[500:1500], "test": numbers[:500]}
     if len(goals) != _ETO_GOALS:
         raise UserError(
             f"{folder} gives {len(goals)} goals, ETO's session numbers need {_ETO_GOALS}: "
@@ -123,7 +135,7 @@ def read_shop(data: Path, setting: str = "", num_products: int | None = None) ->
     test = _read(folder, "test_indices")
     train = [n for n in dict.fromkeys(_read(folder, "train_indices")) if n not in set(test)]
     dev = [n for n in range(500, 1500) if n not in {*test, *train}]
-    return Shop("full", products, goals, {"train": train, "dev": dev, "test": test})
+    return {"train": train, "dev": dev, "test": test}
 
 
 def _find(folder: Path, stem: str) -> Path | None:
@@ -136,7 +148,10 @@ def _read(folder: Path, stem: str) -> JSON:
             f"WebShop's file {folder / stem}.json is missing; leave env.options.data empty for made-up products"
         )
     with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as file:
-        return json.load(file)
+        try:
+            return json.load(file)
+        except (ValueError, lzma.LZMAError) as e:
+            raise UserError(f"WebShop's file {path} is no JSON: {e}") from e
 
 
 def products_of(
@@ -220,7 +235,7 @@ def _price_cap(product: Product, rng: random.Random) -> tuple[float, str]:
     return upper, f", and price lower than {upper:.2f} dollars"
 
 
-def split_by_product(goals: Sequence[Goal]) -> dict[str, list[int]]:
+def split_by_product(goals: Sequence[Goal]) -> dict[str, Sequence[int]]:
     """Goal numbers by split, about 80/10/10, so that no product is wanted in two splits.
 
     Products are dealt out in the order of their number of goals, so that each split has its share of those with many.
@@ -228,7 +243,7 @@ def split_by_product(goals: Sequence[Goal]) -> dict[str, list[int]]:
     counts = collections.Counter(goal.product.asin for goal in goals)
     ranked = sorted(counts, key=lambda asin: (-counts[asin], asin))
     split_of = {asin: {4: "test", 9: "dev"}.get(rank % 10, "train") for rank, asin in enumerate(ranked)}
-    splits: dict[str, list[int]] = {"train": [], "dev": [], "test": []}
-    for number, goal in enumerate(goals):
-        splits[split_of[goal.product.asin]].append(number)
-    return splits
+    return {
+        split: [number for number, goal in enumerate(goals) if split_of[goal.product.asin] == split]
+        for split in ("train", "dev", "test")
+    }

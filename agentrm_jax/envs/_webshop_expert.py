@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Protocol
 
-from agentrm_jax.envs._webshop_catalogue import NO_LIMIT, SEARCH_DEPTH, Goal, Product, Shop
+from agentrm_jax.envs._webshop_catalogue import SEARCH_DEPTH, Goal, Product, Shop
 from agentrm_jax.envs._webshop_reward import MATCH, first_colour, token_set_ratio
 
 _PRICE_CLAUSE = re.compile(r",? and price lower than [\d.]+ dollars.*", re.DOTALL)
@@ -17,6 +17,7 @@ _FILLER_LIST = """
 _FILLER = frozenset(_FILLER_LIST.split())
 _QUERY_WORDS = 10
 _PAGE = 10
+_WISH_PAGES = 2  # how many pages of results the expert looks at before it tries the title
 
 
 class Session(Protocol):
@@ -32,19 +33,22 @@ def solve(session: Session) -> Iterator[tuple[str, str]]:
     query, rank = best_query(session.shop, goal)
     if rank == SEARCH_DEPTH:
         return  # cannot be found
-    wanted = ", ".join(goal.attributes)
-    yield f"I have to find {_short(goal)}. I start with a search.", f"search[{query}]"
-    for page in range(rank // _PAGE):
-        yield f"Page {page + 1} shows nothing that fits, so I look at the next one.", "click[Next >]"
-    price = "" if goal.price_upper in (0, NO_LIMIT) else f" and costs less than {goal.price_upper:.2f} dollars"
-    yield f"{product.asin} looks right for {wanted}{price}. I open it.", f"click[{product.asin}]"
-    for name, value in choices(product, goal):
-        yield f"The {name} should be {value}.", f"click[{value}]"
+    yield f"The customer wants {' '.join(key_words(goal))}. I search for that.", f"search[{query}]"
+    for page in range(1, rank // _PAGE + 1):
+        yield f"Nothing on page {page} fits, so I look at the next one.", "click[Next >]"
+    name = product.title.split(",")[0].strip()
+    yield f"{name} for {product.price_tag} looks right. I open it.", f"click[{product.asin}]"
+    for option, value in choices(product, goal):
+        yield f"The {option} should be {value}.", f"click[{value}]"
     yield "This is what was asked for, so I buy it.", "click[Buy Now]"
 
 
-def _short(goal: Goal) -> str:
-    return " ".join(search_words(goal)[:_QUERY_WORDS])
+def key_words(goal: Goal) -> list[str]:
+    """Words of the wish that name the kind of product or a wanted attribute; all that matter, if those are few."""
+    words = search_words(goal)
+    named = set(_WORD.findall(" ".join([goal.product.query, *goal.attributes]).lower()))
+    kept = [word for word in dict.fromkeys(words) if word in named]
+    return kept if len(kept) > 1 else words[:_QUERY_WORDS]
 
 
 def search_words(goal: Goal) -> list[str]:
@@ -57,14 +61,18 @@ def search_words(goal: Goal) -> list[str]:
 
 
 def best_query(shop: Shop, goal: Goal) -> tuple[str, int]:
-    """The first of several queries that shows the product on the first page (else the one that ranks it best), its rank.
+    """What to search for, and the rank the product then has (`SEARCH_DEPTH` if it cannot be found).
 
-    The rank is `SEARCH_DEPTH` if no query finds the product.
-
-    Tried in order: the words of the wish, the wanted attributes with the kind of product, the title's start, the title.
+    The words of the wish if one of their wordings shows the product on the first pages, else words of the product's title.
     """
-    words, title = search_words(goal), [w.lower() for w in _WORD.findall(goal.product.title)]
-    wordings = [words[:_QUERY_WORDS], words, [*goal.attributes, goal.product.query], title[:_QUERY_WORDS], title]
+    words, title = search_words(goal), _WORD.findall(goal.product.title.lower())
+    wishes = [key_words(goal), words[:_QUERY_WORDS], words, [*goal.attributes, goal.product.query]]
+    query, rank = _best(shop, goal, wishes)
+    return (query, rank) if rank < _WISH_PAGES * _PAGE else _best(shop, goal, [title[:_QUERY_WORDS], title])
+
+
+def _best(shop: Shop, goal: Goal, wordings: list[list[str]]) -> tuple[str, int]:
+    """The first wording with the product on the first page, else the one that ranks it best; and the rank."""
     best, best_rank = "", SEARCH_DEPTH
     for query in (" ".join(wording) for wording in wordings if wording):
         asins = [p.asin for p in shop.find(query)]

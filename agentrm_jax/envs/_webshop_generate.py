@@ -111,7 +111,9 @@ def _item(
 
 
 def _wish(ware: Ware, has: list[str], options: Mapping[str, list[str]], rng: random.Random) -> dict[str, Any]:
-    wanted = rng.sample(has, rng.randint(1, 3))
+    first = rng.randrange(_IN_TITLE)  # at least one thing that the list of results can tell
+    wanted = [has[first], *rng.sample(has[:first] + has[first + 1 :], rng.randint(0, 2))]
+    rng.shuffle(wanted)
     chosen = {name: rng.choice(values) for name, values in options.items()}
     phrases = [rng.choice(OPTION_PHRASES[name]).format(value) for name, value in chosen.items()]
     text = rng.choice(WISHES).format(

@@ -86,7 +86,7 @@ class Index:
 
 
 def stored_length(n: int) -> int:
-    """A document length after Lucene's one-byte storage: exact below 40, then four significant bits (from 24 up)."""
+    """A document length after Lucene's one-byte storage: exact up to 40, then coarser and coarser."""
     if n < 24:
         return n
     n -= 24

@@ -68,7 +68,7 @@ _FOOD = (
     "low sodium|lightly salted",
 )  # fmt: skip
 _CARE = (
-    "cruelty free", "paraben free", "fragrance neutral", "dermatologist tested", "long lasting", "for sensitive skin",
+    "cruelty free", "paraben free", "fragrance neutral", "dermatologist tested", "long lasting", "gentle on skin",
     "alcohol free", "plant based",
 )  # fmt: skip
 _BEDDING = (
@@ -99,7 +99,7 @@ _OUTDOOR = (
 _HAIR = (
     "heat protecting",
     "sulfate free",
-    "for curly hair|for straight hair",
+    "curl friendly|straightening",
     "ionic",
     "travel sized",
     "cordless|corded",
@@ -151,7 +151,7 @@ WARES: tuple[Ware, ...] = (
         ("a", "water bottle", "volume, color", 8, 45), ("a", "camping chair", "color", 20, 110), ("a", "picnic cooler", "color", 25, 150)),
 )  # fmt: skip
 
-# Attributes are told in bullets with one of these; the first line of a pair opens, the second says what it is good for.
+# Bullets tell an attribute in one of these ways.
 BULLETS: tuple[str, ...] = (
     "{} by design", "{}, as our buyers checked", "Made to be {}", "{}: one thing less to think about", "You asked for {}, here it is",
     "{} in daily use", "Labelled {} after testing", "{} from the first day",
@@ -159,11 +159,11 @@ BULLETS: tuple[str, ...] = (
 
 WISHES: tuple[str, ...] = (
     "i am looking for {article} {attributes} {noun} {options}",
-    "i need {article} {noun} {options}, it should be {attributes}",
+    "i need {article} {noun} {options}, preferably {attributes}",
     "please help me find {article} {attributes} {noun} {options}",
-    "can you get me {article} {noun} {options}? {attributes} is a must",
+    "can you get me {article} {noun} {options}? {attributes} is what matters",
     "i would like to buy {article} {attributes} {noun} {options}",
-    "my sister wants {article} {noun} {options} and it has to be {attributes}",
+    "my sister wants {article} {noun} {options}, and {attributes} is a must",
     "show me {article} {attributes} {noun} {options}",
     "i want {article} {noun}, {attributes}, {options}",
     "we ran out of luck in the stores: we need {article} {attributes} {noun} {options}",

@@ -151,9 +151,7 @@ class BabyAI:
         return False
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(
-            self, self.level, _changing(self.level), self._ledger, self._progress, self.verified, self.over
-        )
+        return Snapshot(self, self.level, _changing(self.level), self._ledger, self._progress, self.verified, self.over)
 
     def restore(self, snapshot: Snapshot) -> None:
         level, changing = snapshot.level, snapshot.changing
@@ -230,7 +228,9 @@ def level_ids(names: Any) -> list[str]:
     for name in names:
         if isinstance(name, int) or str(name).isdigit():
             if int(name) not in LEVELS:
-                raise UserError(f"no BabyAI level number {name}; AgentBoard's numbers are {', '.join(map(str, LEVELS))}")
+                raise UserError(
+                    f"no BabyAI level number {name}; AgentBoard's numbers are {', '.join(map(str, LEVELS))}"
+                )
             result.append(LEVELS[int(name)])
         else:
             result.append(name if name.startswith("BabyAI-") else f"BabyAI-{name}-v0")
@@ -258,7 +258,9 @@ def tasks(split: str, options: Options) -> Sequence[Task]:
         return [t for t in official_tasks(options["data"], max_steps) if wanted is None or t.args["level"] in wanted]
     count, first = int(options.get("seeds_per_level") or _SEEDS_PER_LEVEL[split]), _FIRST_SEED[split]
     if first + count > min((s for s in _FIRST_SEED.values() if s > first), default=2**31):
-        raise UserError(f"babyai: seeds_per_level={count} is too many for the {split} split; its seeds would run into the next split's")
+        raise UserError(
+            f"babyai: seeds_per_level={count} is too many for the {split} split; its seeds would run into the next split's"
+        )
     return [
         Task("babyai", f"{_short(level)}-{seed}", split, max_steps, {"level": level, "seed": seed})
         for level in level_ids(options.get("levels") or DEFAULT_LEVELS)
@@ -271,7 +273,9 @@ def official_tasks(data: str, max_steps: int = _MAX_STEPS) -> list[Task]:
     candidates = [Path(data) / "agentboard" / "babyai" / "test.jsonl", Path(data) / "test.jsonl"]
     path = next((p for p in candidates if p.is_file()), None)
     if path is None:
-        raise UserError(f"babyai: {data} holds no agentboard/babyai/test.jsonl; set env.options.data to the folder that does")
+        raise UserError(
+            f"babyai: {data} holds no agentboard/babyai/test.jsonl; set env.options.data to the folder that does"
+        )
     result = []
     for line in path.read_text().splitlines():
         record = json.loads(line)

@@ -12,16 +12,18 @@ Options: `data`, `setting` (`generated`, `small`, `original`, `eto`; see `_websh
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from agentrm_jax.envs import _webshop_pages as pages
 from agentrm_jax.envs._webshop_catalogue import Goal, Product, Shop, read_shop
+from agentrm_jax.envs._webshop_expert import solve
 from agentrm_jax.envs._webshop_generate import generate_shop
 from agentrm_jax.envs._webshop_reward import reward
+from agentrm_jax.envs.react import render_action
 from agentrm_jax.envs.spec import EnvSpec, Options
-from agentrm_jax.types import EngineStep, Start, Task, UserError
+from agentrm_jax.types import EngineStep, Environment, Message, Start, Task, UserError
 
 MAX_STEPS = 10
 PAGE_SIZE = 10
@@ -118,7 +120,9 @@ class WebShop:
         if name == pages.PREVIOUS.lower():
             return View("results", view.query, view.page)
         if name == pages.BUY.lower():
-            return view._replace(place="done", reward=reward(view.product, [value for _, value in view.options], self.goal))
+            return view._replace(
+                place="done", reward=reward(view.product, [value for _, value in view.options], self.goal)
+            )
         for sub_page in pages.SUB_PAGES:
             if name == sub_page.lower():
                 return view._replace(place=sub_page)
@@ -171,7 +175,10 @@ def _shop_of(options: Options) -> Shop:
         raise UserError(f"WebShop's setting {setting!r} needs the official files: set env.options.data to their folder")
     if setting == "generated":
         data = ""
-    return _cached_shop(str(data), setting, options.get("num_products"), options.get("seed") or 0)
+    num_products = options.get("num_products")
+    if num_products is not None and num_products < 1:
+        raise UserError(f"WebShop's num_products is {num_products}; it takes one product at least")
+    return _cached_shop(str(data), setting, num_products, options.get("seed") or 0)
 
 
 @functools.lru_cache(4)
@@ -181,4 +188,52 @@ def _cached_shop(data: str, setting: str, num_products: int | None, seed: int) -
     return generate_shop(num_products, seed)
 
 
-SPEC = EnvSpec("webshop", make, tasks, "", "")
+INSTRUCTION = """You shop on a web site for a customer. Find the product the instruction asks for, choose its options, and buy it. \
+How well product, attributes, options and price fit decides your score; without a purchase it is 0. You have 10 turns.
+A page is given as its texts, with [SEP] between them. Commands:
+  search[words]  looks for products, from any page
+  click[name]    clicks on something the page shows: a product's code, an option, Description, Features, Reviews, Next >, < Prev, \
+Back to Search, or Buy Now, which ends the shopping
+Answer every page with two lines:
+Thought: why you do what you do next
+Action: one command"""
+
+RM_INSTRUCTION = """You watch somebody shop on a web site for a customer, who wants this:
+{goal}
+Judge how well the purchase will fit. Each turn is a search for products or a click: on a product, an option, a page about the \
+product, the next or the previous page, or on Buy Now, which ends the shopping."""
+
+
+def expert(env: Environment, task: Task) -> Iterator[tuple[str, str]]:
+    """Solves the episode `env` was just reset to; see `_webshop_expert`."""
+    assert isinstance(env, WebShop)
+    return solve(env)
+
+
+def _example() -> tuple[Message, ...]:
+    """The expert's episode for the first goal of a made-up shop of few products."""
+    env = WebShop(generate_shop(num_products=3, seed=_EXAMPLE_SEED))
+    start = env.reset(Task("webshop", "example", "train", MAX_STEPS, {"shop": env.shop.name, "session": 0}))
+    user, messages = f"Goal: {start.goal}\n{start.observation}", []
+    for thought, command in solve(env):
+        messages += [Message("user", user), Message("assistant", render_action(thought, command), loss=True)]
+        user = _PREFIX + env.step(command).observation
+    return tuple(messages)
+
+
+_PREFIX = "Observation:\n"
+_EXAMPLE_SEED = 1
+
+SPEC = EnvSpec(
+    name="webshop",
+    make=make,
+    tasks=tasks,
+    instruction=INSTRUCTION,
+    rm_instruction=RM_INSTRUCTION,
+    expert=expert,
+    example=_example(),
+    observation_prefix=_PREFIX,
+    exhausted_reward="zero",
+    engine="own",
+    licence="Apache-2.0",
+)

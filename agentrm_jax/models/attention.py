@@ -91,7 +91,7 @@ class Tiling(NamedTuple):
 
 
 class TilePairs(NamedTuple):
-    """The (row group, query tile, key tile) triples to be computed, sorted; only the first `count` are meant.
+    """The (row group, query tile, key tile) triples to be computed, sorted; only the first `total` are meant.
 
     Attributes:
       group, query, key: int32[p] indices.
@@ -102,7 +102,7 @@ class TilePairs(NamedTuple):
     query: jax.Array
     key: jax.Array
     opens: jax.Array
-    count: jax.Array
+    total: jax.Array
 
 
 def choose_tiling(b: int, t: int, backend: str | None = None) -> Tiling:
@@ -232,7 +232,7 @@ def _forward(
 
     zeros = jnp.zeros((r, m), jnp.float32)
     empty = jnp.zeros((groups, nq, r, h, m), q.dtype), jnp.zeros((groups, nq, r, m), jnp.float32)
-    out, lse, *_ = jax.lax.fori_loop(0, pairs.count, body, (*empty, jnp.zeros((r, h, m), jnp.float32), zeros, zeros))
+    out, lse, *_ = jax.lax.fori_loop(0, pairs.total, body, (*empty, jnp.zeros((r, h, m), jnp.float32), zeros, zeros))
     shape = q.shape
     return _join(out.mT, shape, kv_heads, tiling), _join(lse[..., None], (*shape[:3], 1), kv_heads, tiling)
 
@@ -282,7 +282,7 @@ def _backward(
         jnp.zeros(v_sh.shape, jnp.float32),
         jnp.zeros(q_hm.shape[2:], jnp.float32),
     )
-    dq, dk, dv, _ = jax.lax.fori_loop(0, pairs.count, body, start)
+    dq, dk, dv, _ = jax.lax.fori_loop(0, pairs.total, body, start)
     return (
         _join(dq.mT, q.shape, kv_heads, tiling) * h**-0.5,
         _join(dk, k.shape, kv_heads, tiling).astype(k.dtype),
@@ -290,7 +290,7 @@ def _backward(
     )
 
 
-def _over_mesh(f, q: jax.Array, k: jax.Array, outputs: int):  # type: ignore[no-untyped-def]
+def _over_mesh(f, q: jax.Array, k: jax.Array, outputs: int):
     """`f` on each device's rows and heads. Left to the compiler, a loop over row groups would gather all of them first."""
     mesh = jax.sharding.get_abstract_mesh()
     sizes = {
@@ -306,7 +306,7 @@ def _over_mesh(f, q: jax.Array, k: jax.Array, outputs: int):  # type: ignore[no-
         return f
     spec = {4: P(rows or None, None, heads, None), 2: P(rows or None, None), 0: P()}
 
-    def sharded(*args: jax.Array):  # type: ignore[no-untyped-def]
+    def sharded(*args: jax.Array):
         specs = tuple(spec[a.ndim] for a in args)
         return jax.shard_map(f, in_specs=specs, out_specs=(spec[4],) * outputs, check_vma=False)(*args)
 
@@ -327,18 +327,18 @@ def _tiled(
     return _tiled_forward(tiling, windowed, q, k, v, end, positions, window)[0]
 
 
-def _tiled_forward(tiling, windowed, q, k, v, end, positions, window):  # type: ignore[no-untyped-def]
+def _tiled_forward(tiling, windowed, q, k, v, end, positions, window):
     def run(q: jax.Array, *args: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _forward(tiling or choose_tiling(*q.shape[:2]), windowed, q, *args)
+        return _forward(tiling or choose_tiling(q.shape[0], q.shape[1]), windowed, q, *args)
 
     args = (q, k, v, end, positions, window)
     out, lse = _over_mesh(run, q, k, 2)(*args)
     return out, (*args, out, lse)
 
 
-def _tiled_backward(tiling, windowed, residuals, grad):  # type: ignore[no-untyped-def]
+def _tiled_backward(tiling, windowed, residuals, grad):
     def run(q: jax.Array, *args: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return _backward(tiling or choose_tiling(*q.shape[:2]), windowed, q, *args)
+        return _backward(tiling or choose_tiling(q.shape[0], q.shape[1]), windowed, q, *args)
 
     q, k = residuals[:2]
     return (*_over_mesh(run, q, k, 3)(*residuals, grad), None, None, None)

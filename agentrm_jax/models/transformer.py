@@ -121,7 +121,7 @@ def token_logprobs(
     The prediction of token j is read at `previous[j]`, the token before it on its path. Logits exist for `chunk` positions at
     a time, forward and backward, so no [b, t, v] array is ever made.
     """
-    b, t, d = hidden_btd.shape
+    b, t, _ = hidden_btd.shape
     before = jnp.take_along_axis(hidden_btd, jnp.maximum(previous_bt, 0)[..., None], axis=1)
     head_dv = output_map(model).astype(hidden_btd.dtype)
     chunk = min(chunk, t)

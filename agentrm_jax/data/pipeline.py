@@ -1,0 +1,82 @@
+"""Token trees on disk (TFDS, array_record) and from there to packed batches (grain)."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from agentrm_jax.tree import FlatTree
+from agentrm_jax.types import JSON, UserError
+
+_INTS = ("tokens", "positions", "subtree_end", "previous")
+_FLOATS = ("loss_weight", "value", "value_weight")
+
+
+def write_dataset(folder: Path, trees: Sequence[FlatTree], *, meta: dict[str, JSON]) -> None:
+    """Writes flattened trees as a TFDS dataset named `token_trees` (split `train`, array_record files, no TensorFlow)."""
+    import tensorflow_datasets as tfds
+
+    class TokenTrees(tfds.core.GeneratorBasedBuilder):
+        """Flattened token trees."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            ints = {name: tfds.features.Tensor(shape=(None,), dtype=np.int32) for name in _INTS}
+            floats = {name: tfds.features.Tensor(shape=(None,), dtype=np.float32) for name in _FLOATS}
+            features = tfds.features.FeaturesDict(ints | floats)
+            return tfds.core.DatasetInfo(builder=self, description=json.dumps(meta), features=features)
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+            for i, t in enumerate(trees):
+                yield i, {name: getattr(t, name) for name in _INTS + _FLOATS}
+
+    if not trees:
+        raise UserError("there is nothing to train on: no token tree was made from the data")
+    TokenTrees(data_dir=folder, file_format="array_record").download_and_prepare()
+
+
+def read_dataset(folder: Path) -> Any:
+    """Random access to the trees of `write_dataset`: each a dict of arrays. None if the folder holds no dataset."""
+    import tensorflow_datasets as tfds
+
+    place = folder / "token_trees" / "1.0.0"
+    if not (place / "dataset_info.json").exists():
+        return None
+    return tfds.builder_from_directory(str(place)).as_data_source(split="train")
+
+
+def batches(
+    source: Any, *, rows: int, row_length: int, seed: int, shard: int = 0, shards: int = 1, threads: int = 1
+) -> grain.IterDataset:
+    """An endless, shuffled stream of packed batches: dicts of [rows, row_length] arrays as in `FlatTree`.
+
+    Trees are packed first-fit; each sees itself only. The iterator's state can be saved and restored exactly. `shard` of
+    `shards` is this process's share of the trees; `rows` is the number of rows of this process.
+    """
+    data = grain.MapDataset.source(source).seed(seed).shuffle()[shard::shards].repeat(None)
+    packed = grain.experimental.FirstFitPackIterDataset(
+        data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=64)),
+        length_struct=dict.fromkeys(_INTS + _FLOATS, row_length),
+        num_packing_bins=max(rows, 8),
+        shuffle_bins=False,
+    )
+    return packed.map(_to_row).batch(rows, drop_remainder=True)
+
+
+def _to_row(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Shifts every tree's indices to where it lies in the row; padding tokens become trees of their own."""
+    index = np.arange(len(packed["tokens"]), dtype=np.int32)
+    real = packed["tokens_segment_ids"] > 0
+    start = index - packed["tokens_positions"]
+    previous = np.where(real & (packed["previous"] >= 0), packed["previous"] + start, -1)
+    out = {name: np.where(real, packed[name], 0).astype(packed[name].dtype) for name in _INTS + _FLOATS}
+    out["subtree_end"] = np.where(real, packed["subtree_end"] + start, index + 1).astype(np.int32)
+    out["previous"] = previous.astype(np.int32)
+    return out

@@ -1,0 +1,74 @@
+"""From records to token trees with what training wants of every node."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Literal
+
+from agentrm_jax.prompts import Encoder
+from agentrm_jax.tree import Node, path_tree
+from agentrm_jax.types import SearchTree, Trajectory, TreeNode
+
+Target = Literal["mean", "max"]
+
+
+def imitation_tree(encoder: Encoder, trajectory: Trajectory) -> list[Node]:
+    """A trajectory to imitate: a path whose actions are all learned."""
+    return path_tree(encoder.trajectory(trajectory))
+
+
+def value_tree(
+    encoder: Encoder, tree: SearchTree, *, min_visits: int = 3, target: Target = "mean", outcome: str = "reward"
+) -> list[Node]:
+    """A search tree with its step values (paper 3.2.1, with the repairs of algorithms 2.0).
+
+    A state is a target if its value rests on at least `min_visits` returns (lambda in the paper), or if the episode ended
+    there: then the target is its true outcome. States that lead to no target are left out. Each target weighs the same.
+
+    Args:
+      target: `mean` of the returns below a state (the paper's V), or their `max` (the best that was reached).
+      outcome: field of `Outcome` that is the return of an ended episode.
+    """
+    wanted = [_target(n, min_visits, target, outcome) for n in tree.nodes]
+    needed = [w is not None for w in wanted]
+    for i in range(len(tree.nodes) - 1, 0, -1):
+        if needed[i] and (p := tree.nodes[i].parent) >= 0:
+            needed[p] = True
+    root = tree.nodes[0].outcome
+    nodes = [Node(encoder.prompt(tree.task.env, tree.goal, root.observation), -1, weight=0.0)]
+    history = {0: 0}  # tree node -> index of the segment that its children follow
+    turn_of: dict[int, int] = {}  # tree node -> index of its action's segment
+    for i, n in enumerate(tree.nodes[1:], 1):
+        if not needed[i]:
+            continue
+        assert n.action is not None
+        if n.parent not in history:
+            before = tree.nodes[n.parent]
+            observation = encoder.chat.observation(before.outcome.observation)
+            history[n.parent] = len(nodes)
+            nodes.append(Node(observation, turn_of[n.parent], weight=0.0))
+        turn_of[i] = len(nodes)
+        node = Node(encoder.action(n.action), history[n.parent], weight=0.0)
+        if (value := wanted[i]) is not None:
+            node = dataclasses.replace(node, value=value, value_weight=1.0)
+        nodes.append(node)
+    return nodes
+
+
+def _target(node: TreeNode, min_visits: int, target: Target, outcome: str) -> float | None:
+    if node.action is None:
+        return None
+    if node.outcome.done:
+        return float(getattr(node.outcome, outcome))
+    if node.visits < max(min_visits, 1):
+        return None
+    return node.value if target == "mean" else node.return_max
+
+
+def target_histogram(trees: Iterable[list[Node]], bins: int = 10) -> list[int]:
+    """How many value targets fall into equal bins of [0, 1]: a look at the balance of the data."""
+    counts = [0] * bins
+    for tree in trees:
+        for node in tree:
+            if node.value_weight > 0:
+                counts[min(int(node.value * bins), bins - 1)] += 1
+    return counts

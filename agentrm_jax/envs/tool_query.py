@@ -1,0 +1,270 @@
+"""Answering questions with tools that look things up: weather, movies, academia (ToolQuery of AgentBoard and the paper's Table 8).
+
+Tools, arguments and refusals are AgentBoard's; the data behind them are generated, different ones for each split, because the
+originals are live services. Reward is 1 if `finish`, which ends the episode, was given the right answer, and 0 otherwise.
+Progress is the share of sub-goals found (`_tool_question.progress`): facts the agent has seen, and the right answer.
+A call that is refused answers `ERROR | ...`, is invalid, and changes nothing.
+
+Official questions (`<data>/tool/{weather,movie,academia}.jsonl`) need answers of those services: with the options `data` and
+`cassette` the test split is theirs. A cassette is a JSON file, a list of {"tool": ..., "args": {...}, "result": ...}, recorded
+elsewhere. Their recorded sub-goals are compared with results and answer.
+
+Options:
+  kinds: `weather`, `movie`, `academia`, or several (all by default).
+  count: generated questions of the split (rounded up to equal shares), default 450 train, 60 dev, 60 test.
+  data, cassette: folder of official files, recorded answers.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agentrm_jax.envs import _tool_academia as academia
+from agentrm_jax.envs import _tool_movie as movie
+from agentrm_jax.envs import _tool_weather as weather
+from agentrm_jax.envs._tool_calls import (
+    CHECK,
+    FINISH,
+    Tool,
+    ToolError,
+    checked,
+    listed,
+    played,
+    read_call,
+    render_call,
+    same_answer,
+    shown,
+)
+from agentrm_jax.envs._tool_question import Question, progress
+from agentrm_jax.envs.spec import EnvSpec, Options
+from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
+
+MAX_STEPS = 30
+_COUNTS = {"train": 450, "dev": 60, "test": 60}
+_ACTIONS: dict[str, Mapping[str, tuple[Tool, Callable[..., Any]]]] = {
+    "weather": weather.ACTIONS,
+    "movie": movie.ACTIONS,
+    "academia": academia.ACTIONS,
+}
+_QUESTIONS: dict[str, Callable[[int, str], Question[Any]]] = {
+    "weather": weather.question,
+    "movie": movie.question,
+    "academia": academia.question,
+}
+TOOLS: dict[str, dict[str, Tool]] = {k: {n: tool for n, (tool, _) in v.items()} for k, v in _ACTIONS.items()}
+
+
+class Snapshot(NamedTuple):
+    question: Question[Any]
+    kind: str
+    recorded: bool
+    world: Any
+    seen: frozenset[str]
+    solved: bool
+    over: bool
+
+
+class ToolQuery:
+    """One episode."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.kind = ""
+        self.question: Question[Any] | None = None
+        self.recorded = False
+        self.world: Any = None
+        self.seen: frozenset[str] = frozenset()
+        self.solved = self.over = False
+
+    def reset(self, task: Task) -> Start:
+        self.kind, self.recorded = str(task.args["kind"]), "goal" in task.args
+        self.question = question = _question(task, str(self.options.get("cassette", "")))
+        self.world, self.seen, self.solved, self.over = question.world, frozenset(), False, False
+        return Start(question.goal, f"Tools:\n{listed(TOOLS[self.kind].values())}")
+
+    def step(self, command: str) -> EngineStep:
+        assert self.question is not None, "reset comes first"
+        tools = TOOLS[self.kind]
+        try:
+            name, arguments = read_call(command)
+            arguments = checked(tools, name, arguments)
+            if name == CHECK:
+                return self._answer(f"Tools: {', '.join(tools)}.")
+            if name == FINISH:
+                self.over = True
+                self.solved = same_answer(arguments["answer"], self.question.answer)
+                return self._answer("The episode is finished.")
+            act = _replayed(name) if self.recorded else _ACTIONS[self.kind][name][1]
+            self.world, result, facts = act(self.world, arguments)
+        except ToolError as e:
+            return self._answer(f"ERROR | {e}", valid=False)
+        self.seen |= facts & self.question.needed
+        return self._answer(shown(result))
+
+    def snapshot(self) -> Snapshot:
+        assert self.question is not None
+        return Snapshot(self.question, self.kind, self.recorded, self.world, self.seen, self.solved, self.over)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self.question, self.kind, self.recorded, self.world, self.seen, self.solved, self.over = snapshot
+
+    def close(self) -> None:
+        pass
+
+    def _answer(self, observation: str, valid: bool = True) -> EngineStep:
+        assert self.question is not None
+        found = progress(self.question.needed, self.seen, self.solved)
+        return EngineStep(observation, float(self.solved), found, self.over, valid)
+
+
+def _question(task: Task, cassette: str) -> Question[Any]:
+    args = task.args
+    if "seed" in args:
+        return _generated(str(args["kind"]), int(args["seed"]), str(args["data_split"]))
+    fixed = {"get_user_current_date": args["date"], "get_user_current_location": args["location"]}
+    world = Recording(_cassette(cassette), {k: v for k, v in fixed.items() if v is not None})
+    answer, others = args["subgoals"][-1], args["subgoals"][:-1]
+    needed = frozenset(_key(goal) for goal in others)
+    return Question(str(args["goal"]), world, needed, answer, [("", render_call(FINISH, answer=answer))])
+
+
+@functools.lru_cache(maxsize=64)
+def _generated(kind: str, seed: int, split: str) -> Question[Any]:
+    return _QUESTIONS[kind](seed, split)
+
+
+class Recording(NamedTuple):
+    """Recorded results by call, and what the user's own tools answer."""
+
+    results: Mapping[str, Any]
+    fixed: Mapping[str, JSON]
+
+
+def _key(value: Any) -> str:
+    """One text for equal JSON values."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+@functools.lru_cache(maxsize=2)
+def _cassette(path: str) -> dict[str, Any]:
+    try:
+        entries = json.loads(Path(path).read_text())
+        return {f"{e['tool']} {_key(e['args'])}": e["result"] for e in entries}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"cassette {path!r} is no JSON list of objects with tool, args and result: {e}") from e
+
+
+def _replayed(name: str) -> Callable[[Recording, Mapping[str, Any]], tuple[Recording, Any, frozenset[str]]]:
+    def play(world: Recording, arguments: Mapping[str, Any]) -> tuple[Recording, Any, frozenset[str]]:
+        call = f"{name} {_key(arguments)}"
+        if name not in world.fixed and call not in world.results:
+            raise ToolError(f"No answer was recorded for {call}.")
+        result = world.fixed[name] if name in world.fixed else world.results[call]
+        return world, result, frozenset({_key(result)})
+
+    return play
+
+
+def make(options: Options) -> ToolQuery:
+    """Raises UserError if a cassette is named that cannot be read."""
+    _kinds(options)
+    if options.get("cassette"):
+        _cassette(str(options["cassette"]))
+    return ToolQuery(options)
+
+
+def _kinds(options: Options) -> list[str]:
+    chosen = list(options.get("kinds") or _ACTIONS)
+    for kind in chosen:
+        if kind not in _ACTIONS:
+            raise UserError(f"tool_query has no kind {kind!r}; known: {', '.join(_ACTIONS)}")
+    return chosen
+
+
+def tasks(split: str, options: Options) -> Sequence[Task]:
+    """Generated questions, no two the same; the official ones as `test` if `data` and `cassette` are given.
+
+    Raises:
+      UserError: unknown split or kind, a cassette without `data`, or official files missing.
+    """
+    if split not in _COUNTS:
+        raise UserError(f"tool_query has no split {split!r}; known: {', '.join(_COUNTS)}")
+    kinds = _kinds(options)
+    if options.get("cassette"):
+        if not options.get("data"):
+            raise UserError("option `cassette` needs `data` too: the folder with the official questions")
+        if split == "test":
+            return [
+                task
+                for kind in kinds
+                for task in _official(kind, Path(str(options["data"])) / "tool" / f"{kind}.jsonl")
+            ]
+    share = -(-int(options.get("count") or _COUNTS[split]) // len(kinds))
+    return [
+        Task(
+            "tool_query", f"{kind}-{split}-{seed}", split, MAX_STEPS, {"kind": kind, "seed": seed, "data_split": split}
+        )
+        for kind in kinds
+        for seed in _seeds(kind, split, share)
+    ]
+
+
+@functools.lru_cache(maxsize=16)
+def _seeds(kind: str, split: str, n: int) -> tuple[int, ...]:
+    """The first `n` seeds (or as many as there are) with questions that were not asked before."""
+    seen: set[str] = set()
+    chosen: list[int] = []
+    for seed in range(20 * n):
+        question = _QUESTIONS[kind](seed, split)
+        key = f"{question.goal} {question.answer} {sorted(question.needed)}"
+        if key not in seen:
+            seen.add(key)
+            chosen.append(seed)
+        if len(chosen) == n:
+            break
+    return tuple(chosen)
+
+
+def _official(kind: str, path: Path) -> Iterator[Task]:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as e:
+        raise UserError(f"{path} cannot be read; option `data` must name the folder above `tool`") from e
+    for row in map(json.loads, lines):
+        config = row["additional_info"]["init_config"] or {}
+        args = {"kind": kind, "goal": row["goal"].strip(), "subgoals": row["subgoals"]}
+        args |= {"date": config.get("current_date"), "location": config.get("current_location")}
+        yield Task("tool_query", f"{kind}-official-{row['id']}", "test", MAX_STEPS, args)
+
+
+def expert(env: Environment, task: Task) -> Iterator[tuple[str, str]]:
+    """The calls that came with a generated question. Of an official one only the answer is known, so it is given at once."""
+    args = task.args
+    if "seed" in args:
+        yield from _generated(str(args["kind"]), int(args["seed"]), str(args["data_split"])).plan
+    else:
+        yield "I know the answer.", render_call(FINISH, answer=args["subgoals"][-1])
+
+
+_EXAMPLE = Task("tool_query", "e", "train", MAX_STEPS, {"kind": "movie", "seed": 7, "data_split": "train"})
+
+SPEC = EnvSpec(
+    name="tool_query",
+    make=make,
+    tasks=tasks,
+    instruction="""You answer a question with tools that look things up. The tools are listed with their arguments. \
+Their results are your only source; do not guess, and use ids and coordinates exactly as a tool gave them. When you know the \
+answer, call finish with it, in the form the question asks for. You have 30 turns.
+Each turn, write one thought and one call on a line of its own, with the arguments as JSON:
+Thought: <why>
+Action: <tool> with Action Input: {"argument": value}""",
+    rm_instruction="""An agent answers a question with tools that look things up in a weather service, a film database or a \
+network of papers and authors. It is to find out what it needs and then finish with the right answer.
+{goal}""",
+    expert=expert,
+    example=played(ToolQuery({}), _EXAMPLE, expert),
+    engine="own generated databases",
+    licence="Apache-2.0",
+)

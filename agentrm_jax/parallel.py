@@ -1,0 +1,94 @@
+"""One program, any size: the mesh, the table that places every array, and the start of many processes."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from agentrm_jax.types import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis of a parameter -> mesh axis. Everything not named here is replicated.
+RULES: Mapping[str, str] = {
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+}
+
+BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def start_distributed() -> None:
+    """Joins the other processes where a launcher says so (JAX's own environment variables, Slurm, a TPU pod)."""
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        jax.distributed.initialize(
+            os.environ["JAX_COORDINATOR_ADDRESS"],
+            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
+            process_id=int(os.environ["JAX_PROCESS_ID"]),
+        )
+    elif os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",") or "SLURM_JOB_NUM_NODES" in os.environ:
+        jax.distributed.initialize()
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = None) -> Mesh:
+    """The device mesh; one size may be -1, "all that is left".
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    sizes = [data, fsdp, tensor]
+    count = len(devices) if devices is not None else jax.device_count()
+    if sizes.count(-1) == 1:
+        known = int(np.prod([s for s in sizes if s != -1]))
+        sizes[sizes.index(-1)] = max(count // known, 1)
+    if int(np.prod(sizes)) != count:
+        named = ", ".join(f"{a}={s}" for a, s in zip(AXES, (data, fsdp, tensor), strict=True))
+        raise UserError(f"mesh {named} does not fit {count} devices; set --config.mesh.data=-1 or other sizes")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every array of a pytree of NNX variables, by the `axes` they declare.
+
+    A leading axis that the declaration does not mention is the stack of layers. An axis that the mesh does not divide evenly,
+    and every array without a declaration (step counters), is replicated.
+    """
+
+    def place(x: Any) -> Any:
+        if not isinstance(x, nnx.Variable):
+            return NamedSharding(mesh, PartitionSpec())
+        value = x.get_value()
+        axes = x.get_metadata().get("axes", ())
+        names = (None,) * (value.ndim - len(axes)) + tuple(axes)
+        spec = []
+        for size, name in zip(value.shape, names, strict=True):
+            axis = RULES.get(name) if name else None
+            spec.append(axis if axis and size % mesh.shape[axis] == 0 else None)
+        return x.replace(NamedSharding(mesh, PartitionSpec(*spec)))
+
+    return jax.tree.map(place, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows as part of the global batch, sharded over `data` and `fsdp`."""
+    sharding = NamedSharding(mesh, BATCH)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def batch_rows(rows: int, mesh: Mesh) -> int:
+    """Rows of this process for a global batch of `rows`.
+
+    Raises:
+      UserError: the batch does not divide over the mesh.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % ways or rows % jax.process_count():
+        raise UserError(f"batch of {rows} rows does not divide over {ways} devices and {jax.process_count()} processes")
+    return rows // jax.process_count()

@@ -1,0 +1,37 @@
+"""A policy that runs on our engine."""
+
+import numpy as np
+
+from agentrm_jax import tree
+from agentrm_jax.engine.engine import Engine, GenerateRequest, Sample
+from agentrm_jax.engine.service import Batcher
+from agentrm_jax.prompts import Encoder
+from agentrm_jax.types import Action, State
+
+
+class NativePolicy:
+    """Implements `Policy`: proposals of all tasks in flight are sampled together.
+
+    A history that is too long for the engine loses its oldest turns, never its prompt; `dropped_turns` counts them.
+    """
+
+    def __init__(self, engine: Engine, encoder: Encoder):
+        self._engine, self._encoder = engine, encoder
+        self._room = engine.config.context[-1] - engine.config.max_new
+        self._batcher: Batcher[GenerateRequest, list[Sample]] = Batcher(engine.generate, most=engine.config.rows[-1])
+        self.dropped_turns = 0
+
+    async def propose(self, state: State, n: int, *, temperature: float, seed: int) -> list[Action]:
+        segments, dropped = tree.truncate(self._encoder.history(state), self._room)
+        self.dropped_turns += dropped
+        path = np.concatenate([s.tokens for s in segments])
+        samples = await self._batcher.ask(GenerateRequest(path, n, temperature, seed))
+        return [
+            Action(
+                self._encoder.chat.decode(s.tokens.tolist()),
+                tuple(s.tokens.tolist()),
+                s.logprob,
+                "stop" if s.finished else "length",
+            )
+            for s in samples
+        ]

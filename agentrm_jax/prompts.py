@@ -1,0 +1,102 @@
+"""Episodes as token segments: what the policy is told, what the reward model is told, and the turns that follow."""
+
+import dataclasses
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from agentrm_jax.chat import Chat
+from agentrm_jax.envs.spec import EnvSpec
+from agentrm_jax.tree import Segment
+from agentrm_jax.types import Action, Message, State, Step, Trajectory
+
+Reader = Literal["policy", "reward"]
+
+
+def opening(spec: EnvSpec, goal: str, observation: str, *, reader: Reader, examples: int = 0) -> list[Message]:
+    """The messages before the first turn.
+
+    The policy reads the environment's instruction (and up to `examples` worked examples, here 0 or 1); the reward model reads
+    what the task is, without reply format and examples (paper 4).
+    """
+    if reader == "reward":
+        return [Message("user", spec.rm_instruction.replace("{goal}", goal) + "\n\n" + observation)]
+    task = f"Your task: {goal}\n\n{observation}"
+    if not examples or not spec.example:
+        return [Message("user", spec.instruction + "\n\n" + task)]
+    return [Message("user", spec.instruction), Message("assistant", "OK"), *spec.example, Message("user", task)]
+
+
+@dataclasses.dataclass(eq=False)
+class Encoder:
+    """Turns states and trajectories into segments, each tokenised once.
+
+    Attributes:
+      chat: tokenizer and template.
+      specs: environment name -> its texts.
+      reader: who will read the segments.
+      examples: worked examples shown to the policy.
+      keeps_ids: actions carry ids of this very tokenizer (they were sampled by a policy that shares it), so they are used as
+        they are; otherwise the text is tokenised.
+    """
+
+    chat: Chat
+    specs: Mapping[str, EnvSpec]
+    reader: Reader = "policy"
+    examples: int = 0
+    keeps_ids: bool = True
+
+    def __post_init__(self) -> None:
+        self._known: weakref.WeakKeyDictionary[State, tuple[Segment, ...]] = weakref.WeakKeyDictionary()
+
+    def history(self, state: State) -> tuple[Segment, ...]:
+        """Segments up to where the next turn begins: what a policy continues. The state must have been executed."""
+        if state not in self._known:
+            assert state.outcome is not None
+            if state.parent is None:
+                self._known[state] = (self.prompt(state.task.env, state.goal, state.outcome.observation),)
+            else:
+                self._known[state] = (*self.turn(state), self.chat.observation(state.outcome.observation))
+        return self._known[state]
+
+    def turn(self, state: State) -> tuple[Segment, ...]:
+        """Segments up to the end of the state's last action: what a value is read from."""
+        assert state.parent is not None
+        assert state.action is not None
+        return (*self.history(state.parent), self.action(state.action))
+
+    def trajectory(self, trajectory: Trajectory) -> list[Segment]:
+        """All segments of a trajectory up to its last action."""
+        segments = [self.prompt(trajectory.task.env, trajectory.goal, trajectory.observation)]
+        for i, step in enumerate(trajectory.steps):
+            if i:
+                segments.append(self.chat.observation(trajectory.steps[i - 1].outcome.observation))
+            segments.append(self.action(step.action))
+        return segments
+
+    def prompt(self, env: str, goal: str, observation: str) -> Segment:
+        spec = self.specs[env]
+        return self.chat.prompt(opening(spec, goal, observation, reader=self.reader, examples=self.examples))
+
+    def action(self, action: Action) -> Segment:
+        if self.keeps_ids and action.tokens:
+            return self.chat.sampled(action.tokens)
+        return self.chat.action(action.text)
+
+
+def transcript(spec: EnvSpec, trajectory: Trajectory) -> list[Message]:
+    """A trajectory as chat messages, as the policy saw it."""
+    messages = opening(spec, trajectory.goal, trajectory.observation, reader="policy")
+    for step in _all_but_last_observation(trajectory.steps):
+        messages += step
+    return messages
+
+
+def _all_but_last_observation(steps: Sequence[Step]) -> list[list[Message]]:
+    out = []
+    for i, step in enumerate(steps):
+        turn = [Message("assistant", step.action.text, loss=True)]
+        if i + 1 < len(steps):
+            turn.append(Message("user", step.outcome.observation))
+        out.append(turn)
+    return out

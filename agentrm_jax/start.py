@@ -1,0 +1,54 @@
+"""Beginnings and ends of runs: the platform, what a run needs from earlier ones, and the mark of a finished one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from agentrm_jax.types import JSON, UserError
+
+_MAINS = {"sft": "train.py", "mcts": "search.py", "explicit": "train.py", "greedy": "search.py"}
+
+
+def accelerator() -> None:
+    """Joins a distributed run if there is one, and turns on the cache of compiled programs."""
+    import jax
+
+    from agentrm_jax.parallel import start_distributed
+
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if cache is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "agentrm_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    start_distributed()
+
+
+def is_finished(workdir: Path) -> bool:
+    return (workdir / "done.json").exists()
+
+
+def finish(workdir: Path, **facts: JSON) -> None:
+    """Marks a run as complete; what needs it later looks for this file."""
+    (workdir / "done.json").write_text(json.dumps(facts) + "\n")
+
+
+def require(workdir: Path, name: str, size: str) -> None:
+    """Makes sure that a run this one builds on is complete.
+
+    The default place, `runs/SIZE/NAME`, is filled by running `configs/NAME.py:SIZE` first; any other place must be complete.
+
+    Raises:
+      UserError: the folder is not a finished run and is not ours to make, or making it failed.
+    """
+    if is_finished(workdir):
+        return
+    if workdir != Path("runs") / size / name:
+        state = "is not finished; run its command again" if workdir.exists() else "does not exist"
+        raise UserError(f"{workdir} (needed as {name}) {state}")
+    command = [sys.executable, _MAINS[name], f"--config=configs/{name}.py:{size}", f"--workdir={workdir}"]
+    print(f"{workdir} is missing or unfinished; making it first: python {' '.join(command[1:])}", flush=True)
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    if code := subprocess.run(command, check=False).returncode:
+        raise UserError(f"making {workdir} failed with exit code {code}; see the lines above")

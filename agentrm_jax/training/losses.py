@@ -1,0 +1,27 @@
+"""Losses as pure functions of arrays. Weights mask: what has weight 0 contributes nothing, and an all-zero mask gives 0."""
+
+import jax
+import jax.numpy as jnp
+
+
+def weighted_mean(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """sum(w * x) / sum(w); 0 where all weights are 0. Entries of weight 0 may be anything, NaN included."""
+    x = jnp.where(weights > 0, x, 0.0)
+    total = jnp.sum(weights)
+    return jnp.sum(x * weights) / jnp.where(total > 0, total, 1.0)
+
+
+def imitation(logprobs: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean negative log-likelihood of the weighted tokens (nats a token). Shapes [b, t]; paper eq. 1, per token."""
+    return weighted_mean(-logprobs, weights)
+
+
+def regression(values: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    """Weighted mean squared error of predicted values. Shapes [b, t]; paper eq. 2."""
+    return weighted_mean(jnp.square(values - targets), weights)
+
+
+def cross_entropy(values: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    """Binary cross-entropy of sigmoid(value) against soft targets in [0, 1]; stable for any value. Shapes [b, t]."""
+    losses = -targets * jax.nn.log_sigmoid(values) - (1 - targets) * jax.nn.log_sigmoid(-values)
+    return weighted_mean(losses, weights)

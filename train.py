@@ -1,0 +1,145 @@
+"""Trains a policy by imitation, or a reward model on step values. Read it top to bottom; it runs in that order.
+
+    python train.py --config=configs/sft.py            the policy
+    python train.py --config=configs/explicit.py       the reward model
+
+Every array lives where the table in `agentrm_jax/parallel.py` puts it; the same file trains on a laptop and on a pod. Run the
+same command again to continue a run that was stopped.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from agentrm_jax import config as cli
+from agentrm_jax import parallel, start
+from agentrm_jax.data import pipeline, sources
+from agentrm_jax.models.config import ModelConfig
+from agentrm_jax.training import checkpoint, state as training
+from agentrm_jax.training.metrics import MetricWriter, Progress
+from agentrm_jax.types import UserError
+
+
+def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    # --- Where we are: processes, workdir, what has been done before ---------------------------------------------------
+    start.accelerator()
+    first = jax.process_index() == 0
+    cli.begin(config, workdir)
+    if start.is_finished(workdir):
+        print(f"{workdir} is finished ({config.total_steps} steps); nothing to do")
+        return
+
+    # --- Mesh: all devices, named axes ---------------------------------------------------------------------------------
+    mesh = parallel.make_mesh(**config.mesh)
+    rows = parallel.batch_rows(config.batch_rows, mesh)
+    dtype = jax.numpy.dtype(config.dtype)
+
+    # --- Data: records -> token trees on disk -> packed batches --------------------------------------------------------
+    base = None
+    if config.init:
+        start.require(Path(config.init), "sft", config.size)
+        base = checkpoint.load_model(Path(config.init))
+    if config.kind == "policy":
+        chat = base.chat if base else None
+        examples, chat = sources.imitation(config, workdir, chat)
+    else:
+        if base is None:
+            raise UserError("a reward model starts from a model: set --config.init to its workdir")
+        chat = base.chat
+        start.require(Path(config.trees), "mcts", config.size)
+        examples = sources.step_values(config, workdir, chat)
+    chat.tokenizer.save_pretrained(workdir / "tokenizer")
+    data = iter(
+        pipeline.batches(
+            examples,
+            rows=rows,
+            row_length=config.row_length,
+            seed=config.seed,
+            shard=jax.process_index(),
+            shards=jax.process_count(),
+        )
+    )
+
+    # --- Model and optimizer -------------------------------------------------------------------------------------------
+    if base:
+        model_config = base.model.config
+    else:
+        model_config = ModelConfig(**config.model)
+        model_config = dataclasses.replace(model_config, vocab_size=len(chat.tokenizer))
+    heads = {"lm_head": config.kind == "policy", "value_head": config.kind == "explicit"}
+    about = {"kind": config.kind, "loss": config.loss, "config": model_config.to_json(), **heads}
+    if first:
+        (workdir / "model.json").write_text(json.dumps(about, indent=2) + "\n")
+    tx = training.make_optimizer(
+        learning_rate=config.learning_rate,
+        warmup=config.warmup,
+        total_steps=config.total_steps,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+    )
+
+    # --- State, sharded from its first moment --------------------------------------------------------------------------
+    def make_model(rngs: nnx.Rngs):
+        return checkpoint.build_model(model_config, rngs, about)
+
+    graphdef, state, placed = training.init_state(make_model, tx, mesh, config.seed)
+    if base:
+        state = training.adopt(state, placed, base.model)
+        del base
+
+    # --- One update ----------------------------------------------------------------------------------------------------
+    loss = training.make_loss(config.loss, dtype)
+    train_step = training.make_train_step(graphdef, tx, loss, placed, mesh)
+
+    # --- Go on where a former run stopped ------------------------------------------------------------------------------
+    with checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
+        state, meta = checkpoints.restore(state, placed, data)
+        done = int(state.step)
+        if done and first:
+            print(f"continuing {workdir} at step {done}")
+        parameters = sum(x.size for x in jax.tree.leaves(state.params))
+        if first:
+            print(f"{config.kind}: {parameters / 1e6:.2f} M parameters, {len(examples)} token trees, mesh {dict(mesh.shape)}")
+
+        # --- The loop ------------------------------------------------------------------------------------------------------
+        writer = MetricWriter(workdir, enabled=first)
+        progress = Progress(config.total_steps, done=done, enabled=first)
+        tokens_seen, window = meta.get("tokens", 0), []
+        clock, compile_seconds = time.monotonic(), 0.0
+        for step in range(done + 1, config.total_steps + 1):
+            batch = parallel.put_batch(next(data), mesh)
+            state, metrics = train_step(state, batch)
+            window.append(metrics)
+            if step == done + 1:
+                jax.block_until_ready(metrics)
+                compile_seconds, clock = time.monotonic() - clock, time.monotonic()
+            last = step == config.total_steps
+            if step % config.log_steps == 0 or last:
+                read = jax.device_get(window)
+                row = {k: float(np.mean([m[k] for m in read])) for k in read[0]}
+                if not np.isfinite(row["loss"]):
+                    raise UserError(f"the loss is not finite at step {step}; lower --config.learning_rate")
+                counted = sum(int(m["tokens"]) for m in read)
+                timed = counted - (int(read[0]["tokens"]) if step - len(read) == done else 0)
+                speed = timed / max(time.monotonic() - clock, 1e-9)
+                tokens_seen += counted
+                row |= {"tokens_seen": tokens_seen, "tokens_per_second": speed, "compile_seconds": compile_seconds}
+                writer.write(step, row)
+                progress.show(step, f"loss {row['loss']:.4f}", f"{speed:,.0f} tokens/s", final=last)
+                window, clock = [], time.monotonic()
+            if step % config.checkpoint_steps == 0 or last:
+                checkpoints.save(state, data, {"tokens": tokens_seen, "kind": config.kind})
+        writer.close()
+    if first:
+        start.finish(workdir, steps=config.total_steps, tokens=tokens_seen)
+        print(f"trained {config.total_steps} steps; checkpoints in {workdir / 'checkpoints'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
