@@ -28,7 +28,7 @@ from agentrm_jax.types import UserError
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # --- Where we are: processes, workdir, what has been done before ---------------------------------------------------
-    start.accelerator()
+    start.accelerator(config.cpu_devices)
     first = jax.process_index() == 0
     cli.begin(config, workdir)
     if start.is_finished(workdir):

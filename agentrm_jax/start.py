@@ -11,11 +11,17 @@ from agentrm_jax.types import JSON, UserError
 _MAINS = {"sft": "train.py", "mcts": "search.py", "explicit": "train.py", "greedy": "search.py"}
 
 
-def accelerator() -> None:
-    """Joins a distributed run if there is one, and turns on the cache of compiled programs."""
+def accelerator(cpu_devices: int = 1) -> None:
+    """Joins a distributed run if there is one, and turns on the cache of compiled programs.
+
+    `cpu_devices` is how many devices a CPU is shown as: with one a core, small products and element-wise work use all cores.
+    """
     import jax
 
     from agentrm_jax.parallel import start_distributed
+
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", min(cpu_devices, os.cpu_count() or 1))
 
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if cache is None:

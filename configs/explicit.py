@@ -20,6 +20,7 @@ def get_config(size: str = "nano"):
         outcome="reward",
         loss="regression",
         seed=0,
+        cpu_devices=2,
         mesh=common.config_dict(data=-1, fsdp=1, tensor=1),
         dtype="float32",
         row_length=1024,

@@ -19,10 +19,11 @@ def get_config(size: str = "nano"):
         init="",  # workdir of a model to start from
         loss="imitation",
         seed=0,
+        cpu_devices=2,
         mesh=common.config_dict(data=-1, fsdp=1, tensor=1),
         dtype="float32",
-        row_length=512,
-        batch_rows=16,
+        row_length=1024,
+        batch_rows=8,
         total_steps=300,
         learning_rate=2e-3,
         warmup=0.05,

@@ -5,7 +5,8 @@ Shapes are rounded up to a few sizes, so after warm-up nothing is compiled; path
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -339,6 +340,13 @@ class Engine:
 
     def _bucket(self, size: int, sizes: tuple[int, ...]) -> int:
         return next((s for s in sizes if s >= size), sizes[-1])
+
+
+def make_engine(model: Transformer, sizes: Mapping[str, Any], *, end_id: int) -> Engine:
+    """An engine with the sizes of a config's `engine` group."""
+    fields = dict(sizes)
+    dtype = jnp.dtype(fields.pop("dtype"))
+    return Engine(model, EngineConfig(**fields), end_id=end_id, dtype=dtype)
 
 
 def _batches(jobs: list, size, most: int) -> list[list]:

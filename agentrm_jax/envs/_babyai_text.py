@@ -237,7 +237,7 @@ def _no_way(target: Seen) -> str:
 
 
 def _plain(primitive: int, view: View, carrying: Cell) -> list[int] | Refused:
-    ahead = view.cells.get(front(view.pose))
+    ahead: Cell = view.cells.get(front(view.pose))
     reason = ""
     if primitive == FORWARD and not is_free(ahead):
         reason = f"The way is blocked by a {ahead.type if ahead.type == 'wall' else name_of(ahead)}."

@@ -165,14 +165,12 @@ def _search(
     return None
 
 
-def _one_by_one(
-    c: Compiled, start: int, goal: Sequence[int], weight: float, expansions: int, deadline: float
-) -> list[int] | None:
+def _one_by_one(c: Compiled, start: int, goal: Sequence[int], expansions: int, deadline: float) -> list[int] | None:
     """Reach the goal atoms in the given order, keeping those already reached; None if one of them cannot be."""
     plan: list[int] = []
     state = start
     for k in range(1, len(goal) + 1):
-        part = _search(c, state, goal[:k], weight, expansions, 1 << 30, deadline)
+        part = _search(c, state, goal[:k], 1.0, expansions, 1 << 30, deadline)
         if part is None:
             return None
         plan += part
@@ -223,7 +221,8 @@ def plan(operators: Mapping[Atom, Operator], init: State, goal: Sequence[Atom], 
     deadline = time.monotonic() + seconds
     tries = [
         _search(c, state, wanted, 5.0, 1000, 1 << 30, deadline),
-        *(_one_by_one(c, state, order, w, 1000, deadline) for order in (wanted, wanted[::-1]) for w in (5.0, 1.0)),
+        _one_by_one(c, state, wanted, 1000, deadline),
+        _one_by_one(c, state, wanted[::-1], 1000, deadline),
     ]
     plans = [_without_detours(c, state, mask, found) for found in tries if found is not None]
     if not plans:

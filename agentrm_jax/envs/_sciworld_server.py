@@ -16,7 +16,7 @@ from agentrm_jax.types import UserError
 
 # Identity hashes decide the order in which the simulator lists and updates things. With the default they are random, so that the same
 # commands can end in another score; `hashCode=2` makes them constant. A small heap, since it otherwise takes gigabytes.
-_JAVA_OPTIONS = ("-XX:+UseSerialGC", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2", "-Xss4m")
+_JAVA_OPTIONS = ("-XX:+UseSerialGC", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
 _HEAP = "-Xmx384m"
 
 
@@ -83,7 +83,7 @@ class Simulator:
 
     def _load(self, task: str, variation: int, simplifications: str, gold: bool) -> None:
         self._api.load(task, variation, simplifications, gold)
-        if error := str(self._api.getErrorStr() or ""):
+        if error := str(self._api.errorStr() or ""):
             raise UserError(f"sciworld: the simulator cannot load {task} variation {variation}: {error}")
         self._api.reset()
 

@@ -9,6 +9,10 @@ span lines (SQL, code) declare it; their command is the fenced block after the l
 
 import dataclasses
 import re
+from collections.abc import Callable, Mapping
+
+from agentrm_jax.envs.spec import EnvSpec
+from agentrm_jax.types import State
 
 _LABEL = re.compile(r"[ \t]*(?P<emphasis>[*_]{0,3})action[ \t]*[*_]{0,3}[ \t]*:", re.I)
 _NEXT = re.compile(r"[ \t]*[*_]{0,3}(?:observation|thought|action)[ \t]*[*_]{0,3}[ \t]*:", re.I)
@@ -98,3 +102,14 @@ def _block(first: str, rest: list[str]) -> str:
 def _thought(text: str) -> str:
     match = _THOUGHT.match(text)
     return (text[match.end() :] if match else text).strip()
+
+
+def command_reader(specs: Mapping[str, EnvSpec]) -> Callable[[State], str]:
+    """What search merges proposals by: the command the environment would read, or the whole turn if it reads none."""
+
+    def command(state: State) -> str:
+        assert state.action is not None
+        parsed = parse_action(state.action.text, multiline=specs[state.task.env].multiline)
+        return parsed.command or state.action.text
+
+    return command

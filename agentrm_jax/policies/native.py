@@ -1,11 +1,17 @@
 """A policy that runs on our engine."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from agentrm_jax import tree
-from agentrm_jax.engine.engine import Engine, GenerateRequest, Sample
+from agentrm_jax.engine.engine import Engine, GenerateRequest, Sample, make_engine
 from agentrm_jax.engine.service import Batcher
+from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.prompts import Encoder
+from agentrm_jax.training.checkpoint import load_model
 from agentrm_jax.types import Action, State
 
 
@@ -35,3 +41,10 @@ class NativePolicy:
             )
             for s in samples
         ]
+
+
+def load_policy(workdir: Path, specs: Mapping[str, EnvSpec], engine: Any, *, examples: int = 0) -> NativePolicy:
+    """The policy of a training workdir, on an engine of the configured sizes."""
+    loaded = load_model(workdir)
+    encoder = Encoder(loaded.chat, specs, "policy", examples)
+    return NativePolicy(make_engine(loaded.model, engine, end_id=loaded.chat.end_id), encoder)

@@ -1,14 +1,18 @@
 """The explicit reward model: a value head, read at the end of a state's last action."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from agentrm_jax import tree
-from agentrm_jax.engine.engine import Engine, ScoreRequest
+from agentrm_jax.engine.engine import Engine, ScoreRequest, make_engine
 from agentrm_jax.engine.service import Batcher
+from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.prompts import Encoder
-from agentrm_jax.types import State
+from agentrm_jax.training.checkpoint import load_model
+from agentrm_jax.types import State, UserError
 
 
 class ExplicitRewardModel:
@@ -39,3 +43,16 @@ class ExplicitRewardModel:
         values = self._engine.score([request for requests in batch for request in requests])
         ends = np.cumsum([len(requests) for requests in batch])
         return np.split(values, ends[:-1])
+
+
+def load_reward_model(workdir: Path, specs: Mapping[str, EnvSpec], engine: Any) -> ExplicitRewardModel:
+    """The explicit reward model of a training workdir, on an engine of the configured sizes.
+
+    Raises:
+      UserError: the workdir holds a model without a value head.
+    """
+    loaded = load_model(workdir)
+    if not hasattr(loaded.model, "value_d"):
+        raise UserError(f"{workdir} holds a model without a value head; train one with configs/explicit.py")
+    encoder = Encoder(loaded.chat, specs, "reward")
+    return ExplicitRewardModel(make_engine(loaded.model, engine, end_id=loaded.chat.end_id), encoder)

@@ -310,13 +310,13 @@ def test_an_episode_without_purchase_earns_nothing():
 
 
 def test_speed(env):
-    task, started, steps = webshop.tasks("test", {})[0], time.perf_counter(), 0
+    task, started, steps = webshop.tasks("test", {})[0], time.process_time(), 0
     while steps < 400:
         env.reset(task)
         for _, command in webshop.expert(env, task):
             env.step(command)
             steps += 1
-    assert steps / (time.perf_counter() - started) > 500
+    assert steps / (time.process_time() - started) > 500
 
 
 # --- made-up shop ---
@@ -421,7 +421,7 @@ def full_files(tmp_path_factory):
 
 
 def test_full_catalogue_with_the_original_split(full_files):
-    options = {"data": str(full_files)}
+    options = {"data": str(full_files), "setting": "original"}
     sessions = {split: [t.args["session"] for t in webshop.tasks(split, options)] for split in ("test", "dev", "train")}
     assert sessions == {"test": [*range(500)], "dev": [*range(500, 1500)], "train": [*range(1500, 1800)]}
     assert solve_all(webshop.tasks("test", options)[:20], options) > 0.99
@@ -433,7 +433,7 @@ def test_full_catalogue_with_the_original_split(full_files):
 def test_eto_sessions_need_the_goals_they_were_made_for(full_files, monkeypatch):
     for name, sessions in (("train", [3, 5, 5, 9, 600]), ("test", [9, 7])):
         (full_files / f"webshop/{name}_indices.json").write_text(json.dumps(sessions))
-    options = {"data": str(full_files), "setting": "eto"}
+    options = {"data": str(full_files)}  # the files are there, so `eto` it is
     with pytest.raises(UserError, match="gives 1800 goals, ETO's session numbers need 12087"):
         webshop.tasks("train", options)
     monkeypatch.setattr("agentrm_jax.envs._webshop_catalogue._ETO_GOALS", 1800)

@@ -47,9 +47,15 @@ def with_gradients(f, q, k, v, grad):
     return (out, *pull(grad))
 
 
-@pytest.mark.parametrize("tiling", [SMALL, Tiling(2, 32, 16), Tiling(1, 16, 32)], ids=str)
-@pytest.mark.parametrize(("t", "n", "k"), [(64, 4, 2), (75, 2, 2), (101, 6, 1)])
-@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize(
+    ("tiling", "t", "n", "k", "window"),
+    [
+        (SMALL, 64, 4, 2, None),
+        (SMALL, 75, 2, 2, 9),
+        (Tiling(2, 32, 16), 101, 6, 1, None),
+        (Tiling(1, 16, 32), 75, 4, 2, 20),
+    ],
+)
 def test_equals_the_dense_rule_on_packed_trees(tiling, t, n, k, window):
     end, positions = rows(t + n, t)
     arrays = heads(t, 2, t, n, k)
@@ -76,7 +82,7 @@ def test_dense_form_is_the_rule_written_out():
     np.testing.assert_allclose(got[0, :, 0], want, atol=1e-5)
 
 
-@pytest.mark.parametrize("t", [40, 64, 65, 200])
+@pytest.mark.parametrize("t", [40, 130])
 def test_default_tiling_takes_any_length(t):
     end, positions = rows(t, t)
     q, k, v, _ = heads(t, 2, t, 4, 2)
@@ -91,7 +97,7 @@ def test_a_padding_token_attends_to_itself_alone():
     used = int(np.flatnonzero(end[0] == np.arange(96) + 1)[-1])
     q, k, v, _ = heads(3, 1, 96, 2, 2)
     out = tree_attention(q, k, v, end, tiling=SMALL)
-    assert end[0, used] == used + 1 and positions[0, used] == 0
+    assert (end[0, used], positions[0, used]) == (used + 1, 0)
     np.testing.assert_allclose(out[0, used], v[0, used], rtol=1e-6)
 
 

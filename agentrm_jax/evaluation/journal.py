@@ -1,0 +1,120 @@
+"""The record of a running search: every finished task goes to disk at once, and a stopped run knows what it has."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from agentrm_jax.data import formats
+from agentrm_jax.evaluation.results import BUDGET, Sample, TaskRecord
+from agentrm_jax.search import Candidate, Cost, Done, Meter, Result
+from agentrm_jax.types import JSON, SearchTree, State, Task, trajectory_of
+
+
+class Journal:
+    """`tasks.jsonl` (a line a finished task), `trajectories.jsonl` and `trees/trees.jsonl` of a search workdir.
+
+    A task counts as finished once its line in `tasks.jsonl` is whole; anything a killed run wrote of others is dropped.
+
+    Attributes:
+      finished: keys of finished tasks.
+    """
+
+    def __init__(self, workdir: Path):
+        self._tasks, self._trajectories = workdir / "tasks.jsonl", workdir / "trajectories.jsonl"
+        self._trees = workdir / "trees" / "trees.jsonl"
+        self._rows = list(formats.read_jsonl(self._tasks)) if self._tasks.exists() else []
+        self.finished = {row["task"] for row in self._rows}
+        self._before = self._rows[-1]["spent"] if self._rows else dict.fromkeys(BUDGET, 0)
+        self._begin = time.monotonic()
+        for path in (self._trajectories, self._trees):
+            if path.exists():
+                kept = [r for r in formats.read_jsonl(path) if f"{r['task']['env']}/{r['task']['id']}" in self.finished]
+                path.unlink()
+                formats.append_jsonl(path, kept)
+
+    def record(self, done: Done, meter: Meter) -> None:
+        """Writes what became of a task; `meter` says what the run has spent so far."""
+        row: dict[str, JSON] = {"task": done.task.key, "env": done.task.env}
+        cost = meter.tasks[done.task.key]
+        match done.result:
+            case None:
+                row |= {"failed": True, "fault": done.fault, "reward": 0.0, "progress": 0.0, "success": False, "steps": 0}
+            case SearchTree():
+                formats.append_jsonl(self._trees, [formats.tree_to_json(done.result)])
+                row |= _tree_row(done.result)
+            case Result():
+                self._keep(done.result.candidates, done.result.chosen)
+                row |= _episode_row(done.result.state) | {"counts": dict(done.result.counts)}
+                row["samples"] = [list(_sample(c)) for c in done.result.candidates]
+            case _:
+                self._keep([Candidate(done.result, float("nan"))], 0)
+                row |= _episode_row(done.result)
+        row |= {"cost": dataclasses.asdict(cost), "spent": self._spent(meter.total())}
+        formats.append_jsonl(self._tasks, [row])
+        self._rows.append(row)
+        self.finished.add(done.task.key)
+
+    def mean_reward(self) -> float:
+        """Mean reward of the finished tasks so far."""
+        return sum(r["reward"] for r in self._rows) / max(len(self._rows), 1)
+
+    def records(self, tasks: list[Task]) -> list[TaskRecord]:
+        """Records of `tasks`, in their order."""
+        by_task = {row["task"]: row for row in self._rows}
+        return [_record(by_task[t.key]) for t in tasks if t.key in by_task]
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """Budget of the whole run, over all its sittings."""
+        return self._rows[-1]["spent"] if self._rows else dict.fromkeys(BUDGET, 0)
+
+    def _keep(self, candidates: Any, chosen: int) -> None:
+        rows = []
+        for i, c in enumerate(candidates):
+            meta: dict[str, JSON] = {"sample": c.sample, "chosen": i == chosen}
+            if c.step_scores:
+                meta |= {"score": c.score, "step_scores": list(c.step_scores)}
+            rows.append(formats.trajectory_to_json(trajectory_of(c.state, **meta)))
+        formats.append_jsonl(self._trajectories, rows)
+
+    def _spent(self, total: Cost) -> dict[str, float]:
+        now = {
+            "policy_tokens": total.policy_tokens,
+            "reward_tokens": total.reward_tokens,
+            "env_steps": total.env_steps,
+            "seconds": round(time.monotonic() - self._begin, 2),
+        }
+        return {name: self._before[name] + value for name, value in now.items()}
+
+
+def _episode_row(state: State) -> dict[str, JSON]:
+    outcome = state.outcome
+    assert outcome is not None
+    return {
+        "reward": outcome.reward,
+        "progress": outcome.progress,
+        "success": outcome.success,
+        "steps": state.depth,
+        "failed": False,
+    }
+
+
+def _tree_row(tree: SearchTree) -> dict[str, JSON]:
+    """Of a tree, the best episode found counts: what exploration could reach, not what the policy does."""
+    ends = [n.outcome for n in tree.nodes if n.outcome.done] or [tree.nodes[0].outcome]
+    best = max(ends, key=lambda o: o.reward)
+    row: dict[str, JSON] = {"reward": best.reward, "progress": best.progress, "success": best.success}
+    return row | {"steps": 0, "failed": False, "nodes": len(tree.nodes), "mean_return": tree.nodes[0].value}
+
+
+def _sample(candidate: Candidate) -> Sample:
+    outcome = candidate.state.outcome
+    assert outcome is not None
+    return Sample(candidate.score, outcome.reward, outcome.success, outcome.progress)
+
+
+def _record(row: dict[str, Any]) -> TaskRecord:
+    samples = [Sample(*s) for s in row["samples"]] if "samples" in row else None
+    names = ("task", "env", "reward", "progress", "success", "steps", "failed")
+    return TaskRecord(**{name: row[name] for name in names}, samples=samples)

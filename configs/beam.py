@@ -1,0 +1,13 @@
+"""Step-level beam search: width x branch proposals a step, the reward model keeps `width` of them (paper 3.3).
+
+    python search.py --config=configs/beam.py
+"""
+
+import common
+
+
+def get_config(size: str = "nano"):
+    common.check_size(size)
+    config = common.search(size, method="beam", reward_model=f"runs/{size}/explicit")
+    config.search = common.config_dict(width=5, branch=5, aggregate="last", temperature=1.0)
+    return config

@@ -1,0 +1,16 @@
+"""Exploration: a search tree for every training task, whose step values train the explicit reward model (paper 3.2.1).
+
+    python search.py --config=configs/mcts.py
+
+The tasks are other ones than those the policy imitated.
+"""
+
+import common
+
+
+def get_config(size: str = "nano"):
+    common.check_size(size)
+    config = common.search(size, method="mcts")
+    config.env.split, config.env.start, config.env.count = "train", 1500, 64
+    config.search = common.config_dict(iterations=12, k=5, c=0.5, n=1, temperature=1.0, outcome="reward")
+    return config

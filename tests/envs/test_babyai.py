@@ -1,0 +1,226 @@
+"""BabyAI in words: AgentBoard's texts to the letter, exact forks, checkable commands, engine-verified success."""
+
+import itertools
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from agentrm_jax.envs import _babyai_goals as goals
+from agentrm_jax.envs import _babyai_text as text
+from agentrm_jax.envs import babyai
+from agentrm_jax.types import Task, UserError
+
+DATA = Path(__file__).parents[2] / "../shared/data"
+FILE = DATA / "agentboard/babyai/test.jsonl"
+needs_data = pytest.mark.skipif(not FILE.is_file(), reason="AgentBoard's babyai/test.jsonl is not here")
+
+
+@pytest.fixture(scope="module")
+def env():
+    pytest.importorskip("minigrid")
+    return babyai.make({})
+
+
+def one(level, seed=100_000, **args):
+    (level_id,) = babyai.level_ids([level])
+    return Task("babyai", f"{level}-{seed}", "train", 30, {"level": level_id, "seed": seed, **args})
+
+
+def play(env, commands):
+    return [env.step(c) for c in commands]
+
+
+def solution(env, task, limit=60):
+    """Commands of the expert; leaves `env` at the end of the episode."""
+    env.reset(task)
+    commands = []
+    for thought, command in itertools.islice(babyai.SPEC.expert(env, task), limit):
+        assert thought
+        assert env.step(command).valid, command
+        commands.append(command)
+    return commands
+
+
+@needs_data
+def test_all_official_first_observations_and_goals_are_reproduced(env):
+    records = [json.loads(line) for line in FILE.read_text().splitlines()]
+    tasks = babyai.tasks("test", {"data": str(DATA)})
+    assert len(tasks) == 56
+    for task, record in zip(tasks, records, strict=True):
+        start = env.reset(task)
+        assert (start.goal, start.observation) == (record["goal"], record["additional_info"]["init_obs"]), task.id
+
+
+@needs_data
+def test_official_tasks_end_at_full_reward_for_the_expert(env):
+    tasks = [t for t in babyai.tasks("test", {"data": str(DATA), "levels": [1, 4, 13, 16, 20, 25, 28]})]
+    for task in tasks:
+        solution(env, task)
+        last = env.step("turn left")
+        assert (last.reward, last.over) == (1.0, True), task.id
+
+
+def test_view_equals_minigrids_own_observation(env):
+    from minigrid.core.constants import IDX_TO_COLOR, IDX_TO_OBJECT
+
+    rng = random.Random(0)
+    for level in ("KeyCorridorS6R3", "GoToLocalS8N7", "GoToImpUnlock"):
+        env.reset(one(level))
+        for _ in range(150):
+            env.level.step(rng.randrange(6))
+            x, y, d = pose = (*map(int, env.level.agent_pos), int(env.level.agent_dir))
+            view = text.look(env.level.grid.grid, env.level.grid.width, pose)
+            image = type(env.level).gen_obs(env.level)["image"]
+            (fx, fy), seen = text.VECTORS[d], {}
+            for col, row in itertools.product(range(7), range(7)):
+                kind, color = IDX_TO_OBJECT[image[col, row, 0]], IDX_TO_COLOR[image[col, row, 1]]
+                if kind != "unseen" and (col, row) != (3, 6):
+                    pos = (x + fx * (6 - row) - fy * (col - 3), y + fy * (6 - row) + fx * (col - 3))
+                    seen[pos] = None if kind == "empty" else (kind, color)
+            assert {pos: o and (o.type, o.color) for pos, o in view.cells.items()} == seen
+
+
+@pytest.mark.parametrize("level", [5, 7, 16, 28, "PutNextS5N2Carrying"])
+def test_reset_is_reproducible(env, level):
+    first = env.reset(one(level))
+    play(env, ["turn left", "move forward", "turn left"])
+    assert env.reset(one(level)) == first
+
+
+@pytest.mark.parametrize("level", [8, 16, 18, 28, 29, "PutNextLocalS6N4"])
+def test_snapshots_restore_any_number_of_times_to_identical_futures(env, level):
+    task = one(level)
+    commands = solution(env, task)
+    middle = len(commands) // 2
+    env.reset(task)
+    play(env, commands[:middle])
+    here = env.snapshot()
+    future = play(env, commands[middle:])
+    assert future[-1].reward == 1.0
+    for _ in range(2):
+        env.restore(here)
+        play(env, ["turn right", "move forward", "drop", "toggle"])
+        env.restore(here)
+        assert play(env, commands[middle:]) == future
+    other = babyai.make({})
+    other.restore(here)
+    env.reset(one(1))
+    assert play(other, commands[middle:]) == future
+    env.restore(here)
+    assert play(env, commands[middle:]) == future
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["fly to the moon", "", "go to red ball 9", "pickup red closed door 1", "drop", "go through red ball 1", "toggle"],
+)
+def test_invalid_commands_change_nothing_and_say_so(env, command):
+    start = env.reset(one(5, 100_003))
+    before = babyai._changing(env.level)
+    answer = env.step(command)
+    assert not answer.valid
+    assert answer.observation != start.observation
+    assert (answer.reward, answer.progress, answer.over) == (0.0, 0.0, False)
+    assert babyai._changing(env.level) == before
+
+
+def test_every_available_command_is_accepted_and_does_something(env):
+    for level in (5, 18, 24):
+        env.reset(one(level))
+        listing = env.step("check available actions")
+        assert listing.valid
+        here, before = env.snapshot(), babyai._changing(env.level)[1]
+        for command in text.available(env.view, env.level.carrying)[:-1]:
+            assert command in listing.observation
+            assert env.step(command).valid
+            assert babyai._changing(env.level)[1] != before, command
+            env.restore(here)
+
+
+def test_commands_mean_what_they_say(env):
+    env.reset(one(5, 100_003))
+    item = next(i for i in text.listed(env.view) if i.obj.type != "door")
+    answer = env.step(f"Go to {item.label}.")
+    assert f"There is a {item.name} 1 right in front of you 1 steps away." in answer.observation
+    assert env.step(f"pick up {item.name} 1").observation.endswith(f"You are carrying a {item.name}.")
+    assert env.step("drop").observation.endswith("You are not carrying anything.")
+
+
+@pytest.mark.parametrize("level", [*babyai.LEVELS, "PutNextLocalS6N4", "KeyInBox", "MiniBossLevel", "SynthSeq"])
+def test_expert_solves_a_task_of_every_level(env, level):
+    task = one(level, 100_002)
+    env.reset(task)
+    progress = [0.0]
+    for _, command in babyai.SPEC.expert(env, task):
+        answer = env.step(command)
+        progress.append(answer.progress)
+        assert answer.reward == answer.progress
+        assert (answer.progress == 1.0) == env.verified
+    assert env.verified
+    assert env.over
+    assert progress == sorted(progress)
+
+
+def test_a_wrong_door_in_a_strict_level_ends_the_episode_without_success(env):
+    for seed in range(100_000, 100_020):
+        env.reset(one(16, seed))
+        (first, _), *_ = goals.atoms(env.level.instrs)
+        wrong = [
+            i for i in text.listed(env.view) if i.obj.type == "door" and all(i.obj is not o for o in first.desc.obj_set)
+        ]
+        if wrong:
+            answer = env.step(f"toggle and go through {wrong[0].label}")
+            assert answer.over
+            assert answer.reward < 1
+            return
+    raise AssertionError("no such task in range")
+
+
+def test_patterns_match_as_agentboard_reads_them():
+    observation = (
+        "You see: There is a red ball 1 2 steps in front of you and 1 steps to your left.  You are carrying a red key."
+    )
+    assert goals.matches(observation, "There is a red ball **")
+    assert goals.matches(observation, " There is a red ball ** 1 steps to your left.")
+    assert goals.matches(observation, "You are carrying a red key.")
+    assert not goals.matches(observation, "There is a red ball ** red key")  # pieces must share a sentence
+    ledger = goals.official_ledger([["a red ball", "a red key"], ["a blue ball", "a blue key"]])
+    once = goals.consume_first(ledger, observation)
+    assert (once.matched, once.remaining) == (1, (("a red key", "a blue key"),))
+    assert goals.consume_first(once, "I see a blue key.").matched == 2
+    assert goals.consume_all(ledger, observation).matched == 2
+
+
+def test_derived_subgoals_name_keys_and_objects(env):
+    env.reset(one("UnlockToUnlock", 1236))
+    patterns = [p for subgoal in env._ledger.remaining for p in subgoal]
+    assert [p for p in patterns if "carrying" in p] == [
+        "You are carrying a yellow key.",
+        "You are carrying a green key.",
+    ]
+    assert any("ball" in p for p in patterns)
+
+
+def test_splits_are_disjoint_and_the_first_test_seeds_are_agentboards():
+    splits = {s: babyai.tasks(s, {"levels": list(babyai.LEVELS)}) for s in ("train", "dev", "test")}
+    for a, b in itertools.combinations(splits.values(), 2):
+        assert not {(t.args["level"], t.args["seed"]) for t in a} & {(t.args["level"], t.args["seed"]) for t in b}
+        assert not {t.id for t in a} & {t.id for t in b}
+    assert len(splits["test"]) == 112
+    assert {t.args["seed"] for t in splits["test"]} == {1234, 1235, 1236, 1237}
+    assert len(babyai.LEVELS) == 28
+
+
+def test_wrong_options_are_named(env):
+    with pytest.raises(UserError, match="level number 22"):
+        babyai.tasks("train", {"levels": [22]})
+    with pytest.raises(UserError, match="no split 'val'"):
+        babyai.tasks("val", {})
+    with pytest.raises(UserError, match="holds no"):
+        babyai.tasks("test", {"data": "/nowhere"})
+    with pytest.raises(UserError, match="too many"):
+        babyai.tasks("test", {"seeds_per_level": 9000})
+    with pytest.raises(UserError, match="BabyAI-Nonsense-v0"):
+        env.reset(one("Nonsense"))
