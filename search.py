@@ -51,7 +51,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     tasks = [task for name in config.env.names for task in sources.tasks(config.env, name)]
     log = journal.Journal(workdir)
     left = [task for task in tasks if task.key not in log.finished]
-    print(f"{config.method} on {len(tasks)} tasks" + (f", {len(tasks) - len(left)} done before" if log.finished else ""))
+    print(
+        f"{config.method} on {len(tasks)} tasks" + (f", {len(tasks) - len(left)} done before" if log.finished else "")
+    )
 
     # --- Policy and reward model, each on an engine --------------------------------------------------------------------
     start.require(Path(config.policy), "sft", config.size)

@@ -21,7 +21,8 @@ from agentrm_jax import config as cli
 from agentrm_jax import parallel, start
 from agentrm_jax.data import pipeline, sources
 from agentrm_jax.models.config import ModelConfig
-from agentrm_jax.training import checkpoint, state as training
+from agentrm_jax.training import checkpoint
+from agentrm_jax.training import state as training
 from agentrm_jax.training.metrics import MetricWriter, Progress
 from agentrm_jax.types import UserError
 
@@ -105,7 +106,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
             print(f"continuing {workdir} at step {done}")
         parameters = sum(x.size for x in jax.tree.leaves(state.params))
         if first:
-            print(f"{config.kind}: {parameters / 1e6:.2f} M parameters, {len(examples)} token trees, mesh {dict(mesh.shape)}")
+            print(
+                f"{config.kind}: {parameters / 1e6:.2f} M parameters, {len(examples)} token trees, mesh {dict(mesh.shape)}"
+            )
 
         # --- The loop ------------------------------------------------------------------------------------------------------
         writer = MetricWriter(workdir, enabled=first)

@@ -23,6 +23,7 @@ def accelerator(cpu_devices: int = 1) -> None:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", min(cpu_devices, os.cpu_count() or 1))
 
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # we use its tokenizers only; it warns about the rest
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if cache is None:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))

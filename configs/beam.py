@@ -1,6 +1,6 @@
 """Step-level beam search: width x branch proposals a step, the reward model keeps `width` of them (paper 3.3).
 
-    python search.py --config=configs/beam.py
+python search.py --config=configs/beam.py
 """
 
 import common

@@ -47,7 +47,13 @@ def env(*, split: str, start: int = 0, count: int = 64) -> ml_collections.Config
 def engine(size: str) -> ml_collections.ConfigDict:
     """Batch shapes the engine compiles for, and the size of its cache."""
     return config_dict(
-        cache_tokens=98304, rows=(16, 64), new_tokens=(64, 256), context=(384, 768, 1280), samples=5, max_new=48, dtype="float32"
+        cache_tokens=98304,
+        rows=(16, 64),
+        new_tokens=(64, 256),
+        context=(384, 768, 1280),
+        samples=5,
+        max_new=48,
+        dtype="float32",
     )
 
 

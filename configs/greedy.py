@@ -1,6 +1,6 @@
 """The policy alone: one trajectory a task at temperature 0, the row every search method is compared with.
 
-    python search.py --config=configs/greedy.py
+python search.py --config=configs/greedy.py
 """
 
 import common

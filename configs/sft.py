@@ -24,11 +24,11 @@ def get_config(size: str = "nano"):
         dtype="float32",
         row_length=1024,
         batch_rows=8,
-        total_steps=300,
+        total_steps=160,
         learning_rate=2e-3,
         warmup=0.05,
         weight_decay=0.0,
         clip=1.0,
         log_steps=10,
-        checkpoint_steps=100,
+        checkpoint_steps=40,
     )

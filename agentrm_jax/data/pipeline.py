@@ -1,5 +1,7 @@
 """Token trees on disk (TFDS, array_record) and from there to packed batches (grain)."""
 
+import contextlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,7 +41,9 @@ def write_dataset(folder: Path, trees: Sequence[FlatTree], *, meta: dict[str, JS
 
     if not trees:
         raise UserError("there is nothing to train on: no token tree was made from the data")
-    TokenTrees(data_dir=folder, file_format="array_record").download_and_prepare()
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces downloads that do not happen
+        TokenTrees(data_dir=folder, file_format="array_record").download_and_prepare()
 
 
 def read_dataset(folder: Path) -> Any:

@@ -300,16 +300,15 @@ def official_tasks(data: str, max_steps: int = _MAX_STEPS) -> list[Task]:
 DEFAULT_LEVELS = (1, 2, 3, 4, 5, 8, 9, 10, 11, 13, 14, 15, 16, 19, 20, 21, 25)
 
 INSTRUCTION = """\
-You walk through rooms with doors, keys, balls and boxes and see only what is in front of you. Commands: turn left, turn right, \
-move forward, go to OBJECT N, pickup OBJECT N, go through DOOR N, toggle and go through DOOR N, toggle, drop, check available actions. \
-Name objects as you see them, like red ball 1. Reply with two lines:
+You walk through rooms and see only what is in front of you. Commands: turn left, turn right, move forward, go to OBJECT N, \
+pickup OBJECT N, drop, toggle, go through DOOR N, toggle and go through DOOR N, check available actions. \
+Name objects as you see them: red ball 1. Reply with two lines:
 Thought: why
 Action: one command"""
 
-RM_INSTRUCTION = (
-    "An agent walks through rooms with doors, keys, balls and boxes, seeing only what is in front of it. "
-    "Judge how well it is getting on with this task: {goal}"
-)
+RM_INSTRUCTION = """\
+An agent walks through rooms with doors, keys, balls and boxes, seeing only what is in front of it. \
+Judge how well it is getting on with this task: {goal}"""
 
 
 def _expert(env: Environment, task: Task) -> Any:

@@ -200,8 +200,8 @@ def tasks(split: str, options: Options) -> Sequence[Task]:
     if split == "test" and options.get("data"):
         return official_tasks(options["data"], max_steps)
     sizes = [int(s) for s in options.get("sizes") or _SIZES]
-    if any(s < 2 for s in sizes):
-        raise UserError(f"maze: sizes must be 2 or more, got {min(sizes)}")
+    if any(s < 3 for s in sizes):  # smaller ones have too few layouts to keep the splits apart
+        raise UserError(f"maze: sizes must be 3 or more, got {min(sizes)}")
     first, count = _FIRST_SEED[split], int(options.get("seeds") or _SEEDS[split])
     if first + count > min((s for s in _FIRST_SEED.values() if s > first), default=2**31):
         raise UserError(
@@ -258,7 +258,9 @@ You only see walls next to you. Commands: move up, move down, move left, move ri
 Thought: why
 Action: one command"""
 
-RM_INSTRUCTION = "An agent looks for the way through a maze, seeing only the walls next to it. Judge how well it is getting on with this task: {goal}"
+RM_INSTRUCTION = """\
+An agent looks for the way through a maze, seeing only the walls next to it. \
+Judge how well it is getting on with this task: {goal}"""
 
 SPEC = EnvSpec(
     name="maze",

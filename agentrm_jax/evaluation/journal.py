@@ -39,7 +39,14 @@ class Journal:
         cost = meter.tasks[done.task.key]
         match done.result:
             case None:
-                row |= {"failed": True, "fault": done.fault, "reward": 0.0, "progress": 0.0, "success": False, "steps": 0}
+                row |= {
+                    "failed": True,
+                    "fault": done.fault,
+                    "reward": 0.0,
+                    "progress": 0.0,
+                    "success": False,
+                    "steps": 0,
+                }
             case SearchTree():
                 formats.append_jsonl(self._trees, [formats.tree_to_json(done.result)])
                 row |= _tree_row(done.result)

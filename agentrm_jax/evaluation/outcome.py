@@ -36,14 +36,14 @@ def write(workdir: Path, config: Any, tasks: list[Task], log: Journal) -> None:
 
 def show(workdir: Path) -> str:
     """The results of a finished search run as a table."""
-    return results.table(_read(workdir))
+    return results.table(read(workdir))
 
 
 def page(workdirs: Sequence[Path], path: Path, *, title: str, training: Sequence[Path] = ()) -> Path:
     """One report of several search runs, with the training runs they rest on."""
     found, trajectories, trees = [], [], []
     for workdir in workdirs:
-        result = _read(workdir)
+        result = read(workdir)
         found.append(result)
         trajectories += _labelled(workdir / "trajectories.jsonl", result["method"])
         trees += _trees(workdir)
@@ -73,7 +73,7 @@ def _greedy(workdir: Path, tasks: list[Task]) -> list[results.TaskRecord]:
     return records if len(records) == len(tasks) else []
 
 
-def _read(workdir: Path) -> dict[str, JSON]:
+def read(workdir: Path) -> dict[str, JSON]:
     path = workdir / "results.json"
     if not path.exists():
         raise UserError(f"{workdir} holds no results.json; finish its search first")
@@ -135,7 +135,7 @@ def _main(arguments: Sequence[str]) -> None:
     if not searches:
         raise UserError("usage: python -m agentrm_jax.evaluation.outcome WORKDIR [WORKDIR ...] OUT.html")
     page(searches, out, title="Test-time search with a reward model", training=training)
-    print(results.table(*[r for r in map(_read, searches) if r["method"] != "mcts"]))
+    print(results.table(*[r for r in map(read, searches) if r["method"] != "mcts"]))
     print(f"report: {out}")
 
 

@@ -42,7 +42,7 @@ def test_expert_solves_all_official_starts(env):
     lengths = []
     for task in tasks:
         env.reset(task)
-        steps = [env.step(command) for _, command in maze.SPEC.expert(env, task)]
+        steps = [env.step(command) for _, command in maze.solve(env, task)]
         assert steps[-1].reward == 1
         lengths.append(len(steps))
     assert (len(tasks), min(lengths), max(lengths)) == (25, 1, 12)
@@ -50,12 +50,12 @@ def test_expert_solves_all_official_starts(env):
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_expert_takes_a_shortest_way_through_generated_mazes(env, split):
-    for task in maze.tasks(split, {"sizes": [2, 4, 7], "seeds": 10}):
+    for task in maze.tasks(split, {"sizes": [3, 4, 7], "seeds": 10}):
         m = maze.maze_of(task)
         distance = maze.board(m.rows, m.goal).distance
         assert len(distance) == sum(row.count(".") for row in m.rows)  # every free cell reaches the goal
         env.reset(task)
-        steps = [env.step(command) for _, command in maze.SPEC.expert(env, task)]
+        steps = [env.step(command) for _, command in maze.solve(env, task)]
         assert len(steps) == distance[m.start] <= task.max_steps
         progress = [s.progress for s in steps]
         assert progress == sorted(progress)
@@ -110,8 +110,8 @@ def test_no_layout_is_in_two_splits():
 def test_wrong_options_are_named():
     with pytest.raises(UserError, match="no split 'val'"):
         maze.tasks("val", {})
-    with pytest.raises(UserError, match="sizes must be 2 or more"):
-        maze.tasks("train", {"sizes": [1]})
+    with pytest.raises(UserError, match="sizes must be 3 or more"):
+        maze.tasks("train", {"sizes": [2]})
     with pytest.raises(UserError, match="too many"):
         maze.tasks("test", {"seeds": 20_000})
     with pytest.raises(UserError, match="holds no"):

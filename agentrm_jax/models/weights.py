@@ -1,0 +1,251 @@
+"""Weights between Hugging Face's names and layouts and ours: one table, read in both directions.
+
+Our parameters are a plain nested dict (what checkpoints hold too): layers are stacked on a leading axis l, maps are stored
+input first and heads have axes of their own (`wq_dnh`); Hugging Face stores `[out, in]` with heads flattened. Reading goes
+straight into arrays of the wanted sharding and type: every shard reads its own part of every tensor, one parameter at a time.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  (lets numpy read bfloat16)
+import numpy as np
+from flax import nnx
+from safetensors import safe_open
+
+from agentrm_jax.models.config import ModelConfig
+from agentrm_jax.models.transformer import Transformer
+from agentrm_jax.types import UserError
+
+Params = dict[str, Any]
+"""Nested dict of arrays (or of `jax.ShapeDtypeStruct`): `Transformer`'s parameters by attribute name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One parameter and the tensor it is stored as.
+
+    Attributes:
+      tensor: Hugging Face's name; `{l}` where layers are counted.
+      axes: our axes without l, one letter each.
+      stored: Hugging Face's axes; several letters on one axis are flattened together.
+    """
+
+    tensor: str
+    axes: str
+    stored: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """Named tensors in some file format.
+
+    Attributes:
+      origin: where they come from, for messages.
+      shapes: shape of every tensor by Hugging Face name.
+      read: (name, one slice an axis) -> numpy array.
+    """
+
+    origin: str
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str, tuple[slice, ...]], np.ndarray]
+
+
+def _linear(name: str, ours: str, out: str, into: str) -> Entry:
+    return Entry(f"model.layers.{{l}}.{name}.weight", ours, (out, into))
+
+
+def _vector(name: str, axes: str) -> Entry:
+    return Entry(f"model.layers.{{l}}.{name}", axes, (axes,))
+
+
+LAYER_TABLE: dict[str, Entry] = {
+    "attention_norm_d": _vector("input_layernorm.weight", "d"),
+    "wq_dnh": _linear("self_attn.q_proj", "dnh", "nh", "d"),
+    "wk_dkh": _linear("self_attn.k_proj", "dkh", "kh", "d"),
+    "wv_dkh": _linear("self_attn.v_proj", "dkh", "kh", "d"),
+    "wo_nhd": _linear("self_attn.o_proj", "nhd", "d", "nh"),
+    "bq_nh": _vector("self_attn.q_proj.bias", "nh"),
+    "bk_kh": _vector("self_attn.k_proj.bias", "kh"),
+    "bv_kh": _vector("self_attn.v_proj.bias", "kh"),
+    "bo_d": _vector("self_attn.o_proj.bias", "d"),
+    "q_norm_h": _vector("self_attn.q_norm.weight", "h"),
+    "k_norm_h": _vector("self_attn.k_norm.weight", "h"),
+    "mlp_norm_d": _vector("post_attention_layernorm.weight", "d"),
+    "w_gate_df": _linear("mlp.gate_proj", "df", "f", "d"),
+    "w_up_df": _linear("mlp.up_proj", "df", "f", "d"),
+    "w_down_fd": _linear("mlp.down_proj", "fd", "d", "f"),
+    "b_gate_f": _vector("mlp.gate_proj.bias", "f"),
+    "b_up_f": _vector("mlp.up_proj.bias", "f"),
+    "b_down_d": _vector("mlp.down_proj.bias", "d"),
+}
+TABLE: dict[str, Entry] = {
+    "embed_vd": Entry("model.embed_tokens.weight", "vd", ("v", "d")),
+    "final_norm_d": Entry("model.norm.weight", "d", ("d",)),
+    "head_dv": Entry("lm_head.weight", "dv", ("v", "d")),
+    "value_d": Entry("score.weight", "d", ("1", "d")),
+}
+_HEADS = {"lm_head.weight", "score.weight", "score.bias"}
+
+
+def _sizes(config: ModelConfig) -> dict[str, int]:
+    c = config
+    heads = {"n": c.num_heads, "k": c.num_kv_heads, "h": c.head_dim}
+    return heads | {"v": c.vocab_size, "d": c.d_model, "f": c.d_ff, "1": 1}
+
+
+def abstract_params(
+    config: ModelConfig, *, lm_head: bool = True, value_head: bool = False, dtype: jnp.dtype = jnp.float32
+) -> Params:
+    """Shapes and types of a model's parameters, without making them; the value head is float32 always."""
+    made = nnx.eval_shape(
+        lambda: Transformer(config, rngs=nnx.Rngs(0), lm_head=lm_head, value_head=value_head, dtype=dtype)
+    )
+    return nnx.to_pure_dict(nnx.state(made, nnx.Param))
+
+
+def build(config: ModelConfig, params: Params, *, scan: bool = False, remat: bool = False) -> Transformer:
+    """A `Transformer` around given parameters; which heads it has follows from them."""
+    lm_head, value_head = config.tie_embeddings or "head_dv" in params, "value_d" in params
+    model = nnx.eval_shape(
+        lambda: Transformer(config, rngs=nnx.Rngs(0), lm_head=lm_head, value_head=value_head, scan=scan, remat=remat)
+    )
+    graph, state = nnx.split(model)
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
+def load_params(source: Source, config: ModelConfig, abstract: Params, *, new_value_head: bool = False) -> Params:
+    """Reads what `abstract` asks for (shape, dtype and, where given, sharding of every parameter).
+
+    A head that the file has and `abstract` has not is left out; with `new_value_head` a missing value head starts at zero.
+
+    Raises:
+      UserError: tensors are missing, of another shape, or left over.
+    """
+    new_value_head &= "value_d" in abstract and "score.weight" not in source.shapes
+    prefix = "" if "embed_tokens.weight" in source.shapes else "model."
+    wanted = {k: v for k, v in abstract.items() if k != "layers" and not (new_value_head and k == "value_d")}
+    used = [(TABLE[k], _name(TABLE[k].tensor, prefix)) for k in wanted]
+    for key in abstract["layers"]:
+        used += [(e, _name(e.tensor, prefix, l)) for e in (LAYER_TABLE[key],) for l in range(config.num_layers)]
+    _check(source, config, used)
+    sizes = _sizes(config)
+
+    def one(entry: Entry, leaf: jax.ShapeDtypeStruct, stacked: bool) -> jax.Array:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            index = index or ()
+            if not stacked:
+                return _read(source, _name(entry.tensor, prefix), entry, index, sizes).astype(leaf.dtype)
+            layers = range(config.num_layers)[index[0]]
+            shape = tuple(len(range(n)[s]) for n, s in zip(leaf.shape, index, strict=True))
+            out = np.empty(shape, leaf.dtype)
+            for at, l in enumerate(layers):
+                out[at] = _read(source, _name(entry.tensor, prefix, l), entry, index[1:], sizes)
+            return out
+
+        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.make_array_from_callback(leaf.shape, sharding, part)
+
+    params: Params = {k: one(TABLE[k], leaf, False) for k, leaf in wanted.items()}
+    params["layers"] = {k: one(LAYER_TABLE[k], leaf, True) for k, leaf in abstract["layers"].items()}
+    if new_value_head:
+        leaf = abstract["value_d"]
+        params["value_d"] = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
+    return params
+
+
+def _name(tensor: str, prefix: str, layer: int | None = None) -> str:
+    if tensor.startswith("model."):
+        tensor = prefix + tensor.removeprefix("model.")
+    return tensor if layer is None else tensor.format(l=layer)
+
+
+def _stored_shape(entry: Entry, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(int(np.prod([sizes[a] for a in axis])) for axis in entry.stored)
+
+
+def _read(source: Source, name: str, entry: Entry, index: tuple[slice, ...], sizes: Mapping[str, int]) -> np.ndarray:
+    """The part `index` (in our axes) of a tensor, in our layout; reads no more rows and columns than it must."""
+    want = dict(zip(entry.axes, index, strict=True)) | {"1": slice(0, 1)}
+    ranges, shape, inner = [], [], []
+    for axis in entry.stored:
+        first, rest = axis[0], axis[1:]
+        start, stop, _ = want[first].indices(sizes[first])
+        width = int(np.prod([sizes[a] for a in rest]))
+        ranges.append(slice(start * width, stop * width))
+        shape += [stop - start, *(sizes[a] for a in rest)]
+        inner += [slice(None), *(want[a] for a in rest)]
+    block = source.read(name, tuple(ranges)).reshape(shape)[tuple(inner)]
+    letters = "".join(entry.stored)
+    if "1" in letters:
+        block, letters = block.squeeze(letters.index("1")), letters.replace("1", "")
+    return block.transpose([letters.index(a) for a in entry.axes])
+
+
+def _check(source: Source, config: ModelConfig, used: list[tuple[Entry, str]]) -> None:
+    sizes = _sizes(config)
+    names = {name for _, name in used}
+    missing = [name for name in names if name not in source.shapes]
+    if missing:
+        raise UserError(f"{source.origin} lacks {_some(missing)}")
+    for entry, name in used:
+        if (shape := _stored_shape(entry, sizes)) != tuple(source.shapes[name]):
+            raise UserError(f"{source.origin}: {name} has shape {tuple(source.shapes[name])}, config.json says {shape}")
+    # Llama 2 files carry the rotary frequencies, which follow from the configuration.
+    extra = [n for n in source.shapes if n not in names and n not in _HEADS and not n.endswith("rotary_emb.inv_freq")]
+    if extra:
+        raise UserError(f"{source.origin} has tensors this model has no place for: {_some(extra)}")
+    if "score.bias" in source.shapes and "score.weight" in names and np.any(source.read("score.bias", (slice(None),))):
+        raise UserError(f"{source.origin}: score.bias is not zero, and our value head has no bias")
+
+
+def _some(names: list[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def open_safetensors(folder: Path) -> Source:
+    """The tensors of a Hugging Face folder: `model.safetensors`, or shards with their index.
+
+    Raises:
+      UserError: there are none, or the index names a file that is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        files = ["model.safetensors"]
+    if absent := [f for f in files if not (folder / f).exists()]:
+        hint = "; only safetensors weights are read" if list(folder.glob("*.bin")) else ""
+        raise UserError(f"{folder} has no {absent[0]}{hint}")
+    handles = [safe_open(folder / f, framework="numpy") for f in files]
+    where = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118  (not a dict)
+    shapes = {name: tuple(handle.get_slice(name).get_shape()) for name, handle in where.items()}
+    return Source(str(folder), shapes, lambda name, index: where[name].get_slice(name)[index])
+
+
+def tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
+    """Every tensor of a Hugging Face file: its name, shape, and how to get it (one at a time, in the parameters' type)."""
+    sizes = _sizes(config)
+
+    def stored(entry: Entry, array: jax.Array, layer: int | None = None) -> np.ndarray:
+        letters = "".join(entry.stored).replace("1", "")
+        block = np.asarray(array if layer is None else array[layer]).transpose([entry.axes.index(a) for a in letters])
+        return np.ascontiguousarray(block).reshape(_stored_shape(entry, sizes))
+
+    for key, array in params.items():
+        if key != "layers":
+            entry = TABLE[key]
+            yield entry.tensor, _stored_shape(entry, sizes), functools.partial(stored, entry, array)
+    for l in range(config.num_layers):
+        for key, array in params["layers"].items():
+            entry = LAYER_TABLE[key]
+            shape = _stored_shape(entry, sizes)
+            yield entry.tensor.format(l=l), shape, functools.partial(stored, entry, array, l)
