@@ -10,7 +10,9 @@ Finished tasks are kept, so running the same command again continues a run that 
 
 import asyncio
 import functools
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
@@ -25,7 +27,7 @@ from agentrm_jax.rewards.explicit import load_reward_model
 from agentrm_jax.training.metrics import Progress
 from agentrm_jax.types import UserError
 
-METHODS = {
+METHODS: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
     "greedy": search.rollout,
     "best_of_n": search.best_of_n,
     "beam": search.beam,

@@ -91,7 +91,8 @@ def load_module(path: Path) -> ModuleType:
         near = difflib.get_close_matches(str(path), [str(p) for p in path.parent.glob("*.py")], 1, 0.4)
         raise UserError(f"--config={path}: no such file" + (f"; did you mean {near[0]}?" if near else ""))
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
+    if spec is None:
+        raise UserError(f"--config={path}: a config is a Python file, e.g. configs/sft.py")
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))
@@ -140,7 +141,9 @@ def _known(node: ml_collections.ConfigDict, part: str, key: str) -> None:
 
 
 def _convert(old: Any, text: str, key: str) -> Any:
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a list like a,b"}
+    kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+    if isinstance(old, tuple):
+        kinds[tuple] = "a list like " + (",".join(map(str, old[:2])) or "a,b")
     try:
         if isinstance(old, bool):
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
@@ -150,8 +153,11 @@ def _convert(old: Any, text: str, key: str) -> Any:
             return float(text)
         if isinstance(old, tuple):
             value = _literal(text)
-            items = value if isinstance(value, list | tuple) else [t for t in text.split(",") if t]
-            return tuple(_literal(t) if isinstance(t, str) else t for t in items)
+            items = value if isinstance(value, list | tuple) else [t.strip() for t in text.split(",") if t.strip()]
+            new = tuple(_literal(t) if isinstance(t, str) else t for t in items)
+            if {type(v) for v in new} - {type(v) for v in old} and old:
+                raise ValueError
+            return new
         return _literal(text) if old is None else text
     except (KeyError, ValueError):
         raise UserError(f"--config.{key}={text}: must be {kinds.get(type(old), 'a value')}") from None

@@ -45,10 +45,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = Non
     """
     sizes = [data, fsdp, tensor]
     count = len(devices) if devices is not None else jax.device_count()
-    if sizes.count(-1) == 1:
-        known = int(np.prod([s for s in sizes if s != -1]))
+    known = int(np.prod([s for s in sizes if s != -1]))
+    if sizes.count(-1) == 1 and known > 0:
         sizes[sizes.index(-1)] = max(count // known, 1)
-    if int(np.prod(sizes)) != count:
+    if min(sizes) < 1 or int(np.prod(sizes)) != count:
         named = ", ".join(f"{a}={s}" for a, s in zip(AXES, (data, fsdp, tensor), strict=True))
         raise UserError(f"mesh {named} does not fit {count} devices; set --config.mesh.data=-1 or other sizes")
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
@@ -89,6 +89,9 @@ def batch_rows(rows: int, mesh: Mesh) -> int:
       UserError: the batch does not divide over the mesh.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % ways or rows % jax.process_count():
-        raise UserError(f"batch of {rows} rows does not divide over {ways} devices and {jax.process_count()} processes")
-    return rows // jax.process_count()
+    processes = jax.process_count()
+    if rows % ways or rows % processes:
+        raise UserError(f"batch of {rows} rows does not divide over {ways} devices and {processes} processes")
+    if ways % processes:  # processes that share a row would have to read the same data
+        raise UserError(f"a mesh with data x fsdp = {ways} gives {processes} processes no rows of their own; lower tensor")
+    return rows // processes

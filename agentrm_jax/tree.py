@@ -25,7 +25,7 @@ class Segment:
       tokens: int32[t].
       kind: `prompt` (up to and with the first generation header), `action` (one assistant turn with its end-of-turn
         token, nothing else) or `observation` (what lies between two actions, headers included).
-      loss: imitation learns these tokens; only actions may.
+      loss: imitation learns these tokens (actions; see `data.targets` for the rest).
     """
 
     tokens: np.ndarray
@@ -91,11 +91,11 @@ def path_tree(segments: Sequence[Segment]) -> list[Node]:
 def merge_paths(paths: Iterable[Sequence[Segment]]) -> list[Node]:
     """Conversations as one forest in which equal beginnings are shared; weights count the paths through a node."""
     nodes: list[Node] = []
-    index: dict[tuple[int, str, bytes], int] = {}
+    index: dict[tuple[int, str, bool, bytes], int] = {}
     for path in paths:
         parent = -1
         for segment in path:
-            key = (parent, segment.kind, segment.tokens.tobytes())
+            key = (parent, segment.kind, segment.loss, segment.tokens.tobytes())
             if key in index:
                 at = index[key]
                 nodes[at] = dataclasses.replace(nodes[at], weight=nodes[at].weight + 1)

@@ -19,7 +19,7 @@ def check_size(size: str) -> None:
 def model(size: str) -> ml_collections.ConfigDict:
     """The transformer; `nano` has 3.4 M parameters and its own tokenizer."""
     return config_dict(
-        vocab_size=1024, num_layers=4, d_model=256, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=768, max_length=1280
+        vocab_size=1024, num_layers=4, d_model=256, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=768, max_length=768
     )
 
 
@@ -35,8 +35,8 @@ def env(*, split: str, start: int = 0, count: int = 64) -> ml_collections.Config
         step_timeout=30.0,
         options=config_dict(
             babyai=config_dict(
-                levels=("GoToRedBall", "GoToObjDoor", "PickupLoc", "OpenDoorLoc", "UnlockLocalDist", "GoToDoor"),
-                seeds_per_level=400,
+                levels=("GoToRedBall", "GoToRedBallGrey", "GoToRedBlueBall", "OpenRedDoor"),
+                seeds_per_level=600,
                 max_steps=8,
             ),
             maze=config_dict(sizes=(3,), seeds=2400, max_steps=14),
@@ -47,12 +47,12 @@ def env(*, split: str, start: int = 0, count: int = 64) -> ml_collections.Config
 def engine(size: str) -> ml_collections.ConfigDict:
     """Batch shapes the engine compiles for, and the size of its cache."""
     return config_dict(
-        cache_tokens=98304,
+        cache_tokens=65536,
         rows=(16, 64),
-        new_tokens=(64, 256),
-        context=(384, 768, 1280),
+        new_tokens=(64, 128),
+        context=(256, 768),
         samples=5,
-        max_new=48,
+        max_new=24,
         dtype="float32",
     )
 

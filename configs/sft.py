@@ -18,12 +18,13 @@ def get_config(size: str = "nano"):
         experts=f"runs/{size}/experts",
         init="",  # workdir of a model to start from
         loss="imitation",
+        context_weight=0.3,  # nano starts from nothing and learns to read on the way; 0 for pretrained models
         seed=0,
         cpu_devices=2,
         mesh=common.config_dict(data=-1, fsdp=1, tensor=1),
         dtype="float32",
-        row_length=1024,
-        batch_rows=8,
+        row_length=768,
+        batch_rows=10,
         total_steps=160,
         learning_rate=2e-3,
         warmup=0.05,

@@ -83,9 +83,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
       UserError: a line in the middle is not JSON.
     """
-    with path.open() as f:
+    with path.open("rb") as f:  # bytes: an unfinished line may end inside a character
         for number, line in enumerate(f, 1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
                 yield json.loads(line)

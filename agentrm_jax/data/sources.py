@@ -102,7 +102,7 @@ def imitation(config: Any, workdir: Path, chat: Chat | None) -> tuple[Any, Chat]
     flat = []
     skipped = 0
     for trajectory in trajectories:
-        one = tree.flatten(targets.imitation_tree(encoder, trajectory))
+        one = tree.flatten(targets.imitation_tree(encoder, trajectory, context_weight=config.context_weight))
         if len(one) <= config.row_length:
             flat.append(one)
         else:

@@ -2,18 +2,31 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 from agentrm_jax.prompts import Encoder
 from agentrm_jax.tree import Node, path_tree
-from agentrm_jax.types import SearchTree, Trajectory, TreeNode
+from agentrm_jax.types import SearchTree, Trajectory, TreeNode, UserError
 
 Target = Literal["mean", "max"]
+OUTCOMES = ("reward", "progress", "success")
 
 
-def imitation_tree(encoder: Encoder, trajectory: Trajectory) -> list[Node]:
-    """A trajectory to imitate: a path whose actions are all learned."""
-    return path_tree(encoder.trajectory(trajectory))
+def imitation_tree(encoder: Encoder, trajectory: Trajectory, *, context_weight: float = 0.0) -> list[Node]:
+    """A trajectory to imitate: a path whose actions are learned with weight 1.
+
+    With `context_weight` above 0 the rest (prompt and observations) is learned too, with that weight: a model that starts from
+    nothing has no other way to learn to read. Models that were pretrained want 0 (paper eq. 1).
+    """
+    nodes = path_tree(encoder.trajectory(trajectory))
+    if not context_weight:
+        return nodes
+    return [
+        n
+        if n.segment.loss
+        else dataclasses.replace(n, segment=dataclasses.replace(n.segment, loss=True), weight=context_weight)
+        for n in nodes
+    ]
 
 
 def value_tree(
@@ -28,6 +41,8 @@ def value_tree(
       target: `mean` of the returns below a state (the paper's V), or their `max` (the best that was reached).
       outcome: field of `Outcome` that is the return of an ended episode.
     """
+    if target not in get_args(Target) or outcome not in OUTCOMES:
+        raise UserError(f"target={target!r} must be mean or max, and outcome={outcome!r} one of {', '.join(OUTCOMES)}")
     wanted = [_target(n, min_visits, target, outcome) for n in tree.nodes]
     needed = [w is not None for w in wanted]
     for i in range(len(tree.nodes) - 1, 0, -1):

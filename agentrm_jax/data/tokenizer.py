@@ -1,5 +1,6 @@
 """Tokenizers: one trained from trajectories for models that start from nothing, and any saved one."""
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
-    # Words keep their leading blank, digits stand alone (counts and distances must not be cut at random), lines end apart.
-    words = Regex(r" ?[A-Za-z]+|[0-9]| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+")
+    # Merges may span words up to the end of a clause: environments speak in set phrases, and a phrase that is one token is read,
+    # written and learned in one step. Digits stand alone: counts and distances must not be cut at random.
+    words = Regex(r"[0-9]|\n|[^0-9\n.,:]+[.,:]?|[.,:]")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(words, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
@@ -28,7 +30,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(texts, trainer)
+    roles = ["user\n", "assistant\n", "system\n"] * 100  # every message has them, no text does
+    bpe.train_from_iterator(itertools.chain(texts, roles), trainer)
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<pad>", eos_token="<|im_end|>", clean_up_tokenization_spaces=False
     )

@@ -56,6 +56,16 @@ def faulty(
     return dataclasses.replace(spec, make=make, expert=expert)
 
 
+def fault_at(rates: Mapping[str, float], seed: int, path: tuple[str, ...]) -> str | None:
+    """What breaks in the step that ends `path`, the task's key and the commands so far: one of `KINDS`, or None."""
+    draw = int.from_bytes(_digest(seed, path), "big") / 2**64
+    for kind in KINDS:
+        draw -= rates.get(kind, 0.0)
+        if draw < 0:
+            return kind
+    return None
+
+
 class FaultyEnvironment:
     """Passes everything on to `inner`, and breaks where it should."""
 
@@ -95,13 +105,8 @@ class FaultyEnvironment:
         self.inner.close()
 
     def _fault(self) -> str | None:
-        digest = hashlib.blake2b(repr((self._seed, self._path)).encode(), digest_size=8).digest()
-        draw = int.from_bytes(digest, "big") / 2**64
-        for kind in KINDS:
-            draw -= self._rates[kind]
-            if draw < 0:
-                return kind if self._first_time(digest.hex()) else None
-        return None
+        kind = fault_at(self._rates, self._seed, self._path)
+        return kind if kind and self._first_time(_digest(self._seed, self._path).hex()) else None
 
     def _first_time(self, place: str) -> bool:
         if self._once_in is None:
@@ -111,6 +116,10 @@ class FaultyEnvironment:
         except FileExistsError:
             return False
         return True
+
+
+def _digest(seed: int, path: tuple[str, ...]) -> bytes:
+    return hashlib.blake2b(repr((seed, path)).encode(), digest_size=8).digest()
 
 
 def _make(

@@ -99,9 +99,9 @@ def _varied(trajectories: list[Trajectory], most: int = 90) -> list[Trajectory]:
     out: list[Trajectory] = []
     for by_task in groups.values():
         taken: list[Trajectory] = []
-        for of_task in by_task.values():
-            if len(taken) + len(of_task) <= max(share, len(of_task)):
-                taken += of_task
+        for samples in by_task.values():
+            if len(taken) + len(samples) <= max(share, len(samples)):
+                taken += samples
         out += taken
     return out
 

@@ -63,14 +63,15 @@ class Checkpoints:
     def restore(self, state: TrainState, placed: TrainState, data: Iterator[Any]) -> tuple[TrainState, dict[str, JSON]]:
         """The latest readable checkpoint, put into `state`'s shapes and `placed` shardings; `data` is moved to where it was.
 
-        Returns `state` itself and {} if there is none. A checkpoint that cannot be read is passed over with a warning.
+        Returns `state` itself and {} if there is none. Checkpoints that cannot be read are removed, with a warning, once an
+        older one was: they would keep the run from writing those steps again.
 
         Raises:
           UserError: there are checkpoints, but none can be read.
         """
         steps = [c.step for c in self._checkpointer.checkpoints][::-1]
         shape = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
-        for step in steps:
+        for at, step in enumerate(steps):
             wanted = {
                 "params": nnx.to_pure_dict(shape.params),
                 "opt_state": _pure(shape.opt_state),
@@ -85,6 +86,8 @@ class Checkpoints:
                     "checkpoint %s cannot be read (%s); trying the one before", self._folder / str(step), error
                 )
                 continue
+            for damaged in steps[:at]:
+                self._checkpointer.delete(damaged, missing_ok=True)
             nnx.replace_by_pure_dict(state.params, found["params"])
             opt_state = _unpure(state.opt_state, found["opt_state"])
             number = jax.device_put(jnp.int32(step), placed.step)

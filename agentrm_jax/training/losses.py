@@ -18,10 +18,17 @@ def imitation(logprobs: jax.Array, weights: jax.Array) -> jax.Array:
 
 def regression(values: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
     """Weighted mean squared error of predicted values. Shapes [b, t]; paper eq. 2."""
+    values, targets = _meant(values, weights), _meant(targets, weights)
     return weighted_mean(jnp.square(values - targets), weights)
 
 
 def cross_entropy(values: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
     """Binary cross-entropy of sigmoid(value) against soft targets in [0, 1]; stable for any value. Shapes [b, t]."""
+    values, targets = _meant(values, weights), _meant(targets, weights)
     losses = -targets * jax.nn.log_sigmoid(values) - (1 - targets) * jax.nn.log_sigmoid(-values)
     return weighted_mean(losses, weights)
+
+
+def _meant(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """`x` where it counts, else 0: masked before it is used, so that a NaN elsewhere does not reach the gradient either."""
+    return jnp.where(weights > 0, x, 0.0)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from agentrm_jax import parallel
 from agentrm_jax.models.transformer import Transformer, token_logprobs, values
 from agentrm_jax.training import losses
+from agentrm_jax.types import UserError
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Transformer, Mapping[str, jax.Array]], tuple[jax.Array, Metrics]]
@@ -99,6 +100,8 @@ def make_loss(kind: str, dtype: Any) -> Loss:
         }
         return loss(predicted, targets, weights), metrics
 
+    if kind not in ("imitation", "regression", "cross_entropy"):
+        raise UserError(f"--config.loss={kind}: known losses are imitation, regression and cross_entropy")
     return imitate if kind == "imitation" else evaluate
 
 
@@ -115,7 +118,7 @@ def make_optimizer(
 
     def decays(params: Any) -> Any:
         return jax.tree.map(
-            lambda v: len(v.get_metadata().get("axes", ())) > 1, params, is_leaf=lambda v: isinstance(v, nnx.Variable)
+            lambda v: "embed" in v.get_metadata().get("axes", ()), params, is_leaf=lambda v: isinstance(v, nnx.Variable)
         )
 
     return optax.chain(

@@ -1,0 +1,220 @@
+"""The HTTP side of AgentGym's environment servers: one `Session` is one environment on a server, from create to close.
+
+The servers agree on the paths (create, reset, step, observation, close) and on little else; `Dialect` says where one differs. They
+report errors with status 200 and `{"error": ...}`, and one that is full may hand out an environment that somebody else is using.
+Nothing is sent twice once a server may have seen it, since a step is not repeatable: whatever goes wrong raises `ServerError`, and
+the pool makes a new session and replays the episode there.
+"""
+
+import contextlib
+import dataclasses
+import http.client
+import json
+import math
+import time
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any
+
+from agentrm_jax.types import JSON, UserError
+
+_MAX_BYTES = 1 << 24
+_WRONG_ADDRESS = (404, 405, 422)  # no such path, or fields it does not expect
+_BUSY = (429, 503)  # turned away before anything was done
+_PAUSE = 0.1
+_CLOSE_TIMEOUT = 2.0
+_held: set[tuple[str, JSON]] = set()  # (server, id) of the sessions of this process
+
+
+class ServerError(Exception):
+    """A server did not answer, lost the environment, or answered something that makes no sense."""
+
+
+class Unreachable(ServerError):
+    """Nothing accepted the connection, so nothing was done."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one kind of server spells the protocol.
+
+    Attributes:
+      env_field: what step, reset and observation call the environment's id.
+      index_field: what reset calls the task's index.
+      reset_fields: what reset wants besides.
+      reward_field: where the reward of a step is found.
+      full_reward: the reward that counts as 1.
+    """
+
+    env_field: str = "id"
+    index_field: str = "data_idx"
+    reset_fields: Mapping[str, JSON] = dataclasses.field(default_factory=dict)
+    reward_field: str = "reward"
+    full_reward: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server said to a step: its text, the reward in units of the full one, at most 1 (below 0 possible), the end."""
+
+    text: str
+    reward: float
+    done: bool
+
+
+class Session:
+    """One environment on a server.
+
+    Args:
+      timeout: seconds a request may take.
+      patience: seconds to wait for a server that does not accept connections (it may be starting).
+
+    Raises:
+      UserError: there is no such server at `base_url`.
+      ServerError: it made no environment, or one that is already in use.
+    """
+
+    def __init__(self, base_url: str, dialect: Dialect, *, timeout: float, patience: float):
+        self.base_url, self.dialect, self.timeout = base_url.rstrip("/"), dialect, timeout
+        self.id: JSON = None
+        taken = _environments(self.base_url, timeout, patience)
+        # AgentGym's tool servers want an index to create with; the others ignore it
+        answer = self._call("/create", {"id": 0})
+        made = answer if not isinstance(answer, dict) else answer.get("id", answer.get("env_idx"))
+        if isinstance(made, bool) or not isinstance(made, int | str):
+            raise ServerError(f"{self.base_url}/create answered {_short(answer)}, which holds no id")
+        if made in taken or (self.base_url, made) in _held:
+            raise ServerError(
+                f"{self.base_url} handed out environment {made}, which is already in use: it is full, restart it or use fewer engines"
+            )
+        self.id = made
+        _held.add((self.base_url, made))
+
+    def reset(self, index: int) -> str:
+        """Starts task number `index`: the first observation, with the description of the task where it comes apart."""
+        fields = {self.dialect.env_field: self.id, **self.dialect.reset_fields, self.dialect.index_field: index}
+        answer = self._call("/reset", fields)
+        if isinstance(answer, dict):
+            named = answer.get("env_idx", answer.get("id"))
+            if isinstance(named, type(self.id)) and named not in (self.id, index):
+                raise ServerError(f"{self.base_url}/reset answered for environment {named} instead of {self.id}")
+        text = _text(answer)
+        if text is None:
+            query = urllib.parse.urlencode({self.dialect.env_field: self.id})
+            observed = self._call(f"/observation?{query}", None)
+            text = _text(observed)
+            if text is None:
+                raise ServerError(f"{self.base_url}/observation answered {_short(observed)}, which holds no text")
+        description = answer.get("task_description") if isinstance(answer, dict) else None
+        return f"{description}\n{text}" if isinstance(description, str) and description not in text else text
+
+    def step(self, action: str) -> Answer:
+        """Executes `action`."""
+        answer = self._call("/step", {self.dialect.env_field: self.id, "action": action})
+        text = _text(answer)
+        if not isinstance(answer, dict) or text is None:
+            raise ServerError(f"{self.base_url}/step answered {_short(answer)}, which holds no observation")
+        ends = [answer[key] for key in ("done", "terminated", "truncated") if key in answer]
+        if not ends or not all(isinstance(end, bool | int) for end in ends):
+            raise ServerError(f"{self.base_url}/step answered {_short(answer)}, which does not say whether it is done")
+        return Answer(text, self._reward(answer), any(ends))
+
+    def close(self) -> None:
+        """Gives the environment back, if the server knows how to take it."""
+        if self.id is None:
+            return
+        _held.discard((self.base_url, self.id))
+        with contextlib.suppress(ServerError, UserError):
+            _request(self.base_url, "/close", {self.dialect.env_field: self.id}, _CLOSE_TIMEOUT)
+        self.id = None
+
+    def _reward(self, answer: Mapping[str, JSON]) -> float:
+        value = answer.get(self.dialect.reward_field)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ServerError(
+                f"{self.base_url}/step answered {_short(answer)}: no number under {self.dialect.reward_field!r}"
+            )
+        if value > self.dialect.full_reward * (1 + 1e-6):
+            raise UserError(
+                f"{self.base_url} gave a reward of {value:g}, above {self.dialect.full_reward:g}; "
+                "set option full_reward of agentgym to its highest reward"
+            )
+        return value / self.dialect.full_reward
+
+    def _call(self, path: str, body: JSON) -> JSON:
+        answer = _request(self.base_url, path, body, self.timeout)
+        if isinstance(answer, dict) and answer.get("error"):
+            raise ServerError(f"{self.base_url}{path.partition('?')[0]} reports an error: {_short(answer['error'])}")
+        return answer
+
+
+def _environments(base_url: str, timeout: float, patience: float) -> list[JSON]:
+    """Ids that exist on the server, where it tells (WebShop and the tool servers do); waits until it can be reached."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            answer = _request(base_url, "/list_envs", None, timeout)
+            return answer if isinstance(answer, list) else []
+        except Unreachable as e:
+            if time.monotonic() >= end:
+                raise UserError(
+                    f"{e}; start the AgentGym server, or correct option base_url of agentgym ({base_url})"
+                ) from e
+            time.sleep(_PAUSE)
+        except UserError:  # most servers have no such path
+            return []
+
+
+def _request(base_url: str, path: str, body: JSON, timeout: float) -> JSON:
+    """What the server answers, as JSON; a GET if `body` is None. No proxies, no redirects."""
+    url = urllib.parse.urlsplit(base_url)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise UserError(f"option base_url of agentgym must look like http://127.0.0.1:36001, not {base_url!r}")
+    make = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+    payload = None if body is None else json.dumps(body).encode()
+    end = time.monotonic() + timeout
+    while True:
+        connection = make(url.hostname, url.port, timeout=timeout)
+        with contextlib.closing(connection):
+            try:
+                connection.connect()
+            except OSError as e:
+                raise Unreachable(f"{base_url} cannot be reached: {e}") from e
+            try:
+                method = "GET" if body is None else "POST"
+                connection.request(method, url.path + path, payload, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                status, data = response.status, response.read(_MAX_BYTES)
+            except TimeoutError as e:
+                raise ServerError(f"{base_url}{path}: no answer within {timeout:g} s") from e
+            except (OSError, http.client.HTTPException) as e:
+                raise ServerError(f"{base_url}{path}: the connection was lost: {e!r}") from e
+        if status not in _BUSY or time.monotonic() >= end:
+            return _content(f"{base_url}{path}", status, data)
+        time.sleep(_PAUSE)
+
+
+def _content(where: str, status: int, data: bytes) -> JSON:
+    text = data.decode(errors="replace")
+    if status in _WRONG_ADDRESS:
+        raise UserError(f"{where} answers {status} ({_short(text)}); check the options base_url and kind of agentgym")
+    if status != 200:
+        raise ServerError(f"{where} answers {status}: {_short(text)}")
+    try:
+        return json.loads(text)
+    except ValueError as e:
+        raise ServerError(f"{where} answers {_short(text)}, which is not JSON") from e
+
+
+def _text(answer: JSON) -> str | None:
+    """The observation: the answer itself, the first of a list, or what is called observation or state."""
+    if isinstance(answer, list) and answer:
+        answer = answer[0]
+    if isinstance(answer, dict):
+        answer = answer.get("observation", answer.get("state"))
+    return answer if isinstance(answer, str) else None
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return " ".join(text[:300].split())

@@ -1,0 +1,88 @@
+"""Something to do in any environment: tasks with their expert's commands, and a policy that wanders off them and back.
+
+For tests and benchmarks that run the same thing in every environment and know none of them.
+"""
+
+import asyncio
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+
+from agentrm_jax.envs.pool import EnvironmentPool
+from agentrm_jax.envs.spec import Options, find, names
+from agentrm_jax.testing.scripted import ScriptedPolicy, commands_of
+from agentrm_jax.types import EnvironmentFault, State, Task, UserError
+
+NONSENSE = "sing a song"
+
+# Kinds of task that are short and quick to solve; an environment that is not named here needs no choice.
+LIGHT: dict[str, Options] = {
+    "sciworld": {"tasks": ["find-animal", "find-non-living-thing", "lifespan-longest-lived"], "variations": 4},
+    "pddl": {"domains": ["gripper", "blockworld"]},
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A task, and the commands with which the expert ended it."""
+
+    task: Task
+    commands: tuple[str, ...]
+
+
+def installed() -> list[str]:
+    """Environments that can be built here without options and have an expert, by name."""
+    return [name for name in names() if find(name).expert is not None and is_installed(name)]
+
+
+def is_installed(name: str) -> bool:
+    """Whether the engine can be built without options; builds it to find out."""
+    try:
+        find(name).make(LIGHT.get(name, {})).close()
+    except UserError:
+        return False
+    return True
+
+
+def demonstrations(
+    name: str, count: int, *, split: str = "test", max_steps: int = 1000, time_limit: float = 60.0, workers: int = 1
+) -> list[Demonstration]:
+    """Expert commands of `count` tasks spread over the split, fewer if the expert fails on some.
+
+    `max_steps` cuts the tasks short (not the commands, which may then lead beyond the end of the episode).
+    """
+    every = find(name).tasks(split, LIGHT.get(name, {}))
+    chosen = [every[i * len(every) // count] for i in range(min(count, len(every)))]
+
+    async def one(pool: EnvironmentPool, task: Task) -> Demonstration | None:
+        try:
+            trajectory = await pool.demonstrate(task, time_limit=time_limit)
+        except EnvironmentFault:
+            return None
+        commands = tuple(s.outcome.parsed for s in trajectory.steps if s.outcome.parsed)
+        shorter = dataclasses.replace(task, max_steps=min(task.max_steps, max_steps))
+        return Demonstration(shorter, commands) if commands else None
+
+    async def go() -> list[Demonstration | None]:
+        async with EnvironmentPool({name: LIGHT.get(name, {})}, workers, time_limit, live=1, retries=0) as pool:
+            return await asyncio.gather(*(one(pool, task) for task in chosen))
+
+    return [d for d in asyncio.run(go()) if d is not None]
+
+
+def wandering_policy(demonstrated: Sequence[Demonstration], *, follow: float = 0.7) -> ScriptedPolicy:
+    """Takes the expert's command for this turn with probability `follow`, otherwise any of its commands, or nonsense.
+
+    What it does depends on the seed, the sample and the history only; at temperature 0 it is the expert's command.
+    """
+    known: Mapping[str, Sequence[str]] = {d.task.key: d.commands for d in demonstrated}
+
+    def choose(state: State, n: int, temperature: float, seed: int) -> list[str]:
+        commands = known[state.task.key]
+        planned = commands[state.depth % len(commands)]
+        if temperature == 0:
+            return [planned] * n
+        draws = [random.Random(repr((seed, i, state.task.key, commands_of(state)))) for i in range(n)]
+        return [planned if draw.random() < follow else draw.choice([*commands, NONSENSE]) for draw in draws]
+
+    return ScriptedPolicy(choose)

@@ -1,0 +1,72 @@
+"""What tests share: a CPU with a compilation cache, a tiny tokenizer, a tiny model, an environment that exists on paper only."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+# Before anything imports JAX, and for the processes that tests start: small programs are compiled fast, and once only.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+_home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_home / "agentrm_jax" / "tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("repeatable", deadline=None, max_examples=60, derandomize=True, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+SENTENCES = (
+    "Your task: go to the red ball.\n\nYou see a red ball 3 steps ahead, and a locked door to your left.",
+    "Thought: The red ball is ahead of me.\nAction: go to red ball 1",
+    "Thought: I should turn.\nAction: turn left",
+    "Observation: You are in front of a door. It is locked.",
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """A byte-level BPE tokenizer of fewer than 330 tokens with the ChatML template."""
+    from agentrm_jax.data.tokenizer import train_tokenizer
+
+    return train_tokenizer(SENTENCES * 4, 320)
+
+
+@pytest.fixture(scope="session")
+def chat(tokenizer: Any) -> Any:
+    from agentrm_jax.chat import load_chat
+
+    return load_chat(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    """A model config whose programs compile in a second or two: 2 layers, d_model 16, 64 tokens."""
+    from agentrm_jax.models.config import ModelConfig
+
+    return ModelConfig(vocab_size=64, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32)
+
+
+@pytest.fixture(scope="session")
+def hall() -> Any:
+    """The spec of an environment that only has texts."""
+    from agentrm_jax.envs.spec import EnvSpec
+    from agentrm_jax.types import Message
+
+    def make(options: Any) -> Any:
+        raise NotImplementedError
+
+    return EnvSpec(
+        name="hall",
+        make=make,
+        tasks=lambda split, options: (),
+        instruction="You walk through a hall. Reply with a line that starts with Action:",
+        rm_instruction="An agent walks through a hall. Its goal: {goal}",
+        example=(
+            Message("user", "Your task: leave\n\nA door."),
+            Message("assistant", "Thought: There is a door.\nAction: leave"),
+        ),
+    )

@@ -1,0 +1,102 @@
+"""Who may import whom, how long a file may be, and that importing the package costs nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "agentrm_jax"
+
+# Room -> the rooms of the package it may import. A room that is not listed wires others (the mains, tools, demo).
+MAY_IMPORT = {
+    "types": set(),
+    "tree": {"types"},
+    "chat": {"types", "tree"},
+    "config": {"types"},
+    "parallel": {"types"},
+    "start": {"types", "parallel"},
+    "envs": {"types"},
+    "search": {"types"},
+    "prompts": {"types", "tree", "chat", "envs"},
+    "models": {"types", "tree", "chat"},
+    "data": {"types", "tree", "chat", "prompts", "envs"},
+    "engine": {"types", "tree", "chat", "models"},
+    "training": {"types", "tree", "chat", "prompts", "models", "data", "parallel"},
+    "policies": {"types", "tree", "chat", "prompts", "envs", "models", "engine", "training"},
+    "rewards": {"types", "tree", "chat", "prompts", "envs", "models", "engine", "training"},
+    "evaluation": {"types", "search", "data"},
+    "testing": {"types", "envs"},
+}
+# Rooms without model code -> modules that would bring it in.
+FREE_OF = dict.fromkeys(
+    ("types", "tree", "chat", "prompts", "envs", "search", "evaluation", "data", "config"),
+    {"jax", "flax", "optax", "orbax", "torch"},
+)
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of everything a file imports, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found |= {f"{node.module}.{a.name}" for a in node.names}
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(MAY_IMPORT))
+def test_a_room_imports_only_the_rooms_below_it(name):
+    for path in (p for p in modules() if room(p) == name):
+        rooms = {i.split(".")[1] for i in imports(path) if i.startswith("agentrm_jax.")}
+        assert rooms - {name} <= MAY_IMPORT[name], path
+
+
+@pytest.mark.parametrize("name", sorted(FREE_OF))
+def test_rooms_without_model_code_import_none(name):
+    for path in (p for p in modules() if room(p) == name):
+        assert not {i.split(".")[0] for i in imports(path)} & FREE_OF[name], path
+
+
+def test_nothing_imports_a_main_and_nothing_needs_torch():
+    for path in modules():
+        tops = {i.split(".")[0] for i in imports(path)}
+        assert not tops & {"train", "search", "configs", "torch"}, path
+
+
+def test_files_are_short_and_named_for_what_they_hold():
+    limits = {"train.py": 350, "search.py": 300, "agentrm_jax/__init__.py": 80}
+    for path in [*modules(), ROOT / "train.py", ROOT / "search.py"]:
+        name = path.relative_to(ROOT).as_posix()
+        assert len(path.read_text().splitlines()) <= limits.get(name, 500), name
+        assert path.name not in ("utils.py", "helpers.py", "misc.py"), name
+
+
+def test_importing_the_package_loads_no_heavy_library():
+    heavy = ("jax", "flax", "transformers", "torch", "tensorflow_datasets", "orbax", "grain")
+    code = f"import sys, agentrm_jax; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_every_public_name_has_a_home():
+    import agentrm_jax
+
+    listed = set(agentrm_jax.__all__)
+    assert listed <= set(dir(agentrm_jax))
+    for name in listed & {"State", "UserError", "flatten", "beam", "find_environment"}:
+        assert callable(getattr(agentrm_jax, name))
+    with pytest.raises(AttributeError, match="no attribute 'beem'"):
+        agentrm_jax.beem  # noqa: B018
