@@ -58,12 +58,12 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     )
 
     # --- Policy and reward model, each on an engine --------------------------------------------------------------------
-    start.require(Path(config.policy), "sft", config.size)
-    policy = load_policy(Path(config.policy), specs, config.engine, examples=config.examples)
+    start.require(config.policy, "sft", config.size)
+    policy = load_policy(config.policy, specs, config.engine, examples=config.examples)
     reward_model = None
     if config.method in RANKING:
-        start.require(Path(config.reward_model), "explicit", config.size)
-        reward_model = load_reward_model(Path(config.reward_model), specs, config.engine)
+        start.require(config.reward_model, "explicit", config.size)
+        reward_model = load_reward_model(config.reward_model, specs, config.engine)
 
     # --- Run: one coroutine a task; engines batch across them, environments step in worker processes -------------------
     async def run() -> None:

@@ -44,8 +44,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # --- Data: records -> token trees on disk -> packed batches --------------------------------------------------------
     base = None
     if config.init:
-        start.require(Path(config.init), "sft", config.size)
-        base = checkpoint.load_model(Path(config.init))
+        start.require(config.init, "sft", config.size)
+        base = checkpoint.load_model(config.init)
     if config.kind == "policy":
         chat = base.chat if base else None
         examples, chat = sources.imitation(config, workdir, chat)
@@ -53,7 +53,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         if base is None:
             raise UserError("a reward model starts from a model: set --config.init to its workdir")
         chat = base.chat
-        start.require(Path(config.trees), "mcts", config.size)
+        start.require(config.trees, "mcts", config.size)
         examples = sources.step_values(config, workdir, chat)
     chat.tokenizer.save_pretrained(workdir / "tokenizer")
     data = iter(

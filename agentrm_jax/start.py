@@ -41,21 +41,28 @@ def finish(workdir: Path, **facts: JSON) -> None:
     (workdir / "done.json").write_text(json.dumps(facts) + "\n")
 
 
-def require(workdir: Path, name: str, size: str) -> None:
-    """Makes sure that a run this one builds on is complete.
+def require(place: str, name: str, size: str) -> None:
+    """Makes sure that what a run builds on is there: a finished workdir, or a model from elsewhere.
 
-    The default place, `runs/SIZE/NAME`, is filled by running `configs/NAME.py:SIZE` first; any other place must be complete.
+    The default place, `runs/SIZE/NAME`, is filled by running `configs/NAME.py:SIZE` first; any other must be complete.
 
     Raises:
-      UserError: the folder is not a finished run and is not ours to make, or making it failed.
+      UserError: it is not there and is not ours to make, or making it failed.
     """
-    if is_finished(workdir):
+    workdir = Path(place)
+    if is_finished(workdir) or _elsewhere(place):
         return
     if workdir != Path("runs") / size / name:
         state = "is not finished; run its command again" if workdir.exists() else "does not exist"
-        raise UserError(f"{workdir} (needed as {name}) {state}")
+        raise UserError(f"{place} (needed as {name}) {state}")
     command = [sys.executable, _MAINS[name], f"--config=configs/{name}.py:{size}", f"--workdir={workdir}"]
     print(f"{workdir} is missing or unfinished; making it first: python {' '.join(command[1:])}", flush=True)
     workdir.parent.mkdir(parents=True, exist_ok=True)
     if code := subprocess.run(command, check=False).returncode:
         raise UserError(f"making {workdir} failed with exit code {code}; see the lines above")
+
+
+def _elsewhere(place: str) -> bool:
+    """Whether this names a model that no run of ours made: `smollm2`, a GGUF file, a Hugging Face folder."""
+    folder = Path(place)
+    return place == "smollm2" or folder.suffix == ".gguf" or any(folder.glob("*.safetensors"))

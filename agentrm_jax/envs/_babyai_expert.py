@@ -23,11 +23,12 @@ _CORNER = 2  # unseen cells not worth a turn of their own
 def solve(env: Any, task: Task) -> Iterator[Move]:
     """(thought, command) pairs for a freshly reset `babyai.BabyAI`; gives up after twice the task's turns."""
     known = [False] * len(env.level.grid.grid)
+    cleared: set[Pos] = set()
     for _ in range(2 * task.max_steps):
         if env.over:
             return
         _remember(env, known)
-        move = _after_the_end(env) if env.verified else _next_move(Scene(env.level, known, step_by_step=env.official))
+        move = _after_the_end(env) if env.verified else _next_move(Scene(env.level, known, cleared, step_by_step=env.official))
         if move is None:
             return
         yield move
@@ -50,8 +51,9 @@ def _after_the_end(env: Any) -> Move:
 class Scene:
     """What the expert knows at one turn; shares one search over poses between the questions of that turn."""
 
-    def __init__(self, level: Any, known: Sequence[bool], *, step_by_step: bool = False) -> None:
+    def __init__(self, level: Any, known: Sequence[bool], cleared: set[Pos], *, step_by_step: bool = False) -> None:
         self.level, self.known = level, known
+        self.cleared = cleared  # cells that were cleared on purpose in this episode: nothing is dropped there again
         self.step_by_step = step_by_step  # AgentBoard's sub-goals want to see a door shut, then open
         self.cells, self.width = level.grid.grid, level.grid.width
         self.carrying = level.carrying
@@ -275,7 +277,7 @@ def _fetch_key(scene: Scene, door: Any) -> Move | None:
     keys = _keys_for(scene, door)
     if keys and _spots(scene, keys):
         thought, command = _reach(scene, keys, "pickup") or ("", "")
-        if command.startswith("pickup"):
+        if command.startswith(f"pickup {door.color} key"):
             thought = f"The {door.color} door is locked, so I take the {door.color} key."
         return (thought, command) if command else None
     return _explore(scene, keys or [door], f"{door.color} key")
@@ -287,7 +289,9 @@ def _put_down(scene: Scene) -> Move | None:
     for careful in (True, False):
         for plan in scene.plans():
             spot = text.front(plan.end)
-            if scene.is_known(spot) and scene.at(spot) is None and (not careful or _harmless(scene, spot)):
+            if not scene.is_known(spot) or scene.at(spot) is not None or spot in scene.cleared:
+                continue
+            if not careful or _harmless(scene, spot):
                 if not plan.commands:
                     return f"I need free hands, so I drop the {kind} here.", "drop"
                 return f"I look for a free spot to drop the {kind}.", plan.commands[0]
@@ -317,6 +321,7 @@ def _unblock(scene: Scene, spots: Sequence[Pos]) -> Move | None:
     if plan.commands:
         return f"The {obj.color} {obj.type} blocks the way, so I go to it.", plan.commands[0]
     item = next(i for i in text.listed(plan.view) if i.pos == blocker)
+    scene.cleared.add(blocker)
     return f"The {obj.color} {obj.type} blocks the way, so I take it away.", f"pickup {item.label}"
 
 

@@ -45,14 +45,14 @@ class ExplicitRewardModel:
         return np.split(values, ends[:-1])
 
 
-def load_reward_model(workdir: Path, specs: Mapping[str, EnvSpec], engine: Any) -> ExplicitRewardModel:
-    """The explicit reward model of a training workdir, on an engine of the configured sizes.
+def load_reward_model(place: Path | str, specs: Mapping[str, EnvSpec], engine: Any) -> ExplicitRewardModel:
+    """The explicit reward model of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes.
 
     Raises:
       UserError: the workdir holds a model without a value head.
     """
-    loaded = load_model(workdir)
+    loaded = load_model(place)
     if not hasattr(loaded.model, "value_d"):
-        raise UserError(f"{workdir} holds a model without a value head; train one with configs/explicit.py")
+        raise UserError(f"{place} holds a model without a value head; train one with configs/explicit.py")
     encoder = Encoder(loaded.chat, specs, "reward")
     return ExplicitRewardModel(make_engine(loaded.model, engine, end_id=loaded.chat.end_id), encoder)

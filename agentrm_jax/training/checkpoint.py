@@ -14,7 +14,9 @@ from orbax.checkpoint import v1 as ocp
 
 from agentrm_jax.chat import Chat, load_chat
 from agentrm_jax.data.tokenizer import load_tokenizer
+from agentrm_jax.models import weights
 from agentrm_jax.models.config import ModelConfig
+from agentrm_jax.models.pretrained import open_pretrained
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.training.state import TrainState
 from agentrm_jax.types import JSON, UserError
@@ -107,16 +109,21 @@ class LoadedModel:
     meta: dict[str, JSON]
 
 
-def load_model(workdir: Path, *, step: int | None = None) -> LoadedModel:
-    """The model of a training workdir: its latest readable checkpoint (or the one of `step`), parameters only.
+def load_model(place: Path | str, *, step: int | None = None) -> LoadedModel:
+    """A model ready for use: of a training workdir, of a Hugging Face folder or GGUF file, or `smollm2` by name.
+
+    Of a workdir it is the latest readable checkpoint (or the one of `step`), parameters only.
 
     Raises:
-      UserError: the folder is not a training workdir, or no checkpoint in it can be read.
+      UserError: there is no model, or it cannot be read.
     """
-    folder = (workdir / "checkpoints").resolve()
+    workdir = Path(place)
     about = workdir / "model.json"
-    if not about.exists() or not folder.is_dir():
-        raise UserError(f"{workdir} holds no trained model (no model.json and checkpoints/); train one with train.py")
+    if not about.exists():
+        return _load_pretrained(place)
+    folder = (workdir / "checkpoints").resolve()
+    if not folder.is_dir():
+        raise UserError(f"{workdir} holds no checkpoints; train it with train.py")
     info = json.loads(about.read_text())
     config = ModelConfig.from_json(info["config"])
     with ocp.training.Checkpointer(folder) as checkpointer:
@@ -133,6 +140,16 @@ def load_model(workdir: Path, *, step: int | None = None) -> LoadedModel:
             nnx.update(model, state)
             return LoadedModel(model, load_chat(load_tokenizer(workdir / "tokenizer")), number, found["meta"] or {})
     raise UserError(f"no checkpoint in {folder} can be read")
+
+
+def _load_pretrained(place: Path | str) -> LoadedModel:
+    """A model that was trained elsewhere; a one-label classifier brings its value head."""
+    found = open_pretrained(str(place))
+    shape = weights.abstract_params(
+        found.config, lm_head=found.head == "CausalLM", value_head=found.head != "CausalLM"
+    )
+    params = weights.load_params(found.source(), found.config, shape)
+    return LoadedModel(weights.build(found.config, params), load_chat(found.tokenizer()), 0, {})
 
 
 def build_model(config: ModelConfig, rngs: nnx.Rngs, info: dict[str, JSON], **options: Any) -> Transformer:

@@ -1,0 +1,136 @@
+"""The mains as a user runs them, at toy size: the loop end to end, a run that is killed, a run that is repeated, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    "--config.env.names=maze",
+    "--config.env.count=12",
+    "--config.env.workers=1",
+    "--config.env.options.maze.sizes=2,",
+)
+MODEL = tuple(
+    f"--config.model.{k}={v}"
+    for k, v in {"num_layers": 1, "d_model": 32, "d_ff": 64, "head_dim": 16, "num_heads": 2, "num_kv_heads": 1}.items()
+)
+TRAIN = (
+    "--config.total_steps=6",
+    "--config.batch_rows=2",
+    "--config.log_steps=2",
+    "--config.checkpoint_steps=2",
+    "--config.cpu_devices=1",
+)
+ENGINE = (
+    "--config.engine.rows=4,",
+    "--config.engine.new_tokens=64,",
+    "--config.engine.context=768,",
+    "--config.engine.samples=2",
+    "--config.engine.max_new=8",
+    "--config.engine.cache_tokens=8192",
+)
+
+
+def start(script: str, config: str, workdir: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, script, f"--config=configs/{config}.py", f"--workdir={workdir}", *options]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(*arguments, **_) -> str:
+    process = start(*arguments)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    options = (f"--config.experts={folder}/experts", *TINY, *MODEL, *TRAIN)
+    run("train.py", "sft", folder / "sft", *options)
+    return folder / "sft"
+
+
+def losses(workdir: Path) -> list[tuple[int, float]]:
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [(r["step"], r["loss"]) for r in rows]
+
+
+def test_a_workdir_holds_what_the_contract_says(sft):
+    names = {p.name for p in sft.iterdir()}
+    assert {"config.json", "metrics.jsonl", "checkpoints", "tokenizer", "model.json"} <= names
+    assert any(n.startswith("events.out.tfevents") for n in names)
+    assert [step for step, _ in losses(sft)] == [2, 4, 6]
+
+
+def test_a_finished_run_says_so(sft):
+    out = run("train.py", "sft", sft, f"--config.experts={sft.parent}/experts", *TINY, *MODEL, *TRAIN)
+    assert "finished" in out
+
+
+def test_a_killed_run_continues_and_ends_like_an_uninterrupted_one(sft, tmp_path):
+    options = (f"--config.experts={sft.parent}/experts", *TINY, *MODEL, *TRAIN)
+    process = start("train.py", "sft", tmp_path / "sft", *options)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "sft/checkpoints/2").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    out = run("train.py", "sft", tmp_path / "sft", *options)
+    assert "continuing" in out or "finished" in out
+    assert dict(losses(tmp_path / "sft")) == pytest.approx(dict(losses(sft)), rel=1e-6)
+
+
+def test_trees_reward_model_and_search_follow(sft, tmp_path):
+    policy = f"--config.policy={sft}"
+    options = (policy, *TINY, *ENGINE, "--config.env.count=3")
+    exploring = ("--config.env.start=12", "--config.search.iterations=2", "--config.search.k=2")
+    run("search.py", "mcts", tmp_path / "mcts", *options, *exploring)
+    trees = [json.loads(line) for line in (tmp_path / "mcts/trees/trees.jsonl").read_text().splitlines()]
+    assert len(trees) == 3
+    assert all(t["nodes"][0]["N"] > 0 for t in trees)
+
+    run(
+        "train.py",
+        "explicit",
+        tmp_path / "explicit",
+        f"--config.init={sft}",
+        f"--config.trees={tmp_path}/mcts",
+        *TRAIN,
+    )
+    greedy = run("search.py", "greedy", tmp_path / "greedy", *options)
+    assert "greedy" in greedy
+    chosen = ("--config.search.n=3", f"--config.reward_model={tmp_path}/explicit", f"--config.greedy={tmp_path}/greedy")
+    run("search.py", "best_of_n", tmp_path / "best_of_n", *options, *chosen)
+    results = json.loads((tmp_path / "best_of_n/results.json").read_text())
+    assert set(results["rows"]) == {"greedy", "random", "oracle"}
+    assert results["overall"]["n"] == 3
+    assert results["rows"]["random"]["overall"]["score"] <= results["rows"]["oracle"]["overall"]["score"]
+    assert all(results["budget"][k] > 0 for k in ("policy_tokens", "reward_tokens", "env_steps", "seconds"))
+    page = (tmp_path / "best_of_n/report/index.html").read_text()
+    assert "best_of_n" in page
+
+    # a search that lost its last task and its end continues with that task alone
+    tasks = (tmp_path / "best_of_n/tasks.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "best_of_n/tasks.jsonl").write_text("".join(tasks[:-1]))
+    os.unlink(tmp_path / "best_of_n/done.json")
+    out = run("search.py", "best_of_n", tmp_path / "best_of_n", *options, *chosen)
+    assert "2 done before" in out
+    again = json.loads((tmp_path / "best_of_n/results.json").read_text())
+    assert again["tasks"] == results["tasks"]
+
+
+def test_a_reward_model_without_its_parts_is_refused_in_one_line(tmp_path):
+    process = start("train.py", "explicit", tmp_path / "x", f"--config.init={tmp_path}/nowhere")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    assert "nowhere" in err
+    assert len(err.strip().splitlines()) == 1
