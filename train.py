@@ -87,7 +87,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
     # --- State, sharded from its first moment --------------------------------------------------------------------------
     def make_model(rngs: nnx.Rngs):
-        return checkpoint.build_model(model_config, rngs, about)
+        return checkpoint.build_model(model_config, rngs, about, scan=config.scan, remat=config.remat)
 
     graphdef, state, placed = training.init_state(make_model, tx, mesh, config.seed)
     if base:

@@ -89,6 +89,8 @@ class Chat:
         turns = [i for i, m in enumerate(messages) if m.role == "assistant"]
         if not turns:
             raise UserError("a conversation without an assistant turn cannot be scored or learned from")
+        if turns[0] == 0:
+            raise UserError("a conversation begins with a system or user message, this one with an assistant turn")
         first = next((i for i in turns if messages[i].loss), turns[0])
         segments: list[Segment] = []
         done = ""

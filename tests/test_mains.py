@@ -15,7 +15,7 @@ TINY = (
     "--config.env.names=maze",
     "--config.env.count=12",
     "--config.env.workers=1",
-    "--config.env.options.maze.sizes=2,",
+    "--config.env.options.maze.sizes=3,",
 )
 MODEL = tuple(
     f"--config.model.{k}={v}"

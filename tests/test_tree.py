@@ -94,7 +94,6 @@ def test_trees_in_one_row_do_not_see_each_other_and_padding_sees_itself(trees, p
     assert not row.loss_weight[used:].any()
     assert not row.value_weight[used:].any()
     assert (row.previous[used:] == -1).all()
-    assert row.node.tolist() == sorted(row.node) or len(trees) > 0
     assert len(np.unique(row.node)) == sum(map(len, trees)) + pad
 
 
@@ -138,7 +137,9 @@ def test_a_tree_that_fits_is_not_split():
 def conversation(sizes: list[int]) -> list[Segment]:
     """A prompt, then actions and observations in turn."""
     kinds = ["prompt", *(("action", "observation") * len(sizes))]
-    return [Segment(np.full(s, i, np.int32), k, k == "action") for i, (s, k) in enumerate(zip(sizes, kinds, strict=False))]
+    return [
+        Segment(np.full(s, i, np.int32), k, k == "action") for i, (s, k) in enumerate(zip(sizes, kinds, strict=False))
+    ]
 
 
 @given(st.lists(st.integers(1, 6), min_size=2, max_size=12), st.integers(1, 60))
@@ -163,7 +164,9 @@ def test_truncation_drops_whole_oldest_turns_and_never_the_prompt_or_the_last_tu
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=6))
 def test_merged_paths_share_equal_beginnings_and_weights_count_the_paths(paths):
     merged = tree.merge_paths([[Segment(np.array([s], np.int32), "action", True) for s in p] for p in paths])
-    found = {tuple(int(merged[a].segment.tokens[0]) for a in ancestors(merged, i)): n.weight for i, n in enumerate(merged)}
+    found = {
+        tuple(int(merged[a].segment.tokens[0]) for a in ancestors(merged, i)): n.weight for i, n in enumerate(merged)
+    }
     prefixes = collections.Counter(tuple(p[: k + 1]) for p in paths for k in range(len(p)))
     assert found == prefixes
     assert len(found) == len(merged), "no beginning is stored twice"

@@ -5,88 +5,47 @@ Shapes are rounded up to a few sizes, so after warm-up nothing is compiled; path
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax import tree
-from agentrm_jax.engine import kernels
+from agentrm_jax.engine import kernels, layout
 from agentrm_jax.engine.prefix import PrefixCache
+from agentrm_jax.engine.requests import EngineConfig, EngineStats, GenerateRequest, Sample, ScoreRequest
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.types import UserError
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class GenerateRequest:
-    """`n` samples after the path `tokens` (int32[t], ends with a generation header)."""
-
-    tokens: np.ndarray
-    n: int
-    temperature: float
-    seed: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sample:
-    """Sampled ids (end-of-turn included if it was reached) and the sum of their log-probabilities at temperature 1."""
-
-    tokens: np.ndarray
-    logprob: float
-    finished: bool
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ScoreRequest:
-    """The value at the last token of `segments`, a path."""
-
-    segments: tuple[tree.Segment, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineConfig:
-    """Sizes the engine compiles for.
-
-    Attributes:
-      cache_tokens: slots of the key/value pool.
-      rows: allowed numbers of rows in a batch, ascending.
-      new_tokens: allowed numbers of new tokens of a row, ascending; longer suffixes are read in pieces.
-      context: allowed numbers of cached tokens of a row, ascending; the last one bounds the path.
-      samples: samples of one history drawn together.
-      max_new: tokens a sample may have.
-    """
-
-    cache_tokens: int = 65536
-    rows: tuple[int, ...] = (8, 64)
-    new_tokens: tuple[int, ...] = (64, 256)
-    context: tuple[int, ...] = (256, 512, 1024)
-    samples: int = 5
-    max_new: int = 64
-
-
-@dataclasses.dataclass
-class EngineStats:
-    """What has been done: tokens asked for, tokens really read, tokens sampled, calls, and rows of padding."""
-
-    path_tokens: int = 0
-    read_tokens: int = 0
-    sampled_tokens: int = 0
-    calls: int = 0
-    rows: int = 0
-    padded_rows: int = 0
+J = TypeVar("J")
+_SHARE = 128  # tokens that must be saved for a shared beginning to be read in a call of its own
+_STEPS = 4  # decoding steps between two looks at which rows are done
 
 
 @dataclasses.dataclass(eq=False)
 class _Row:
-    """One history of a batch: its cached slots, and the token tree to read after it."""
+    """One history of a batch: its cached slots, the token tree to read after it, and once that is read, its slots."""
 
     path: np.ndarray
     cached: np.ndarray
-    fresh: np.ndarray
     flat: tree.FlatTree
     slots: np.ndarray | None = None
+
+    def history(self) -> np.ndarray:
+        """Slots of the whole path."""
+        assert self.slots is not None
+        return np.concatenate([self.cached, self.slots])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """`width` samples of one request, from sample `first` on."""
+
+    request: int
+    first: int
+    width: int
 
 
 class Engine:
@@ -95,24 +54,39 @@ class Engine:
     Args:
       end_id: the end-of-turn token.
       dtype: of weights, activations and cache.
+
+    Raises:
+      UserError: the cache cannot hold one path of the longest allowed length.
     """
 
     def __init__(self, model: Transformer, config: EngineConfig, *, end_id: int, dtype: jnp.dtype = jnp.float32):
         self.model_config, self.config, self.end_id = model.config, config, end_id
+        if config.cache_tokens < config.context[-1]:
+            raise UserError(
+                f"the engine's cache of {config.cache_tokens} tokens cannot hold a history of {config.context[-1]}; "
+                "raise --config.engine.cache_tokens"
+            )
         self.stats = EngineStats()
         self._weights = jax.jit(lambda m: kernels.Weights(m, dtype))(model)
         self._cache = PrefixCache(config.cache_tokens)
         self._pool = kernels.empty_pool(model.config, config.cache_tokens, dtype)
-        self._score = jax.jit(kernels.score, static_argnums=1, donate_argnums=2)
-        self._generate = jax.jit(
-            functools.partial(kernels.generate, max_new=config.max_new, end_id=end_id),
+        self._read = jax.jit(kernels.read, static_argnums=1)
+        self._write = jax.jit(kernels.write, donate_argnums=0)
+        self._start = jax.jit(functools.partial(kernels.start, max_new=config.max_new, end_id=end_id), static_argnums=1)
+        self._decode = jax.jit(
+            functools.partial(kernels.decode, end_id=end_id),
             static_argnums=1,
+            static_argnames="columns",
             donate_argnums=2,
         )
+        self._keep_rows = jax.jit(kernels.keep_rows)
+        self._store = jax.jit(kernels.store, static_argnums=0, static_argnames="columns", donate_argnums=1)
 
     @property
     def compilations(self) -> int:
-        return self._score._cache_size() + self._generate._cache_size()
+        """Programs compiled so far; constant once all sizes that occur have occurred."""
+        programs = (self._read, self._write, self._start, self._decode, self._keep_rows, self._store)
+        return sum(p._cache_size() for p in programs)  # type: ignore[attr-defined]
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Sample]]:
         """`n` samples for every request, in order. Sample i depends on the request's path, seed and i alone.
@@ -126,76 +100,170 @@ class Engine:
                 raise UserError(
                     f"a history of {len(request.tokens)} tokens leaves no room for {self.config.max_new} more in {limit}"
                 )
-        self._read_common([r.tokens for r in requests])
-        jobs: list[tuple[int, int, int]] = []  # request, first sample, samples
-        for i, request in enumerate(requests):
-            width = self.config.samples if request.n > 1 else 1
-            jobs += [(i, first, width) for first in range(0, request.n, width)]
-        out: list[list[Sample]] = [[] for _ in requests]
-        rows = {i: self._prepare(r.tokens) for i, r in enumerate(requests)}
-
-        def size(job: tuple[int, int, int]) -> tuple[int, int]:
-            return job[2], self._bucket(len(rows[job[0]].fresh), self.config.new_tokens)
-
-        for batch in _batches(jobs, size, self.config.rows[-1]):
-            for (i, _, _), samples in zip(batch, self._generate_batch(requests, rows, batch), strict=True):
-                out[i] += samples
-        return [samples[: r.n] for samples, r in zip(out, requests, strict=True)]
+        return [samples for part in self._portions(requests, lambda r: r.tokens) for samples in self._generate(part)]
 
     def score(self, requests: Sequence[ScoreRequest]) -> np.ndarray:
-        """float32[len(requests)]: the value at the end of every path; siblings are read together as one tree."""
-        paths = [np.concatenate([s.tokens for s in r.segments]) for r in requests]
-        for path in paths:
+        """float32[len(requests)]: the value at the end of every path; siblings are read together as one tree.
+
+        Raises:
+          UserError: a path is longer than the engine allows.
+        """
+        paths = {r: np.concatenate([s.tokens for s in r.segments]) for r in requests}
+        for path in paths.values():
             if len(path) > self.config.context[-1]:
                 raise UserError(
                     f"a history of {len(path)} tokens is longer than the engine's {self.config.context[-1]}"
                 )
-        self._read_common(paths)
+        values: list[np.ndarray] = [np.zeros(0, np.float32)]
+        for part in self._portions(requests, paths.__getitem__):
+            values.append(self._values(part, [paths[r] for r in part]))
+        return np.concatenate(values)
+
+    def _portions(self, requests: Sequence[J], path: Callable[[J], np.ndarray]) -> list[list[J]]:
+        """Requests in portions whose paths fit the cache together, so that nothing of a portion is ever evicted."""
+        portions: list[list[J]] = []
+        room = 0
+        before = np.zeros(0, np.int32)
+        for request in requests:
+            tokens = path(request)
+            need = len(tokens) - (layout.common_length(before, tokens) if portions else 0)
+            if need > room:
+                portions.append([])
+                room, need = self.config.cache_tokens, len(tokens)
+            portions[-1].append(request)
+            room -= need
+            before = tokens
+        return portions
+
+    # --- sampling ----------------------------------------------------------------------------------------------------
+
+    def _generate(self, requests: Sequence[GenerateRequest]) -> list[list[Sample]]:
+        paths = {r.tokens.tobytes(): r.tokens for r in requests}
+        self._read_before(list(paths.values()), as_trees=False)
+        rows = {key: self._prepare(path) for key, path in paths.items()}
+        hidden: dict[bytes, np.ndarray] = {}
+        for batch in self._batches(list(rows.items()), lambda item: self._bucket(len(item[1].flat), "new_tokens")):
+            read = self._read_batch([row for _, row in batch])
+            hidden.update(zip((key for key, _ in batch), read["hidden"], strict=True))
+
+        jobs: list[_Job] = []
+        for i, request in enumerate(requests):
+            width = self.config.samples if request.n > 1 else 1
+            jobs += [_Job(i, first, width) for first in range(0, request.n, width)]
+        owners = [rows[r.tokens.tobytes()] for r in requests]
+        found: dict[_Job, list[Sample]] = {}
+        for group in self._batches(jobs, lambda j: (j.width, self._bucket(len(owners[j.request].path), "context"))):
+            states = np.stack([hidden[requests[j.request].tokens.tobytes()] for j in group])
+            found.update(self._sample_batch(requests, owners, group, states))
+        out: list[list[Sample]] = [[] for _ in requests]
+        for job in jobs:
+            out[job.request] += found[job]
+        return [samples[: r.n] for samples, r in zip(out, requests, strict=True)]
+
+    def _sample_batch(
+        self, requests: Sequence[GenerateRequest], owners: Sequence[_Row], jobs: Sequence[_Job], hidden: np.ndarray
+    ) -> dict[_Job, list[Sample]]:
+        """Samples for jobs of one width; rows whose samples have all ended leave the batch."""
+        columns = self._bucket(max(len(owners[j.request].path) for j in jobs), "context")
+        batch, new_slots = self._sample_arrays(requests, owners, jobs, hidden, columns)
+        state = self._start(self._weights, self.model_config, self._pool, batch)
+        order = np.full(len(new_slots), -1)
+        order[: len(jobs)] = np.arange(len(jobs))
+        results: dict[str, np.ndarray] = {}
+        step, max_new = 1, self.config.max_new
+        while True:
+            step = min(step + _STEPS, max_new)
+            state = self._decode(self._weights, self.model_config, state, np.int32(step), columns=columns)
+            live = np.flatnonzero(~np.asarray(state["done"]).all(axis=1))
+            over = step == max_new or not len(live)
+            fewer = self._bucket(len(live), "rows")
+            if not over and fewer == len(order):
+                continue
+            out = {"tokens": np.asarray(state["tokens"]).transpose(1, 2, 0)}
+            out |= {name: np.asarray(state[name]) for name in ("length", "logprob")}
+            for name, value in out.items():
+                full = results.setdefault(name, np.zeros((len(jobs), *value.shape[1:]), value.dtype))
+                full[order[order >= 0]] = value[order >= 0]
+            at = np.where((order >= 0)[:, None, None], new_slots[order], self.config.cache_tokens).astype(np.int32)
+            self._pool = self._store(self.model_config, self._pool, at, state, columns=columns)
+            if over:
+                break
+            ended = np.setdiff1d(np.arange(len(order)), live)
+            chosen = np.concatenate([live, ended])[:fewer]
+            state = self._keep_rows(state, chosen.astype(np.int32))
+            order = order[chosen]
+        return {
+            job: self._samples(
+                requests[job.request], owners[job.request], job, {k: v[i] for k, v in results.items()}, slots
+            )
+            for i, (job, slots) in enumerate(zip(jobs, new_slots, strict=False))
+        }
+
+    def _sample_arrays(
+        self,
+        requests: Sequence[GenerateRequest],
+        owners: Sequence[_Row],
+        jobs: Sequence[_Job],
+        hidden: np.ndarray,
+        columns: int,
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The padded arguments of `kernels.start`, and int32[u, n, m] slots for what is sampled (past the pool: nowhere)."""
+        u, n, m = self._bucket(len(jobs), "rows"), jobs[0].width, self.config.max_new
+        batch = {
+            "context": np.zeros((u, columns), np.int32),
+            "context_length": np.ones(u, np.int32),
+            "hidden": np.zeros((u, hidden.shape[1]), hidden.dtype),
+            "temperature": np.zeros(u, np.float32),
+            "seeds": np.zeros((u, n), np.uint32),
+            "wanted": np.zeros((u, n), bool),
+        }
+        batch["hidden"][: len(jobs)] = hidden
+        for row, job in enumerate(jobs):
+            request, history = requests[job.request], owners[job.request].history()
+            batch["context"][row, : len(history)] = history
+            batch["context_length"][row] = len(history)
+            batch["temperature"][row] = request.temperature
+            batch["seeds"][row] = [layout.fold(request.seed, job.first + j) for j in range(n)]
+            batch["wanted"][row] = np.arange(n) + job.first < request.n
+        slots = np.full((u, n, m), self.config.cache_tokens, np.int32)
+        reserved = self._cache.allocate(len(jobs) * n * m)
+        if reserved is not None:
+            slots[: len(jobs)] = reserved.reshape(len(jobs), n, m)
+        self._count(len(jobs), u)
+        return batch, slots
+
+    def _samples(
+        self, request: GenerateRequest, owner: _Row, job: _Job, out: Mapping[str, np.ndarray], slots: np.ndarray
+    ) -> list[Sample]:
+        """A row's results; what was written for them is kept in the cache (their last token never was)."""
+        samples = []
+        for j in range(job.width):
+            count = int(out["length"][j])
+            tokens = out["tokens"][j, :count].copy()
+            samples.append(Sample(tokens, float(out["logprob"][j]), bool(tokens[-1] == self.end_id)))
+            if slots[j, 0] == self.config.cache_tokens:
+                continue
+            keep = 0
+            if job.first + j < request.n:
+                keep = count - 1
+                self.stats.sampled_tokens += count
+                path, history = np.concatenate([owner.path, tokens[:keep]]), owner.history()
+                self._cache.insert(path, np.concatenate([history, slots[j, :keep]]))
+            self._cache.release(slots[j, keep:])
+        return samples
+
+    # --- scoring -----------------------------------------------------------------------------------------------------
+
+    def _values(self, requests: Sequence[ScoreRequest], paths: Sequence[np.ndarray]) -> np.ndarray:
+        self._read_before(paths, as_trees=True)
         values = np.zeros(len(requests), np.float32)
-        jobs = []
-        for group in self._siblings(requests, paths):
-            jobs += self._score_rows(requests, paths, group)
-
-        def size(job: tuple[_Row, list[tuple[int, int]]]) -> int:
-            return self._bucket(len(job[0].flat), self.config.new_tokens)
-
-        for batch in _batches(jobs, size, self.config.rows[-1]):
-            read = self._score_batch([row for row, _ in batch])
+        jobs = [row for group in self._siblings(requests, paths) for row in self._score_rows(requests, paths, group)]
+        for batch in self._batches(jobs, lambda job: self._bucket(len(job[0].flat), "new_tokens")):
+            read = self._read_batch([row for row, _ in batch])["value"]
             for (_, wanted), row_values in zip(batch, read, strict=True):
                 for request, token in wanted:
                     values[request] = row_values[token]
         return values
-
-    # --- what is read once for many --------------------------------------------------------------------------------
-
-    def _read_common(self, paths: Sequence[np.ndarray]) -> None:
-        """Reads beginnings that several paths share and the pool does not hold, and whatever exceeds the largest suffix."""
-        self._cache.tick()
-        groups: dict[bytes, list[np.ndarray]] = {}
-        for path in paths:
-            cached = len(self._cache.match(path))
-            if cached < len(path):
-                groups.setdefault(path[: cached + 1].tobytes(), []).append(path)
-        for group in groups.values():
-            shared = min(_common_length(group[0], p) for p in group)
-            if len(group) > 1 and shared - len(self._cache.match(group[0])) >= 16:
-                self._read_prefix(group[0][:shared])
-        for path in paths:
-            self._read_prefix(path[: max(0, len(path) - self.config.new_tokens[-1])])
-
-    def _read_prefix(self, path: np.ndarray) -> None:
-        most = self.config.new_tokens[-1]
-        while (cached := len(self._cache.match(path))) < len(path):
-            stop = min(cached + most, len(path))
-            self._score_batch([self._prepare(path[:stop])])
-            if len(self._cache.match(path)) < stop:
-                raise UserError("the engine's cache is full; raise --config.engine.cache_tokens")
-
-    def _prepare(self, path: np.ndarray) -> _Row:
-        """The row that reads what is not cached of `path`; its last token always, for its hidden state is needed."""
-        cached = self._cache.match(path)[: len(path) - 1]
-        fresh = path[len(cached) :]
-        return _Row(path, cached, fresh, tree.flatten(tree.path_tree([tree.Segment(fresh, "prompt")])))
 
     def _siblings(self, requests: Sequence[ScoreRequest], paths: Sequence[np.ndarray]) -> list[list[int]]:
         """Requests whose cached beginnings are the same tokens, so that one row can read their rest as a tree."""
@@ -215,12 +283,9 @@ class Engine:
     ) -> list[tuple[_Row, list[tuple[int, int]]]]:
         """Rows for requests with one cached beginning, each with (request, token index) of the values wanted from it."""
         first = group[0]
-        match = self._cache.match(paths[first])
-        cached = match[: self._before_last(requests[first], paths[first])]
+        cached = self._cache.match(paths[first])[: self._before_last(requests[first], paths[first])]
+        pending = [(i, layout.after(requests[i].segments, len(cached))) for i in group]
         rows = []
-        pending: list[tuple[int, list[tree.Segment]]] = []
-        for i in group:
-            pending.append((i, _after(requests[i].segments, len(cached))))
         while pending:
             taken: list[tuple[int, list[tree.Segment]]] = []
             nodes: list[tree.Node] = []
@@ -233,113 +298,131 @@ class Engine:
             pending = pending[len(taken) :]
             flat = tree.flatten(nodes)
             ends = tree.last_token(flat)
-            wanted = [(i, int(ends[_find(nodes, rest)])) for i, rest in taken]
-            row = _Row(paths[first][: len(cached)], cached, flat.tokens, flat)
-            rows.append((row, wanted))
+            wanted = [(i, int(ends[layout.find(nodes, rest)])) for i, rest in taken]
+            rows.append((_Row(paths[first][: len(cached)], cached, flat), wanted))
         return rows
 
-    # --- one compiled call -----------------------------------------------------------------------------------------
+    # --- reading -----------------------------------------------------------------------------------------------------
 
-    def _score_batch(self, rows: Sequence[_Row]) -> np.ndarray:
-        batch = self._arrays(rows)
-        values, self._pool = self._score(self._weights, self.model_config, self._pool, batch)
+    def _read_before(self, paths: Sequence[np.ndarray], *, as_trees: bool) -> None:
+        """Reads beginnings that several paths share and the pool does not hold, and whatever exceeds the largest suffix.
+
+        `as_trees`: paths with one cached beginning are read as a tree afterwards, so nothing is shared before that fits.
+        """
+        self._cache.tick()
+        most = self.config.new_tokens[-1]
+        groups: dict[bytes, list[np.ndarray]] = {}
+        for path in paths:
+            cached = len(self._cache.match(path))
+            if cached < len(path):
+                groups.setdefault(path[: cached + 1].tobytes(), []).append(path)
+        shared = []
+        for key, group in groups.items():
+            cached = len(key) // group[0].itemsize - 1
+            common = min(layout.common_length(group[0], p) for p in group)
+            fits = as_trees and sum(len(p) - cached for p in group) <= most
+            if (len(group) - 1) * (common - cached) >= _SHARE and not fits:
+                shared.append(group[0][:common])
+        self._read_prefixes(shared)
+        self._read_prefixes([path[:-most] for path in paths if len(path) > most])
+
+    def _read_prefixes(self, paths: Sequence[np.ndarray]) -> None:
+        """Makes sure that all of `paths` is in the pool."""
+        while True:
+            pieces: dict[bytes, _Row] = {}
+            for path in paths:
+                if (cached := len(self._cache.match(path))) < len(path):
+                    piece = path[: cached + self.config.new_tokens[-1]]
+                    pieces[piece.tobytes()] = self._prepare(piece)
+            if not pieces:
+                return
+            for batch in self._batches(list(pieces.values()), lambda row: self._bucket(len(row.flat), "new_tokens")):
+                self._read_batch(batch)
+
+    def _prepare(self, path: np.ndarray) -> _Row:
+        """The row that reads what is not cached of `path`; its last token always, for its hidden state is needed."""
+        cached = self._cache.match(path)[: len(path) - 1]
+        return _Row(path, cached, layout.line(path[len(cached) :]))
+
+    def _read_batch(self, rows: Sequence[_Row]) -> dict[str, np.ndarray]:
+        """`hidden` and `value` of `kernels.read` for these rows. What is read stays in the pool, at the rows' slots."""
+        sizes = [len(r.flat) for r in rows]
+        slots = self._cache.allocate(sum(sizes))
+        if slots is None:  # rows may share what they read, so one after the other can fit where all at once do not
+            if len(rows) == 1:
+                raise UserError("the engine's cache is full; raise --config.engine.cache_tokens")
+            halves = [self._read_batch(part) for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :])]
+            return {name: np.concatenate([half[name] for half in halves]) for name in ("hidden", "value")}
+        for row, own in zip(rows, np.split(slots, np.cumsum(sizes)[:-1]), strict=True):
+            row.slots = own
+        batch, at = self._read_arrays(rows)
+        out, entries = self._read(self._weights, self.model_config, self._pool, batch)
+        self._pool = self._write(self._pool, at, entries)
         self._remember(rows)
-        return np.asarray(values)[: len(rows)]
+        return {name: np.asarray(value)[: len(rows)] for name, value in out.items()}
 
-    def _generate_batch(
-        self, requests: Sequence[GenerateRequest], rows: dict[int, _Row], jobs: Sequence[tuple[int, int, int]]
-    ) -> list[list[Sample]]:
-        owners = [rows[i] for i, _, _ in jobs]
-        repeated = [
-            dataclasses.replace(r) for r in owners
-        ]  # a request split over several rows reads its suffix in each
-        batch = self._arrays(repeated)
-        u, width, m = batch["tokens"].shape[0], jobs[0][2], self.config.max_new
-        seeds = np.zeros((u, width), np.uint32)
-        new_slots = np.full((u, width, m), self.config.cache_tokens, np.int32)
-        temperature = np.zeros(u, np.float32)
-        reserved = self._cache.allocate(len(jobs) * width * m)
-        for row, (i, first, _) in enumerate(jobs):
-            temperature[row] = requests[i].temperature
-            seeds[row] = [_fold(requests[i].seed, first + j) for j in range(width)]
-        if reserved is not None:
-            new_slots[: len(jobs)] = reserved.reshape(len(jobs), width, m)
-        length = np.ones(u, np.int32)
-        length[: len(jobs)] = [len(r.fresh) for r in repeated]
-        batch |= {"length": length, "temperature": temperature, "seeds": seeds, "new_slots": new_slots}
-        out, self._pool = self._generate(self._weights, self.model_config, self._pool, batch)
-        out = jax.device_get(out)
-        self._remember(repeated)
-        results = []
-        for row, (i, first, _) in enumerate(jobs):
-            samples = []
-            for j in range(width):
-                count = int(out["length"][row, j])
-                tokens = out["tokens"][row, j, :count]
-                finished = bool(tokens[-1] == self.end_id)
-                samples.append(Sample(tokens, float(out["logprob"][row, j]), finished))
-                mine = new_slots[row, j]
-                keep = count - 1 if reserved is not None and first + j < requests[i].n else 0
-                if keep and repeated[row].slots is not None:
-                    owner = repeated[row]
-                    history = np.concatenate([owner.cached, owner.slots])
-                    self._cache.insert(
-                        np.concatenate([owner.path, tokens[:keep]]), np.concatenate([history, mine[:keep]])
-                    )
-                else:
-                    keep = 0
-                if reserved is not None:
-                    self._cache.release(mine[keep:])
-                self.stats.sampled_tokens += count if first + j < requests[i].n else 0
-            results.append(samples)
-        return results
-
-    def _arrays(self, rows: Sequence[_Row]) -> dict[str, np.ndarray]:
-        """Padded arrays of a batch. Padding rows read one token of their own and write nothing."""
+    def _read_arrays(self, rows: Sequence[_Row]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The padded arguments of `kernels.read`, and where its entries go. Padding tokens see themselves only."""
         c = self.config
-        u = self._bucket(len(rows), c.rows)
-        t = self._bucket(max(len(r.flat) for r in rows), c.new_tokens)
-        s = self._bucket(max(len(r.cached) for r in rows), c.context)
-        nowhere = c.cache_tokens
-        out = {
+        u = self._bucket(len(rows), "rows")
+        t = self._bucket(max(len(r.flat) for r in rows), "new_tokens")
+        s = self._bucket(max(len(r.cached) for r in rows), "context")
+        batch = {
             "tokens": np.zeros((u, t), np.int32),
             "positions": np.zeros((u, t), np.int32),
             "subtree_end": np.broadcast_to(np.arange(1, t + 1, dtype=np.int32), (u, t)).copy(),
             "context": np.zeros((u, s), np.int32),
             "context_length": np.zeros(u, np.int32),
-            "slots": np.full((u, t), nowhere, np.int32),
+            "last": np.zeros(u, np.int32),
         }
+        slots = np.full((u, t), c.cache_tokens, np.int32)
         for i, row in enumerate(rows):
             size, cached = len(row.flat), len(row.cached)
-            out["tokens"][i, :size] = row.flat.tokens
-            out["positions"][i, :size] = row.flat.positions + cached
-            out["subtree_end"][i, :size] = row.flat.subtree_end
-            out["context"][i, :cached] = row.cached
-            out["context_length"][i] = cached
-            row.slots = self._cache.allocate(size)
-            if row.slots is not None:
-                out["slots"][i, :size] = row.slots
+            batch["tokens"][i, :size] = row.flat.tokens
+            batch["positions"][i, :size] = row.flat.positions + cached
+            batch["subtree_end"][i, :size] = row.flat.subtree_end
+            batch["context"][i, :cached] = row.cached
+            batch["context_length"][i] = cached
+            batch["last"][i] = size - 1
+            slots[i, :size] = row.history()[cached:]
             self.stats.read_tokens += size
             self.stats.path_tokens += size + cached
-        self.stats.calls += 1
-        self.stats.rows += len(rows)
-        self.stats.padded_rows += u - len(rows)
-        return out
+        self._count(len(rows), u)
+        return batch, slots
 
     def _remember(self, rows: Sequence[_Row]) -> None:
         """Records every root-to-leaf path of what was just read."""
         for row in rows:
-            if row.slots is None:
-                continue
+            assert row.slots is not None
             prefix = row.path[: len(row.cached)]
-            for leaf in np.flatnonzero(_is_leaf(row.flat)):
-                path = _ancestors(row.flat, int(leaf))
+            for path in layout.leaf_paths(row.flat):
                 tokens = np.concatenate([prefix, row.flat.tokens[path]])
                 held = self._cache.insert(tokens, np.concatenate([row.cached, row.slots[path]]))
                 row.slots[path] = held[len(row.cached) :]  # another row may have been first with the same tokens
 
-    def _bucket(self, size: int, sizes: tuple[int, ...]) -> int:
+    # --- sizes -------------------------------------------------------------------------------------------------------
+
+    def _bucket(self, size: int, name: str) -> int:
+        sizes: tuple[int, ...] = getattr(self.config, name)
         return next((s for s in sizes if s >= size), sizes[-1])
+
+    def _batches(self, jobs: Sequence[J], size: Callable[[J], Any]) -> list[list[J]]:
+        """Jobs of one size together, in order, in batches that fill the allowed numbers of rows well."""
+        groups: dict[Any, list[J]] = {}
+        for job in jobs:
+            groups.setdefault(size(job), []).append(job)
+        out = []
+        for _, group in sorted(groups.items()):
+            at = 0
+            for count in layout.cover(len(group), self.config.rows):
+                out.append(group[at : at + count])
+                at += count
+        return out
+
+    def _count(self, rows: int, padded_to: int) -> None:
+        self.stats.calls += 1
+        self.stats.rows += rows
+        self.stats.padded_rows += padded_to - rows
 
 
 def make_engine(model: Transformer, sizes: Mapping[str, Any], *, end_id: int) -> Engine:
@@ -347,68 +430,3 @@ def make_engine(model: Transformer, sizes: Mapping[str, Any], *, end_id: int) ->
     fields = dict(sizes)
     dtype = jnp.dtype(fields.pop("dtype"))
     return Engine(model, EngineConfig(**fields), end_id=end_id, dtype=dtype)
-
-
-def _batches(jobs: list, size, most: int) -> list[list]:
-    """Jobs of one size together, at most `most` at a time, in order."""
-    groups: dict = {}
-    for job in jobs:
-        groups.setdefault(size(job), []).append(job)
-    return [g[i : i + most] for _, g in sorted(groups.items()) for i in range(0, len(g), most)]
-
-
-def _fold(seed: int, index: int) -> int:
-    """A 32-bit seed for sample `index` of a request (a Weyl step and a finaliser: neighbours are unrelated)."""
-    x = (seed * 0x9E3779B1 + index * 0x85EBCA77 + 0x165667B1) & 0xFFFFFFFF
-    x = ((x ^ (x >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
-    x = ((x ^ (x >> 12)) * 0x297A2D39) & 0xFFFFFFFF
-    return x ^ (x >> 15)
-
-
-def _common_length(a: np.ndarray, b: np.ndarray) -> int:
-    n = min(len(a), len(b))
-    different = a[:n] != b[:n]
-    return int(different.argmax()) if different.any() else n
-
-
-def _after(segments: Sequence[tree.Segment], skip: int) -> list[tree.Segment]:
-    """The path without its first `skip` tokens; a segment that is cut keeps its rest."""
-    rest = []
-    for segment in segments:
-        size = len(segment.tokens)
-        if skip >= size:
-            skip -= size
-            continue
-        rest.append(dataclasses.replace(segment, tokens=segment.tokens[skip:]) if skip else segment)
-        skip = 0
-    return rest
-
-
-def _find(nodes: Sequence[tree.Node], path: Sequence[tree.Segment]) -> int:
-    """Index of the node at the end of `path` in a merged tree."""
-    parent = -1
-    for segment in path:
-        parent = next(
-            i
-            for i, n in enumerate(nodes)
-            if n.parent == parent
-            and n.segment.kind == segment.kind
-            and np.array_equal(n.segment.tokens, segment.tokens)
-        )
-    return parent
-
-
-def _is_leaf(flat: tree.FlatTree) -> np.ndarray:
-    """bool[t]: the token is the last of a path."""
-    leaf = np.ones(len(flat), bool)
-    leaf[flat.previous[flat.previous >= 0]] = False
-    return leaf
-
-
-def _ancestors(flat: tree.FlatTree, token: int) -> np.ndarray:
-    """Indices of the path that ends in `token`, in order."""
-    path = []
-    while token >= 0:
-        path.append(token)
-        token = int(flat.previous[token])
-    return np.array(path[::-1])

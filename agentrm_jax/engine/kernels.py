@@ -1,11 +1,13 @@
-"""The compiled work of the engine: read new tokens against cached ones, and continue them by sampling.
+"""The compiled work of the engine: read new tokens against cached ones, and continue histories by sampling.
 
-Letters: u rows (distinct histories), t new tokens of a row, s cached tokens of a row, c = s + t, n samples of a row,
-m sampled tokens, k key/value heads, g query heads per key/value head, h head dim, d model, v vocabulary, p pool slots.
-The pool holds, for every layer, keys and values of all cached tokens: a pair of [p, k * h] arrays.
+Letters: u rows (distinct histories), t new tokens of a row, s cached tokens of a row, n samples of a row, m sampled tokens,
+k key/value heads, g query heads per key/value head, h head dim, d model, v vocabulary; in decoding c columns of the cache, cut
+into b blocks of w columns.
+The pool holds, for every layer, keys and values of all cached tokens: a pair of [slots, k * h] arrays. It is written by a
+program of its own (`write`): a program that also read it would be compiled with a copy of the whole pool.
 
-Attention is written as plain batched matrix products over [u * k] with keys as [.., h, c] and values as [.., c, h]: XLA's CPU
-backend runs these 2 to 7 times faster than the einsum with the axes where they happen to lie.
+Attention is written as plain batched matrix products. While decoding, keys lie in blocks of about 64 columns, [b, h, w]: XLA's
+CPU backend multiplies a few rows by such blocks twice as fast as by one wide matrix.
 """
 
 from typing import Any
@@ -15,11 +17,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from agentrm_jax.models.config import ModelConfig
-from agentrm_jax.models.layers import Block, rms_norm
+from agentrm_jax.models.layers import rms_norm
 from agentrm_jax.models.transformer import Transformer
 
-Pool = list[tuple[jax.Array, jax.Array]]
-_BLOCK = 64  # vocabulary entries whose probabilities are summed first when sampling
+Entries = list[tuple[jax.Array, jax.Array]]  # keys and values of every layer
+State = dict[str, Any]
+_BLOCK = 64  # columns of a key block, and vocabulary entries that are summed first when sampling
+_HIDDEN = -1e30
 
 
 class Weights(nnx.Pytree):
@@ -36,31 +40,39 @@ class Weights(nnx.Pytree):
         self.value_d = nnx.data(model.value_d[...] if hasattr(model, "value_d") else None)
 
 
-def empty_pool(config: ModelConfig, slots: int, dtype: jnp.dtype) -> Pool:
-    shape = (
-        slots,
-        config.num_kv_heads * config.head_dim,
-    )  # one flat row a token: gathers of 2-d rows are memory copies
+def empty_pool(config: ModelConfig, slots: int, dtype: jnp.dtype) -> Entries:
+    """Room for `slots` tokens; one flat row a token, so that gathers of rows are memory copies."""
+    shape = (slots, config.num_kv_heads * config.head_dim)
     return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
 
 
-def extend(
-    weights: Weights, config: ModelConfig, pool: Pool, batch: dict[str, jax.Array]
-) -> tuple[jax.Array, Pool, list[tuple[jax.Array, jax.Array]]]:
+def write(pool: Entries, slots: jax.Array, entries: Entries) -> Entries:
+    """The pool with `entries` ([*slots.shape, k * h] a layer) at `slots`; slots past the end are dropped. Donate the pool."""
+    at = slots.reshape(-1)
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[at].set(new.reshape(-1, old.shape[1]), mode="drop")
+
+    return [(put(a, x), put(b, y)) for (a, b), (x, y) in zip(pool, entries, strict=True)]
+
+
+def read(
+    weights: Weights, config: ModelConfig, pool: Entries, batch: dict[str, jax.Array]
+) -> tuple[dict[str, jax.Array], Entries]:
     """Reads new tokens (a token tree a row) after cached prefixes.
 
     Args:
       batch: `tokens`, `positions`, `subtree_end` int32[u, t] as in `tree.FlatTree`; `context` int32[u, s] pool slots of the
-        prefix, in order, and `context_length` int32[u]; `slots` int32[u, t] where the new tokens' keys and values go
-        (an index past the pool drops them).
+        prefix, in order, and `context_length` int32[u]; `last` int32[u] a token of each row.
 
     Returns:
-      Final hidden states [u, t, d], the pool with the new entries, and per layer keys [u * k, h, c] and values [u * k, c, h].
+      `hidden` [u, d], the final hidden state at `last`, and `value` float32[u, t] (zeros for a model without value head); and
+      the new tokens' keys and values, [u, t, k * h] a layer.
     """
     tokens, positions = batch["tokens"], batch["positions"]
     u, t = tokens.shape
     s = batch["context"].shape[1]
-    kv, h = config.num_kv_heads, config.head_dim
+    kv, h, g = config.num_kv_heads, config.head_dim, config.num_heads // config.num_kv_heads
     index = jnp.arange(t)
     new = (index[None, :] <= index[:, None])[None] & (index[None, :, None] < batch["subtree_end"][:, None, :])
     old = jnp.broadcast_to((jnp.arange(s)[None] < batch["context_length"][:, None])[:, None], (u, t, s))
@@ -68,152 +80,236 @@ def extend(
     key_position = jnp.concatenate([jnp.broadcast_to(jnp.arange(s), (u, s)), positions], axis=1)
 
     x = weights.embed_vd[tokens]
-    caches: list[tuple[jax.Array, jax.Array]] = []
-    out_pool: Pool = []
+    entries: Entries = []
     for l, block in enumerate(weights.layers):
-        pool_k, pool_v = pool[l]
         mask = seen
         if window := _window(config, l):
             mask = seen & (positions[:, :, None] - key_position[:, None, :] < window)
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, pool_k=pool_k, pool_v=pool_v, mask=mask) -> jax.Array:
-            keys = jnp.concatenate([_gather(pool_k, batch["context"], kv), k], axis=1)
-            vals = jnp.concatenate([_gather(pool_v, batch["context"], kv), v], axis=1)
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, l=l, mask=mask) -> jax.Array:
+            k, v = jax.lax.optimization_barrier((k, v))  # or the rotation would be computed again for every use
+            entries.append((k.reshape(u, t, -1), v.reshape(u, t, -1)))
+            keys = jnp.concatenate([_gather(pool[l][0], batch["context"], kv), k], axis=1)
+            vals = jnp.concatenate([_gather(pool[l][1], batch["context"], kv), v], axis=1)
             keys = keys.transpose(0, 2, 3, 1).reshape(u * kv, h, s + t)
             vals = vals.transpose(0, 2, 1, 3).reshape(u * kv, s + t, h)
-            caches.append((keys, vals))
-            out_pool.append((_scatter(pool_k, batch["slots"], k), _scatter(pool_v, batch["slots"], v)))
-            g = config.num_heads // kv
             q = (q * h**-0.5).reshape(u, t, kv, g, h).transpose(0, 2, 1, 3, 4).reshape(u * kv, t * g, h)
             scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32).reshape(u, kv, t, g, s + t)
-            scores = jnp.where(mask[:, None, :, None], scores, -1e30)
-            weights = jax.nn.softmax(scores, axis=-1).astype(vals.dtype).reshape(u * kv, t * g, s + t)
-            out = (weights @ vals).reshape(u, kv, t, g, h)
+            scores = jnp.where(mask[:, None, :, None], scores, _HIDDEN)
+            seen_weights = jax.nn.softmax(scores, axis=-1).astype(vals.dtype).reshape(u * kv, t * g, s + t)
+            out = (seen_weights @ vals).reshape(u, kv, t, g, h)
             return out.transpose(0, 2, 1, 3, 4).reshape(u, t, config.num_heads, h)
 
         x = block(x, positions, attend, _rotates(config, l))
-    return rms_norm(x, weights.final_norm_d, config.norm_eps), out_pool, caches
+    hidden = rms_norm(x, weights.final_norm_d, config.norm_eps)
+    value = jnp.zeros((u, t), jnp.float32)
+    if weights.value_d is not None:
+        value = jnp.einsum("utd,d->ut", hidden.astype(jnp.float32), weights.value_d)
+    last = jnp.take_along_axis(hidden, batch["last"][:, None, None], axis=1)[:, 0]
+    return {"hidden": last, "value": value}, entries
 
 
-def score(weights: Weights, config: ModelConfig, pool: Pool, batch: dict[str, jax.Array]) -> tuple[jax.Array, Pool]:
-    """Values [u, t] at every new token (zeros for a model without value head), and the pool with their keys and values."""
-    hidden, pool, _ = extend(weights, config, pool, batch)
-    if weights.value_d is None:
-        return jnp.zeros(hidden.shape[:2], jnp.float32), pool
-    return jnp.einsum("utd,d->ut", hidden.astype(jnp.float32), weights.value_d), pool
+def start(
+    weights: Weights, config: ModelConfig, pool: Entries, batch: dict[str, jax.Array], *, max_new: int, end_id: int
+) -> State:
+    """Collects the caches of histories and samples the first token of every continuation.
 
-
-def generate(
-    weights: Weights, config: ModelConfig, pool: Pool, batch: dict[str, jax.Array], *, max_new: int, end_id: int
-) -> tuple[dict[str, jax.Array], Pool]:
-    """Reads new tokens, then continues every row with n samples of up to `max_new` tokens.
-
-    The shared history of a row is read once per step for all its samples; what a sample wrote itself is kept apart.
+    A row's samples are siblings in a token tree: they share the columns of their history, and each token they write is one
+    more column that only its own sample sees.
 
     Args:
-      batch: as for `extend` (new tokens are paths, not trees), and `length` int32[u] new tokens of the row (>= 1),
-        `temperature` float32[u] (0: greedy), `seeds` uint32[u, n], `new_slots` int32[u, n, m] pool slots for sampled tokens.
+      batch: `context` int32[u, s] slots of the history, `context_length` int32[u], `hidden` [u, d] at its last token,
+        `temperature` float32[u] (0: greedy), `seeds` uint32[u, n], `wanted` bool[u, n] (others are not continued).
 
     Returns:
-      `tokens` int32[u, n, m], `length` int32[u, n] (end-of-turn included), `logprob` float32[u, n] (sum at temperature 1),
-      and the pool with the sampled tokens' keys and values (a sample's last token has none: it was never read).
+      The state of `decode`: its `tokens` int32[m, u, n], `length` int32[u, n] (end-of-turn included), `logprob` float32[u, n]
+      (sum at temperature 1) and `done` bool[u, n] are results.
     """
-    hidden, pool, caches = extend(weights, config, pool, batch)
     u, n = batch["seeds"].shape
-    k, h = config.num_kv_heads, config.head_dim
+    kv, h = config.num_kv_heads, config.head_dim
     s = batch["context"].shape[1]
-    t = batch["tokens"].shape[1]
-    last = jnp.take_along_axis(hidden, (batch["length"] - 1)[:, None, None], axis=1)  # [u, 1, d]
-    slot = jnp.arange(s + t)[None]
-    seen = jnp.where(slot < s, slot < batch["context_length"][:, None], slot - s < batch["length"][:, None])  # [u, c]
-    base = batch["context_length"] + batch["length"]
-    slot_position = jnp.where(slot < s, slot, batch["context_length"][:, None] + slot - s)
-    own_dtype = caches[0][0].dtype
-    own = [(jnp.zeros((max_new, u, n, k, h), own_dtype), jnp.zeros((max_new, u, n, k, h), own_dtype)) for _ in caches]
+    width = _width(n)
+    blocks = -(-s // width) + -(-max_new // (width // n))
+    pad = blocks * width - s
 
-    def pick(hidden_und: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scores = _logits(weights, config, hidden_und).reshape(u * n, -1)
-        temperature = jnp.repeat(batch["temperature"], n)
-        token, logprob = sample(scores, temperature, batch["seeds"].reshape(-1), step)
-        return token.reshape(u, n), logprob.reshape(u, n)
+    def collect(pool_k: jax.Array, pool_v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        k, v = (jnp.pad(_gather(a, batch["context"], kv), ((0, 0), (0, pad), (0, 0), (0, 0))) for a in (pool_k, pool_v))
+        keys = k.reshape(u, blocks, width, kv, h).transpose(0, 3, 1, 4, 2)
+        return keys.reshape(u * kv, blocks, h, width), v.transpose(0, 2, 1, 3).reshape(u * kv, blocks * width, h)
 
-    token, logprob = pick(jnp.broadcast_to(last, (u, n, last.shape[-1])), jnp.int32(0))
-    out = jnp.zeros((max_new, u, n), jnp.int32).at[0].set(token)
-    done = token == end_id
-    start = (jnp.int32(1), token, out, jnp.ones((u, n), jnp.int32), logprob, done, own)
+    hidden = jnp.broadcast_to(batch["hidden"][:, None], (u, n, batch["hidden"].shape[-1]))
+    token, logprob = _pick(weights, config, hidden, batch["temperature"], batch["seeds"], jnp.int32(0))
+    return {
+        "caches": [collect(*layer) for layer in pool],
+        "step": jnp.int32(1),
+        "token": token,
+        "tokens": jnp.zeros((max_new, u, n), jnp.int32).at[0].set(token),
+        "length": jnp.ones((u, n), jnp.int32),
+        "logprob": logprob,
+        "done": (token == end_id) | ~batch["wanted"],
+        "context_length": batch["context_length"],
+        "temperature": batch["temperature"],
+        "seeds": batch["seeds"],
+    }
 
-    def more(state: Any) -> jax.Array:
-        step, *_, done, _ = state
-        return (step < max_new) & ~jnp.all(done)
 
-    def body(state: Any) -> Any:
-        step, token, out, length, total, done, own = state
-        at = step - 1  # index of `token` among the sampled ones
-        positions = jnp.broadcast_to((base + at)[:, None], (u, n))
-        x = weights.embed_vd[token]
-        fresh = []
+def decode(
+    weights: Weights, config: ModelConfig, state: State, until: jax.Array, *, columns: int, end_id: int
+) -> State:
+    """Continues all samples up to `until` tokens, or until all are done. Donate the state.
+
+    `columns` is the s that `start` was given.
+    """
+    u, n = state["seeds"].shape
+    fixed = {k: state[k] for k in ("context_length", "temperature", "seeds")}
+    layout = _Columns(state["caches"][0][0].shape[1], n, columns, state["context_length"])
+
+    def more(state: State) -> jax.Array:
+        return (state["step"] < until) & ~jnp.all(state["done"])
+
+    def body(state: State) -> State:
+        at = state["step"] - 1  # index of `token` among the sampled ones
+        positions = jnp.broadcast_to((fixed["context_length"] + at)[:, None], (u, n))
+        biases = {w: layout.bias(at, w) for w in {_window(config, l) for l in range(config.num_layers)}}
+        x = weights.embed_vd[state["token"]]
+        caches = []
         for l, block in enumerate(weights.layers):
-            x, cache = _decode_layer(block, config, l, x, positions, caches[l], (seen, slot_position), own[l], at)
-            fresh.append(cache)
-        hidden_und = rms_norm(x, weights.final_norm_d, config.norm_eps)
-        new, logprob = pick(hidden_und, step)
-        new = jnp.where(done, end_id, new)
-        out = out.at[step].set(new)
-        length = jnp.where(done, length, length + 1)
-        total = jnp.where(done, total, total + logprob)
-        return step + 1, new, out, length, total, done | (new == end_id), fresh
 
-    _, _, out, length, total, _, own = jax.lax.while_loop(more, body, start)
-    new_slots = batch["new_slots"].transpose(2, 0, 1)
-    pool = [(_scatter(a, new_slots, x), _scatter(b, new_slots, y)) for (a, b), (x, y) in zip(pool, own, strict=True)]
-    return {"tokens": out.transpose(1, 2, 0), "length": length, "logprob": total}, pool
+            def attend(q: jax.Array, k: jax.Array, v: jax.Array, l=l) -> jax.Array:
+                cache = layout.put(state["caches"][l], k, v, at)
+                caches.append(cache)
+                return _attend_blocks(q, *cache, biases[_window(config, l)])
+
+            x = block(x, positions, attend, _rotates(config, l))
+        hidden = rms_norm(x, weights.final_norm_d, config.norm_eps)
+        token, logprob = _pick(weights, config, hidden, fixed["temperature"], fixed["seeds"], state["step"])
+        done = state["done"]
+        token = jnp.where(done, end_id, token)
+        return {
+            "caches": caches,
+            "step": state["step"] + 1,
+            "token": token,
+            "tokens": state["tokens"].at[state["step"]].set(token),
+            "length": jnp.where(done, state["length"], state["length"] + 1),
+            "logprob": jnp.where(done, state["logprob"], state["logprob"] + logprob),
+            "done": done | (token == end_id),
+        }
+
+    changing = {k: v for k, v in state.items() if k not in fixed}
+    return jax.lax.while_loop(more, body, changing) | fixed
 
 
-def _decode_layer(
-    block: Block,
+def keep_rows(state: State, rows: jax.Array) -> State:
+    """The state of some rows only: int32[fewer] indices."""
+    by_row = ("context_length", "temperature", "seeds", "token", "length", "logprob", "done")
+    u = len(state["length"])
+
+    def take(x: jax.Array) -> jax.Array:
+        return x.reshape(u, -1, *x.shape[1:])[rows].reshape(-1, *x.shape[1:])
+
+    out = {k: state[k][rows] for k in by_row}
+    return out | {
+        "caches": jax.tree.map(take, state["caches"]),
+        "step": state["step"],
+        "tokens": state["tokens"][:, rows],
+    }
+
+
+def sampled_entries(config: ModelConfig, state: State, *, columns: int) -> Entries:
+    """Keys and values of the sampled tokens: [u, n, m, k * h] a layer (a sample's last token has none: it was never read)."""
+    u, n = state["seeds"].shape
+    max_new = state["tokens"].shape[0]
+    kv, h, width = config.num_kv_heads, config.head_dim, _width(n)
+    first = -(-columns // width)
+
+    def own(keys: jax.Array, vals: jax.Array) -> tuple[jax.Array, jax.Array]:
+        k = keys[:, first:].reshape(u, kv, -1, h, width).transpose(0, 2, 4, 1, 3).reshape(u, -1, n, kv * h)
+        v = vals[:, first * width :].reshape(u, kv, -1, h).transpose(0, 2, 1, 3).reshape(u, -1, n, kv * h)
+        return k.transpose(0, 2, 1, 3)[:, :, :max_new], v.transpose(0, 2, 1, 3)[:, :, :max_new]
+
+    return [own(*cache) for cache in state["caches"]]
+
+
+def store(config: ModelConfig, pool: Entries, slots: jax.Array, state: State, *, columns: int) -> Entries:
+    """The pool with the sampled tokens' keys and values at `slots` int32[u, n, m]. Donate the pool."""
+    return write(pool, slots, sampled_entries(config, state, columns=columns))
+
+
+class _Columns:
+    """What lies in which column of a decoding cache: the history first, then n columns a step, one for each sample."""
+
+    def __init__(self, blocks: int, n: int, columns: int, context_length: jax.Array):
+        u, width = len(context_length), _width(n)
+        self._shape = (u, blocks, n, width)
+        self._n, self._width, self._first = n, width, -(-columns // width)
+        index = jnp.arange(blocks * width)
+        own = index - self._first * width
+        self._step = jnp.where(own >= 0, own // n, -1)  # of sampled tokens
+        self._owner = own % n
+        self._length = context_length
+        past = jnp.broadcast_to(index, (u, blocks * width))
+        self._position = jnp.where(own >= 0, context_length[:, None] + self._step, past)
+        self._past = (own < 0) & (past < context_length[:, None])
+
+    def bias(self, at: jax.Array, window: int | None) -> jax.Array:
+        """float32[u, b, n, w]: 0 where a sample sees a column after `at` earlier tokens of its own, else very negative."""
+        u, blocks, n, width = self._shape
+        mine = (self._owner == jnp.arange(n)[:, None]) & (self._step >= 0) & (self._step <= at)
+        seen = self._past[:, None] | mine[None]
+        if window is not None:
+            seen &= ((self._length + at)[:, None] - self._position < window)[:, None]
+        return jnp.where(seen, 0.0, _HIDDEN).reshape(u, n, blocks, width).transpose(0, 2, 1, 3)
+
+    def put(
+        self, cache: tuple[jax.Array, jax.Array], k: jax.Array, v: jax.Array, at: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The cache with the keys and values [u, n, k, h] of every sample's token `at`."""
+        keys, vals = cache
+        u, n, kv, h = k.shape
+        steps = self._width // n
+        zero, block, inside = jnp.int32(0), self._first + at // steps, at % steps * n
+        k, v = k.transpose(0, 2, 3, 1).reshape(u * kv, 1, h, n), v.transpose(0, 2, 1, 3).reshape(u * kv, n, h)
+        keys = jax.lax.dynamic_update_slice(keys, k, (zero, block, zero, inside))
+        return keys, jax.lax.dynamic_update_slice(vals, v, (zero, block * self._width + inside, zero))
+
+
+def _width(n: int) -> int:
+    """Columns of a key block: whole steps of n samples."""
+    return n * max(_BLOCK // n, 1)
+
+
+def _attend_blocks(q_unxh: jax.Array, keys: jax.Array, vals: jax.Array, bias: jax.Array) -> jax.Array:
+    """Attention of n samples a row over keys [u * k, b, h, w] and values [u * k, b * w, h]: [u, n, heads, h].
+
+    Shapes are those of the caches: a reshape of what was just written would make XLA copy it.
+    """
+    u, n, heads, h = q_unxh.shape
+    _, blocks, _, width = keys.shape
+    kv = keys.shape[0] // u
+    g = heads // kv
+    q = (q_unxh * h**-0.5).reshape(u, n, kv, g, h).transpose(0, 2, 1, 3, 4).reshape(u * kv, 1, n * g, h)
+    q = jnp.broadcast_to(q, (u * kv, blocks, n * g, h))
+    scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32)
+    scores = scores.reshape(u, kv, blocks, n, g, width) + bias[:, None, :, :, None]
+    scores = jnp.exp(scores - scores.max((2, 5), keepdims=True))
+    total = scores.sum((2, 5)).reshape(u * kv, n * g, 1)
+    rows = scores.astype(vals.dtype).transpose(0, 1, 3, 4, 2, 5).reshape(u * kv, n * g, blocks * width)
+    out = jnp.matmul(rows, vals) / total
+    return out.reshape(u, kv, n, g, h).transpose(0, 2, 1, 3, 4).reshape(u, n, heads, h).astype(q_unxh.dtype)
+
+
+def _pick(
+    weights: Weights,
     config: ModelConfig,
-    l: int,
-    x_und: jax.Array,
-    positions_un: jax.Array,
-    shared: tuple[jax.Array, jax.Array],
-    shared_mask: tuple[jax.Array, jax.Array],
-    own: tuple[jax.Array, jax.Array],
-    at: jax.Array,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """One layer of one decoding step; returns its output and the samples' own cache with this token written at `at`."""
-    u, n, _ = x_und.shape
-    shared_k, shared_v = shared
-    seen, slot_position = shared_mask
-    max_new = own[0].shape[0]
-    written: list[tuple[jax.Array, jax.Array]] = []
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        own_k = jax.lax.dynamic_update_index_in_dim(own[0], k, at, 0)
-        own_v = jax.lax.dynamic_update_index_in_dim(own[1], v, at, 0)
-        written.append((own_k, own_v))
-        kv, h = config.num_kv_heads, config.head_dim
-        g, c = config.num_heads // kv, shared_k.shape[-1]
-        q = (q * h**-0.5).reshape(u, n, kv, g, h)
-        mask, own_mask = seen[:, None], (jnp.arange(max_new) <= at)[None, None]
-        if window := _window(config, l):
-            mask = mask & (positions_un[:, :, None] - slot_position[:, None] < window)
-            own_mask = own_mask & (at - jnp.arange(max_new) < window)[None, None]
-        rows = q.transpose(0, 2, 1, 3, 4).reshape(u * kv, n * g, h)
-        past = jnp.matmul(rows, shared_k, preferred_element_type=jnp.float32).reshape(u, kv, n, g, c)
-        past = jnp.where(mask[:, None, :, None], past, -1e30)
-        mine = jnp.einsum("unkgh,munkh->unkgm", q, own_k, preferred_element_type=jnp.float32)
-        mine = jnp.where(own_mask[:, :, None, None], mine, -1e30).transpose(0, 2, 1, 3, 4)
-        high = jnp.maximum(past.max(-1), mine.max(-1))[..., None]
-        past, mine = jnp.exp(past - high), jnp.exp(mine - high)
-        total = past.sum(-1) + mine.sum(-1)
-        out = (past.astype(shared_v.dtype).reshape(u * kv, n * g, c) @ shared_v).reshape(u, kv, n, g, h)
-        out = out.transpose(0, 2, 1, 3, 4)
-        out += jnp.einsum("unkgm,munkh->unkgh", mine.transpose(0, 2, 1, 3, 4).astype(own_v.dtype), own_v)
-        out = out / total.transpose(0, 2, 1, 3)[..., None]
-        return out.reshape(u, n, config.num_heads, h).astype(x_und.dtype)
-
-    x = block(x_und, positions_un, attend, _rotates(config, l))
-    return x, written[0]
+    hidden_und: jax.Array,
+    temperature_u: jax.Array,
+    seeds_un: jax.Array,
+    step: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    u, n = seeds_un.shape
+    scores = _logits(weights, config, hidden_und).reshape(u * n, -1)
+    token, logprob = sample(scores, jnp.repeat(temperature_u, n), seeds_un.reshape(-1), step)
+    return token.reshape(u, n), logprob.reshape(u, n)
 
 
 def sample(
@@ -225,30 +321,36 @@ def sample(
     vocabulary, then a token in it. Temperature 0 takes the highest logit (lowest index on ties).
     """
     r, v = logits_rv.shape
-    best = jnp.argmax(logits_rv, axis=-1)
-    high = jnp.max(logits_rv, axis=-1, keepdims=True)
+    cut = jnp.pad(logits_rv, ((0, 0), (0, -v % _BLOCK)), constant_values=-jnp.inf).reshape(r, -1, _BLOCK)
+    highs = cut.max(-1)
+    high = highs.max(-1, keepdims=True)
     norm = jnp.log(jnp.sum(jnp.exp(logits_rv - high), axis=-1)) + high[:, 0]
+    best_block = jnp.argmax(highs == high, axis=-1)
+    best = best_block * _BLOCK + jnp.argmax(_row_block(cut, best_block) == high, axis=-1)
+
     greedy = temperature_r <= 0
-    scaled = (logits_rv - high) / jnp.where(greedy, 1.0, temperature_r)[:, None]
-    mass = jnp.pad(jnp.exp(scaled), ((0, 0), (0, -v % _BLOCK))).reshape(r, -1, _BLOCK)
+    mass = jnp.exp((cut - high[..., None]) / jnp.where(greedy, 1.0, temperature_r)[:, None, None])
     uniform = jax.vmap(lambda seed: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), step)))(seeds_r)
     blocks = mass.sum(-1)
     before = _running_sum(blocks)
-    target = uniform * before[:, -1]
-    block = jnp.argmax(before > target[:, None], axis=-1)
-    inside = jnp.take_along_axis(mass, block[:, None, None], axis=1)[:, 0]
+    target = uniform[:, None] * before[:, -1:]
+    block = jnp.argmax(before > target, axis=-1)
+    inside = _row_block(mass, block)
     offset = jnp.take_along_axis(before - blocks, block[:, None], axis=1)
-    crossed = offset + _running_sum(inside) > target[:, None]
-    crossed &= inside > 0
+    crossed = (offset + _running_sum(inside) > target) & (inside > 0)
     drawn = block * _BLOCK + jnp.argmax(crossed, axis=-1)
     token = jnp.where(greedy | ~crossed.any(-1), best, drawn).astype(jnp.int32)
     return token, jnp.take_along_axis(logits_rv, token[:, None], axis=1)[:, 0] - norm
 
 
+def _row_block(x_rbi: jax.Array, block_r: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x_rbi, block_r[:, None, None], axis=1)[:, 0]
+
+
 def _running_sum(x_ri: jax.Array) -> jax.Array:
     """Cumulative sum along the last axis as a product with a triangle: fast on every platform for a few hundred entries."""
     size = x_ri.shape[-1]
-    return x_ri @ jnp.triu(jnp.ones((size, size), x_ri.dtype))
+    return jnp.matmul(x_ri, jnp.triu(jnp.ones((size, size), x_ri.dtype)), precision=jax.lax.Precision.HIGHEST)
 
 
 def _logits(weights: Weights, config: ModelConfig, hidden: jax.Array) -> jax.Array:
@@ -261,11 +363,6 @@ def _gather(pool: jax.Array, slots_us: jax.Array, kv: int) -> jax.Array:
     """[u, s, k, h]: keys or values of cached tokens."""
     u, s = slots_us.shape
     return pool.at[slots_us.reshape(-1)].get(mode="clip").reshape(u, s, kv, -1)
-
-
-def _scatter(pool: jax.Array, slots: jax.Array, new: jax.Array) -> jax.Array:
-    """The pool with new keys or values [*slots.shape, k, h] written; slots past the end are dropped."""
-    return pool.at[slots.reshape(-1)].set(new.reshape(-1, pool.shape[1]), mode="drop")
 
 
 def _window(config: ModelConfig, l: int) -> int | None:

@@ -30,7 +30,8 @@ class PrefixCache:
     def __init__(self, capacity: int):
         self.capacity = capacity
         self._root = _Run(np.zeros(0, np.int32), np.zeros(0, np.int32), None, 0)
-        self._free = np.arange(capacity, dtype=np.int32)
+        self._free = np.arange(capacity, dtype=np.int32)[::-1].copy()  # a stack: the first `_top` are free
+        self._top = capacity
         self._clock = 0
 
     def tick(self) -> None:
@@ -38,7 +39,7 @@ class PrefixCache:
 
     @property
     def free(self) -> int:
-        return len(self._free)
+        return self._top
 
     def match(self, tokens: np.ndarray) -> np.ndarray:
         """Slots of the longest cached prefix of `tokens`: int32[m], m <= len(tokens)."""
@@ -49,24 +50,24 @@ class PrefixCache:
             if child is None:
                 break
             same = _common(child.tokens, tokens[at:])
-            child.used = self._clock
-            parts.append(child.slots[:same])
-            at += same
             if same < len(child.tokens):
-                break
-            run = child
+                child = self._cut(child, same)  # what lies beyond stays evictable
+            child.used = self._clock
+            parts.append(child.slots)
+            run, at = child, at + same
         return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
     def allocate(self, count: int) -> np.ndarray | None:
         """`count` fresh slots, evicting what was not used lately; None if that is not enough."""
-        if count > len(self._free) and not self._evict(count):
+        if count > self._top and not self._evict(count):
             return None
-        out, self._free = self._free[:count], self._free[count:]
-        return out
+        self._top -= count
+        return self._free[self._top : self._top + count][::-1].copy()
 
     def release(self, slots: np.ndarray) -> None:
         """Gives back slots that were allocated but not inserted."""
-        self._free = np.concatenate([self._free, slots])
+        self._free[self._top : self._top + len(slots)] = slots[::-1]
+        self._top += len(slots)
 
     def insert(self, tokens: np.ndarray, slots: np.ndarray) -> np.ndarray:
         """Records that `tokens` (a whole path) lie in `slots`; returns the slots that hold them from now on.
@@ -110,19 +111,15 @@ class PrefixCache:
             stack.extend(run.children.values())
             if not run.children and run.parent is not None and run.used < self._clock:
                 heapq.heappush(heap, (run.used, id(run), run))
-        freed = [self._free]
-        total = len(self._free)
-        while heap and total < goal:
+        while heap and self._top < goal:
             _, _, run = heapq.heappop(heap)
             parent = run.parent
             assert parent is not None
             del parent.children[int(run.tokens[0])]
-            freed.append(run.slots)
-            total += len(run.slots)
+            self.release(run.slots)
             if not parent.children and parent.parent is not None and parent.used < self._clock:
                 heapq.heappush(heap, (parent.used, id(parent), parent))
-        self._free = np.concatenate(freed)
-        return total >= count
+        return self._top >= count
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:

@@ -81,12 +81,13 @@ def _rows(path: Path) -> tuple[bytes, ...]:
         return tuple(zlib.compress(line, 1) for line in lines)
 
 
+@functools.lru_cache(4)
 def _heads(path: Path) -> list[str]:
     """`task/trial` of each line, without reading the problems in them."""
     out = []
     with _open(path) as lines:
         for line in lines:
-            head = line[:1000].decode()
+            head = line[:1000].decode(errors="ignore")
             found = [re.search(rf'"{key}": "([^"]*)"', head) for key in ("task", "trial")]
             row: Mapping[str, str] = {} if all(found) else json.loads(line)
             out.append("/".join(m[1] if m else row[k] for m, k in zip(found, ("task", "trial"), strict=True)))

@@ -31,8 +31,16 @@ _COUNTS = {"StoveBurner": 4, "TowelHolder": 1, "HandTowelHolder": 2}
 _LAMP_TABLES = ("Desk", "SideTable", "Dresser", "Shelf", "CoffeeTable", "DiningTable", "TVStand")
 # Things that are looked at, not carried.
 _FIXTURES = frozenset(
-    ("Bathtub", "Blinds", "Chair", "Curtains", "DeskLamp", "FloorLamp", "Footstool", "HousePlant", "LaundryHamperLid")
-    + (
+    {
+        "Bathtub",
+        "Blinds",
+        "Chair",
+        "Curtains",
+        "DeskLamp",
+        "FloorLamp",
+        "Footstool",
+        "HousePlant",
+        "LaundryHamperLid",
         "LightSwitch",
         "Mirror",
         "Painting",
@@ -43,7 +51,7 @@ _FIXTURES = frozenset(
         "StoveKnob",
         "Television",
         "Window",
-    )
+    }
 )
 _HELD_OUT = 6  # one in so many combinations belongs to the seen split
 

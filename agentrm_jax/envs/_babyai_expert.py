@@ -17,7 +17,7 @@ from agentrm_jax.types import Task
 Move = tuple[str, str]  # thought, command
 _MAX_POSES = 1500  # per search; bounds the time of one decision
 _DOOR_GAIN = 12  # cells a closed door is expected to reveal
-_CORNER = 2  # unseen cells not worth a turn of their own
+_CORNER = 4  # unseen cells not worth a turn of their own
 
 
 def solve(env: Any, task: Task) -> Iterator[Move]:
@@ -28,7 +28,11 @@ def solve(env: Any, task: Task) -> Iterator[Move]:
         if env.over:
             return
         _remember(env, known)
-        move = _after_the_end(env) if env.verified else _next_move(Scene(env.level, known, cleared, step_by_step=env.official))
+        move = (
+            _after_the_end(env)
+            if env.verified
+            else _next_move(Scene(env.level, known, cleared, step_by_step=env.official))
+        )
         if move is None:
             return
         yield move

@@ -2,11 +2,11 @@
 
 from agentrm_jax.types import Message
 
-_ROOM = """This room is called the art studio. In it, you see: 
+_ROOM = """This room is called the art studio. In it, you see:\x20
 \tthe agent
 \ta substance called air
-\ta large cupboard. The large cupboard door is closed. 
-\ta paint closet. The paint closet door is closed. 
+\ta large cupboard. The large cupboard door is closed.\x20
+\ta paint closet. The paint closet door is closed.\x20
 \ta table. On the table is: a bowl (containing {bowl}).
 \ta wood cup (containing red paint)
 \ta wood cup (containing {second})
@@ -32,13 +32,18 @@ _TURNS = (
         "look around",
         _ROOM.format(bowl="green paint", second="nothing", third="nothing"),
     ),
-    ("Green paint is what the task asks for, so I focus on it.", "focus on green paint", "You focus on the green paint."),
+    (
+        "Green paint is what the task asks for, so I focus on it.",
+        "focus on green paint",
+        "You focus on the green paint.",
+    ),
 )
 
 EXAMPLE = (
     Message(
         "user",
-        "Goal: Your task is to use chemistry to create green paint. When you are done, focus on the green paint.\n" + _FULL,
+        "Goal: Your task is to use chemistry to create green paint. When you are done, focus on the green paint.\n"
+        + _FULL,
     ),
     *(
         message

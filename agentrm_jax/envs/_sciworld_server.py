@@ -61,10 +61,18 @@ class Simulator:
         from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
 
         port, self._process = launch_gateway(
-            classpath=str(jar), javaopts=[_HEAP, *_JAVA_OPTIONS], java_path=executable, die_on_exit=True, return_proc=True
+            classpath=str(jar),
+            javaopts=[_HEAP, *_JAVA_OPTIONS],
+            java_path=executable,
+            die_on_exit=True,
+            return_proc=True,
         )
         self._gateway = JavaGateway(gateway_parameters=GatewayParameters(port=port, auto_field=True))
         self._api = self._gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:

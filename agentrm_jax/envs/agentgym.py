@@ -65,11 +65,11 @@ class AgentGym:
     """One environment on a server, reset to one task after another."""
 
     def __init__(self, options: Options):
+        if not options.get("base_url"):
+            raise UserError("agentgym: option base_url is missing; set it to the address of a server, http://HOST:PORT")
         self.kind = _kind(options)
         self.rules = str(options.get("rules", self.kind.rules))
         self.best = 0.0
-        if not options.get("base_url"):
-            raise UserError("agentgym: option base_url is missing; set it to the address of a server, http://HOST:PORT")
         self.session = Session(
             str(options["base_url"]),
             self.kind.dialect,

@@ -5,8 +5,8 @@ ends the episode; here it ends it with the reward reached before, and success me
 
 Options: `data` (folder with ETO's `sciworld/{train,dev,test}_indices.json` and `max_steps.json`; without it, the simulator's own
 train, dev and test variations), `setting` (`eto`: a step limit per kind of task; `agentboard`: 30 steps), `max_steps` (one limit for
-all), `tasks` (kinds of task, when `data` is not given; the default leaves three out whose solutions are very long), `variations` (how many of each kind in a split, spread evenly),
-`simplifications` (default `easy`: doors are open, one can teleport, pots water themselves).
+all), `tasks` (kinds of task, when `data` is not given; the default leaves three out whose solutions are very long), `variations` (how
+many of each kind in a split, spread evenly), `simplifications` (default `easy`: doors are open, one can teleport, pots water themselves).
 
 There are no snapshots: an earlier state is reached by replay, which is exact, since the simulator runs with constant identity hashes
 and one episode at a time in a Java process of its own.
@@ -80,8 +80,8 @@ Answer every observation with two lines:
 Thought: why you do what you do next
 Action: one command"""
 
-RM_INSTRUCTION = """You watch an agent that does a science experiment in a house with several rooms, by text commands. Judge how well it is \
-on the way to this task:
+RM_INSTRUCTION = """You watch an agent that does a science experiment in a house with several rooms, by text commands. Judge how well it \
+is on the way to this task:
 {goal}
 Each turn it can look around or at something, go or teleport to a room, open, close, pick up, put down, move, pour, dunk, mix, activate, \
 deactivate, use, connect, disconnect, read, eat or flush things, wait, or focus on the thing that the task asks for; a wrong focus \
@@ -98,6 +98,9 @@ class ScienceWorld:
 
     def reset(self, task: Task) -> Start:
         self.best = 0.0
+        if not self.simulator.alive:
+            self.simulator.close()
+            self.simulator = Simulator()
         description, first = self.simulator.load(*self._where(task))
         return Start(description, first)
 
@@ -201,10 +204,14 @@ def _spread(available: range, count: int) -> list[int]:
 def _eto(root: Path, split: str) -> tuple[list[tuple[str, int]], dict[str, int]]:
     folder = next((f for f in (root / "sciworld", root) if (f / f"{split}_indices.json").is_file()), None)
     if folder is None:
-        raise UserError(f"sciworld: {root} holds no sciworld/{split}_indices.json; leave env.options.data out to do without")
+        raise UserError(
+            f"sciworld: {root} holds no sciworld/{split}_indices.json; leave env.options.data out to do without"
+        )
     pairs = [(short_name(name), int(v)) for name, v in json.loads((folder / f"{split}_indices.json").read_text())]
     if unknown := [name for name, _ in pairs if name not in TASKS]:
-        raise UserError(f"sciworld: {folder}/{split}_indices.json names a kind of task that does not exist: {unknown[0]}")
+        raise UserError(
+            f"sciworld: {folder}/{split}_indices.json names a kind of task that does not exist: {unknown[0]}"
+        )
     file = folder / "max_steps.json"
     limits = json.loads(file.read_text()) if file.is_file() else {}
     return pairs, {short_name(name): int(steps) for name, steps in limits.items()}

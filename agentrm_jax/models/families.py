@@ -148,9 +148,9 @@ def head_from_hf(fields: Mapping[str, JSON]) -> Head:
     Raises:
       UserError: another class, or a classifier with more than one label.
     """
-    names = fields.get("architectures") or ["ForCausalLM"]
+    names = fields.get("architectures") or ["Model"]
     head = next((h for h in HEADS if str(names[0]).endswith("For" + h)), None)
-    if head is None and not str(names[0]).endswith("Model"):
+    if head is None and ("For" in str(names[0]) or not str(names[0]).endswith("Model")):
         raise UserError(f"architecture {names[0]!r} is not supported; supported are *For{', *For'.join(HEADS)}")
     labels = len(fields["id2label"]) if fields.get("id2label") else fields.get("num_labels", 2)
     if head in HEADS[1:] and labels != 1:

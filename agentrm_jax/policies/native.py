@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from agentrm_jax import tree
-from agentrm_jax.engine.engine import Engine, GenerateRequest, Sample, make_engine
+from agentrm_jax.engine.engine import Engine, make_engine
+from agentrm_jax.engine.requests import GenerateRequest, Sample
 from agentrm_jax.engine.service import Batcher
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.prompts import Encoder
 from agentrm_jax.training.checkpoint import load_model
-from agentrm_jax.types import Action, State
+from agentrm_jax.types import Action, State, UserError
 
 
 class NativePolicy:
@@ -28,7 +29,10 @@ class NativePolicy:
         self.dropped_turns = 0
 
     async def propose(self, state: State, n: int, *, temperature: float, seed: int) -> list[Action]:
-        segments, dropped = tree.truncate(self._encoder.history(state), self._room)
+        try:
+            segments, dropped = tree.truncate(self._encoder.history(state), self._room)
+        except ValueError as error:
+            raise UserError(f"{state.task.key}: {error}; raise the last of --config.engine.context") from error
         self.dropped_turns += dropped
         path = np.concatenate([s.tokens for s in segments])
         samples = await self._batcher.ask(GenerateRequest(path, n, temperature, seed))

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from agentrm_jax import tree
-from agentrm_jax.engine.engine import Engine, ScoreRequest, make_engine
+from agentrm_jax.engine.engine import Engine, make_engine
+from agentrm_jax.engine.requests import ScoreRequest
 from agentrm_jax.engine.service import Batcher
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.prompts import Encoder
@@ -34,7 +35,10 @@ class ExplicitRewardModel:
     async def score(self, states: Sequence[State]) -> list[float]:
         requests = []
         for state in states:
-            segments, dropped = tree.truncate(self._encoder.turn(state), self._room)
+            try:
+                segments, dropped = tree.truncate(self._encoder.turn(state), self._room)
+            except ValueError as error:
+                raise UserError(f"{state.task.key}: {error}; raise the last of --config.engine.context") from error
             self.dropped_turns += dropped
             requests.append(ScoreRequest(tuple(segments)))
         return [float(v) for v in await self._batcher.ask(tuple(requests))]

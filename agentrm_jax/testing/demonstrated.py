@@ -5,13 +5,14 @@ For tests and benchmarks that run the same thing in every environment and know n
 
 import asyncio
 import dataclasses
+import functools
 import random
 from collections.abc import Mapping, Sequence
 
 from agentrm_jax.envs.pool import EnvironmentPool
-from agentrm_jax.envs.spec import Options, find, names
+from agentrm_jax.envs.spec import EnvSpec, Options, find, names
 from agentrm_jax.testing.scripted import ScriptedPolicy, commands_of
-from agentrm_jax.types import EnvironmentFault, State, Task, UserError
+from agentrm_jax.types import Environment, EnvironmentFault, State, Task, UserError
 
 NONSENSE = "sing a song"
 
@@ -42,6 +43,15 @@ def is_installed(name: str) -> bool:
     except UserError:
         return False
     return True
+
+
+def by_name(name: str) -> EnvSpec:
+    """The environment's spec with an engine that is looked up by name where it is built: it pickles whatever its `make` is."""
+    return dataclasses.replace(find(name), make=functools.partial(_make, name))
+
+
+def _make(name: str, options: Options) -> Environment:
+    return find(name).make(options)
 
 
 def demonstrations(

@@ -61,8 +61,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": value,
-            "gradient_norm": optax.global_norm(gradients),
-            "parameter_norm": optax.global_norm(params),
+            "gradient_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(params),
             "tokens": jnp.sum(batch["previous"] >= 0, dtype=jnp.int32),
             **metrics,
         }
@@ -133,7 +133,7 @@ def adopt(state: TrainState, placed: TrainState, model: Transformer) -> TrainSta
     flat = []
     for path, variable in nnx.to_flat_state(state.params):
         if path in theirs:
-            value = jax.device_put(theirs[path][...].astype(variable[...].dtype), shardings[path][...])
+            value = jax.device_put(theirs[path][...].astype(variable[...].dtype), shardings[path].get_value())
             variable = variable.replace(value)
         flat.append((path, variable))
     return dataclasses.replace(state, params=nnx.from_flat_state(flat))

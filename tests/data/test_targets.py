@@ -1,0 +1,176 @@
+"""Step values from search trees: which states are targets, what their value is, and what is left out."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentrm_jax import tree
+from agentrm_jax.data import targets
+from agentrm_jax.prompts import Encoder
+from agentrm_jax.types import Action, Outcome, SearchTree, Step, Task, Trajectory, TreeNode, UserError
+
+TASK = Task("hall", "1", "train", 5)
+
+
+@pytest.fixture(scope="module")
+def encoder(chat, hall) -> Encoder:
+    return Encoder(chat, {"hall": hall}, reader="reward")
+
+
+def node(
+    parent: int, name: str, returns: tuple[float, ...] = (), reward: float | None = None, progress: float = 0.0
+) -> TreeNode:
+    """A node with the returns of the simulations at or below it; with a reward, the episode ended there."""
+    outcome = Outcome(f"Observation: {name}", reward or 0.0, progress, reward is not None, reward == 1.0)
+    action = Action(f"Action: {name}") if parent >= 0 else None
+    squares = sum(g * g for g in returns)
+    low, high = (min(returns), max(returns)) if returns else (0.0, 0.0)
+    return TreeNode(parent, action, outcome, len(returns), sum(returns), squares, low, high)
+
+
+def golden() -> SearchTree:
+    """The tree of algorithms 13.4, terminals not backed up again: aaa .077, baa .708 (three times), bab .846, bba .391."""
+    aaa, baa, bab, bba = 0.077, 0.708, 0.846, 0.391
+    nodes = (
+        node(-1, "", (aaa, baa, baa, bba, baa, bab)),
+        node(0, "a", (aaa,)),
+        node(0, "b", (baa, baa, bba, baa, bab)),
+        node(2, "ba", (baa, baa, bab)),
+        node(2, "bb", (bba,)),
+        node(3, "baa", (baa,), reward=baa),
+        node(3, "bab", (bab,), reward=bab, progress=0.5),
+    )
+    return SearchTree(TASK, "leave", nodes)
+
+
+def values(nodes: list[tree.Node], encoder: Encoder) -> dict[str, float]:
+    """Target of every state that has one, by the command of its last action."""
+    text = {i: encoder.chat.decode(n.segment.tokens) for i, n in enumerate(nodes) if n.segment.kind == "action"}
+    return {text[i].removeprefix("Action: "): n.value for i, n in enumerate(nodes) if n.value_weight}
+
+
+def commands(nodes: list[tree.Node], encoder: Encoder) -> list[str]:
+    return [encoder.chat.decode(n.segment.tokens).removeprefix("Action: ") for n in nodes if n.segment.kind == "action"]
+
+
+def test_golden_tree(encoder):
+    nodes = targets.value_tree(encoder, golden())
+    assert values(nodes, encoder) == pytest.approx({"b": 0.6722, "ba": 0.754, "baa": 0.708, "bab": 0.846})
+    assert commands(nodes, encoder) == ["b", "ba", "baa", "bab"], "a and bb rest on one return and lead to no target"
+    every = targets.value_tree(encoder, golden(), min_visits=1)
+    assert values(every, encoder) == pytest.approx(
+        {"a": 0.077, "b": 0.6722, "ba": 0.754, "bb": 0.391, "baa": 0.708, "bab": 0.846}
+    )
+
+
+def test_the_best_that_was_reached_is_another_target(encoder):
+    nodes = targets.value_tree(encoder, golden(), target="max")
+    assert values(nodes, encoder) == pytest.approx({"b": 0.846, "ba": 0.846, "baa": 0.708, "bab": 0.846})
+
+
+def test_the_outcome_of_an_ended_episode_is_the_configured_one(encoder):
+    nodes = targets.value_tree(encoder, golden(), outcome="progress")
+    assert values(nodes, encoder)["bab"] == 0.5
+
+
+@pytest.mark.parametrize("wrong", [{"target": "median"}, {"outcome": "luck"}])
+def test_a_target_that_does_not_exist_is_refused(encoder, wrong):
+    with pytest.raises(UserError, match="must be mean or max, and outcome="):
+        targets.value_tree(encoder, golden(), **wrong)
+
+
+def test_a_value_is_the_mean_of_rollouts_after_the_step(encoder):
+    """With one level and n rollouts a step this is the soft Monte-Carlo step reward of IPR."""
+    rollouts = (0.2, 0.9, 0.5, 0.1, 0.8)
+    nodes = targets.value_tree(encoder, SearchTree(TASK, "", (node(-1, "", rollouts), node(0, "a", rollouts))))
+    assert values(nodes, encoder) == pytest.approx({"a": 0.5})
+
+
+def test_steps_of_a_rollout_are_no_targets_but_its_end_is(encoder):
+    nodes = (
+        node(-1, "", (1.0,)),
+        node(0, "a", (1.0,)),
+        node(1, "x"),
+        node(2, "y"),
+        node(3, "z", reward=1.0),
+        node(1, "w"),
+    )
+    found = targets.value_tree(encoder, SearchTree(TASK, "", nodes), min_visits=0)
+    assert values(found, encoder) == {"a": 1.0, "z": 1.0}
+    assert commands(found, encoder) == ["a", "x", "y", "z"]
+
+
+def test_a_tree_without_targets_is_its_prompt(encoder):
+    found = targets.value_tree(encoder, SearchTree(TASK, "", (node(-1, ""), node(0, "a", (1.0,)))))
+    assert [n.segment.kind for n in found] == ["prompt"]
+    assert targets.target_histogram([found]) == [0] * 10
+
+
+@st.composite
+def searched(draw: st.DrawFn) -> SearchTree:
+    """Any tree: some nodes simulated, some not, some ended. Ended nodes have no children."""
+    parents, ended = [-1], [False]
+    for _ in range(draw(st.integers(0, 10))):
+        parents.append(draw(st.sampled_from([i for i, e in enumerate(ended) if not e])))
+        ended.append(draw(st.booleans()))
+        if all(ended):
+            break
+    returns = [tuple(draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), max_size=4))) for _ in parents]
+    nodes = [node(p, f"n{i}", returns[i], 0.5 if ended[i] else None) for i, p in enumerate(parents)]
+    return SearchTree(TASK, "", tuple(nodes))
+
+
+@given(searched(), st.integers(0, 4))
+def test_a_higher_bar_never_adds_a_target_and_ended_episodes_always_are(encoder, search_tree, bar):
+    low, high = (values(targets.value_tree(encoder, search_tree, min_visits=n), encoder) for n in (bar, bar + 1))
+    assert high.items() <= low.items()
+    ended = {f"n{i}" for i, n in enumerate(search_tree.nodes) if n.outcome.done}
+    assert ended <= high.keys()
+    earned = {f"n{i}" for i, n in enumerate(search_tree.nodes) if i and n.visits >= max(bar, 1)}
+    assert low.keys() == ended | earned
+
+
+@given(searched())
+def test_each_target_lies_at_an_end_of_turn_and_its_path_is_the_states_history(encoder, search_tree):
+    nodes = targets.value_tree(encoder, search_tree, min_visits=1)
+    flat = tree.flatten(nodes)
+    at = np.flatnonzero(flat.value_weight)
+    assert (flat.tokens[at] == encoder.chat.end_id).all()
+    assert set(flat.value_weight[at]) <= {1.0}
+    assert not flat.loss_weight.any(), "values are learned, not words"
+    for i, n in enumerate(search_tree.nodes):
+        if i and (n.outcome.done or n.visits):
+            turns: list[Step] = []
+            walk = i
+            while walk:
+                turns.insert(0, Step(search_tree.nodes[walk].action, search_tree.nodes[walk].outcome))
+                walk = search_tree.nodes[walk].parent
+            start = search_tree.nodes[0].outcome.observation
+            path = [int(t) for s in encoder.trajectory(Trajectory(TASK, "", start, tuple(turns))) for t in s.tokens]
+            reads = [j for j in at if flat.tokens[tree.visible(flat.subtree_end)[j]].tolist() == path]
+            assert len(reads) == 1
+
+
+def test_a_trajectory_to_imitate_is_a_path_that_learns_every_action(encoder):
+    steps = tuple(Step(Action(f"Action: {c}"), Outcome(f"Observation: {c}")) for c in "abc")
+    nodes = targets.imitation_tree(encoder, Trajectory(TASK, "leave", "A door.", steps))
+    assert [n.parent for n in nodes] == list(range(-1, 5))
+    assert [n.segment.loss for n in nodes] == [False, True] * 3
+    assert not any(n.value_weight for n in nodes)
+
+
+def test_histogram_counts_targets_in_equal_bins():
+    segment = tree.Segment(np.array([1], np.int32), "action")
+    made = [dataclasses.replace(tree.Node(segment, -1), value=v, value_weight=1.0) for v in (0.0, 0.05, 0.5, 1.0)]
+    assert targets.target_histogram([made, [tree.Node(segment, -1)]]) == [2, 0, 0, 0, 0, 1, 0, 0, 0, 1]
+
+
+def test_a_model_that_starts_from_nothing_may_learn_to_read_too(encoder):
+    steps = tuple(Step(Action(f"Action: {c}"), Outcome(f"Observation: {c}")) for c in "ab")
+    trajectory = Trajectory(TASK, "leave", "A door.", steps)
+    plain, reading = (targets.imitation_tree(encoder, trajectory, context_weight=w) for w in (0.0, 0.1))
+    assert [(n.segment.loss, n.weight) for n in reading] == [(True, 0.1), (True, 1.0)] * 2
+    assert [n.segment.tokens.tolist() for n in reading] == [n.segment.tokens.tolist() for n in plain]

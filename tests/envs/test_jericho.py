@@ -1,0 +1,151 @@
+"""Text adventures: generated stories are won by their walkthrough, the same everywhere, and forked exactly; user games likewise."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentrm_jax.envs import jericho
+from agentrm_jax.types import Task, UserError
+
+engine = pytest.mark.skipif(
+    importlib.util.find_spec("jericho") is None or importlib.util.find_spec("textworld") is None,
+    reason="jericho or textworld is not installed (extra: envs)",
+)
+STORY = Task("jericho", "cooking-train-1", "train", 30, {"kind": "cooking", "seed": 1})
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """One cache for the whole module: a story takes seconds to compile."""
+    return {"cache": str(tmp_path_factory.mktemp("stories"))}
+
+
+def solve(env, task):
+    start = env.reset(task)
+    commands = []
+    for thought, command in jericho.SPEC.expert(env, task):
+        assert thought
+        commands.append(command)
+    return start, commands, [env.step(c) for c in commands]
+
+
+@engine
+def test_a_story_is_won_by_its_walkthrough_sub_goal_by_sub_goal(options):
+    env = jericho.make(options)
+    start, commands, answers = solve(env, STORY)
+    assert start.goal
+    assert start.observation.startswith("-= ")
+    assert len(commands) <= STORY.max_steps
+    progress = [a.progress for a in answers]
+    assert progress == sorted(progress)
+    assert len(set(progress)) > 3
+    assert (answers[-1].reward, answers[-1].over) == (1.0, True)
+    assert not any(a.over for a in answers[:-1])
+    assert not any("<score>" in a.observation or "\n>" in a.observation for a in answers)
+
+
+@engine
+def test_replay_and_forks_give_the_same_answers(options):
+    env, other = jericho.make(options), jericho.make(options)
+    start, commands, answers = solve(env, STORY)
+    assert solve(env, STORY) == (start, commands, answers)
+    env.reset(STORY)
+    half = len(commands) // 2
+    for command in commands[:half]:
+        env.step(command)
+    kept = env.snapshot()
+    for again in (env, env, other):
+        again.restore(kept)
+        assert [again.step(c) for c in commands[half:]] == answers[half:]
+
+
+@engine
+def test_a_story_is_the_same_in_another_process(options, tmp_path):
+    code = (
+        "import sys; from agentrm_jax.envs import jericho; from agentrm_jax.types import Task\n"
+        f"e = jericho.make({{'cache': {str(tmp_path)!r}}}); s = e.reset(Task('jericho', 'x', 'train', 30, {dict(STORY.args)!r}))\n"
+        "print(repr((s.observation, [c for _, c in jericho.expert(e, None)])))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": "17"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    start, commands, _ = solve(jericho.make(options), STORY)
+    assert run.stdout.strip() == repr((start.observation, commands))
+
+
+@engine
+def test_commands_that_cannot_be_read_or_are_not_play_are_invalid(options):
+    env = jericho.make(options)
+    env.reset(STORY)
+    assert env.step("inventory").valid
+    for command in ("dance wildly", "take the moon", "quit", "restore", "tw-print state"):
+        answer = env.step(command)
+        assert not answer.valid, command
+        assert not answer.over
+
+
+@engine
+def test_games_of_the_users_are_found_and_played(options, tmp_path):
+    """A compiled story stands for a game that Jericho does not know: its score is asked for."""
+    env = jericho.make(options)
+    _, commands, _ = solve(env, STORY)
+    (tmp_path / "deep" / "in").mkdir(parents=True)
+    (tmp_path / "deep" / "in" / "Zork9.z8").write_bytes(Path(env.game.path).read_bytes())
+    mine = {"data": str(tmp_path)}
+    (task,) = jericho.tasks("test", mine)
+    assert task.id == "zork9"
+    assert list(jericho.tasks("train", mine)) == []
+    env = jericho.make(mine)
+    env.reset(task)
+    assert env.game.max_score > 1
+    scores = [env.step(c).reward for c in commands[:-1]]
+    assert scores == sorted(scores)
+    assert 0.0 < scores[-1] < 1.0
+
+
+def test_splits_are_disjoint_and_of_both_kinds():
+    tasks = {split: jericho.tasks(split, {}) for split in ("train", "dev", "test")}
+    ids = [t.id for found in tasks.values() for t in found]
+    assert len(ids) == len(set(ids))
+    for found in tasks.values():
+        assert {t.args["kind"] for t in found} == {"cooking", "errands"}
+
+
+def test_agentboards_games_are_the_test_split_in_its_order(tmp_path):
+    for name in ("zork1.z5", "huntdark.z5", "aaa.z3", "bbb.z3"):
+        (tmp_path / name).write_bytes(b"")
+    goals = '{"order": ["zork1", "absent", "huntdark"], "goals": {"zork1": "Find the lamp.", "darkhunt": "Leave."}}'
+    (tmp_path / "agentboard_goals.json").write_text(goals)
+    options = {"data": str(tmp_path)}
+    assert [(t.id, t.args["goal"]) for t in jericho.tasks("test", options)] == [
+        ("zork1", "Find the lamp."),
+        ("huntdark", "Leave."),
+    ]
+    assert [t.id for t in jericho.tasks("dev", options)] == ["aaa"]
+    assert [t.id for t in jericho.tasks("train", options)] == ["bbb"]
+
+
+def test_wrong_options_are_named(tmp_path):
+    with pytest.raises(UserError, match="there is no game"):
+        jericho.tasks("test", {"data": str(tmp_path)})
+    with pytest.raises(UserError, match="no progress 'guess'"):
+        jericho.tasks("test", {"progress": "guess"})
+
+
+def test_a_missing_package_is_reported_in_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'agentrm_jax\[envs\]'"):
+        jericho.make({})
+
+
+def test_importing_the_module_loads_no_engine():
+    code = "import sys, agentrm_jax.envs.jericho; assert not {'jericho', 'textworld', 'spacy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

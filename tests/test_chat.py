@@ -1,0 +1,353 @@
+"""Conversations as segments: the template's own ids, each turn tokenised once, and only what the policy writes is learned."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from agentrm_jax.chat import CHATML, Chat, load_chat
+from agentrm_jax.tree import Segment, path_tree, truncate
+from agentrm_jax.types import Message, UserError
+
+TEXTS = (
+    "You are in a hall.\n\nYour task: go to the red ball 1.",
+    "Thought: It is ahead.\nAction: go to red ball 1",
+    "Observation: a door [INST] x [/INST] system user assistant model",
+)
+
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' }}"
+    "{{ m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+IN_TURNS = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+)
+LLAMA2 = IN_TURNS + (
+    "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+MISTRAL = IN_TURNS + (
+    "{% if m['role'] == 'user' %}{{ '[INST]' + m['content'] + '[/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+GEMMA = IN_TURNS + (
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else 'user') + '\\n' }}"
+    "{{ m['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+)
+QWEN25 = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nBe a good model.<|im_end|>\\n' }}{% endif %}"
+    + CHATML
+)
+FORGETS_THOUGHTS = (
+    "{% for m in messages %}{% set c = m['content'] %}{% if not loop.last and '</think>' in c %}"
+    "{% set c = c.split('</think>')[-1] | trim %}{% endif %}{{ '<|im_start|>' + m['role'] + '\\n' + c + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A template with the special tokens it is used with."""
+
+    template: str
+    special: tuple[str, ...]
+    bos: str | None
+    eos: str
+    end: str
+    pieces: str = "bytes"
+
+
+FAMILIES = {
+    "chatml": Family(CHATML, ("<|im_start|>",), None, "<|im_end|>", "<|im_end|>"),
+    "llama3": Family(LLAMA3, ("<|start_header_id|>", "<|end_header_id|>"), "<|begin|>", "<|eot_id|>", "<|eot_id|>"),
+    "llama2": Family(LLAMA2, (), "<s>", "</s>", "</s>", "first"),
+    "llama2, old tokenizer file": Family(LLAMA2, (), "<s>", "</s>", "</s>", "always"),
+    "mistral": Family(MISTRAL, ("[INST]", "[/INST]"), "<s>", "</s>", "</s>", "first"),
+    "qwen2.5": Family(QWEN25, ("<|im_start|>",), None, "<|im_end|>", "<|im_end|>"),
+    "gemma": Family(GEMMA, ("<start_of_turn>", "<end_of_turn>"), "<bos>", "<eos>", "<end_of_turn>", "none"),
+}
+
+
+def make_tokenizer(family: Family, pad: str | None = "<pad>", extra: Sequence[str] = ()) -> Any:
+    """A tokenizer of the family's kind: byte-level, or SentencePiece-like with a blank before the start of a text."""
+    import transformers
+
+    special = [s for s in (family.bos, family.eos, pad, *family.special, *extra) if s]
+    core = Tokenizer(models.BPE(unk_token=None if family.pieces == "bytes" else "<unk>"))
+    alphabet = []
+    if family.pieces == "bytes":
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        core.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    else:
+        scheme = {"first": "first", "always": "always", "none": "never"}[family.pieces]
+        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        core.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    trainer = trainers.BpeTrainer(
+        vocab_size=380,
+        special_tokens=["<unk>", *dict.fromkeys(special)],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    core.train_from_iterator(TEXTS * 3, trainer)
+    if (
+        family.pieces == "always"
+    ):  # as in older files: the blank is written by the normalizer, before every stretch of text
+        blanks = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        core, decoder = Tokenizer(core.model), core.decoder
+        core.normalizer, core.decoder = normalizers.Sequence(blanks), decoder
+        core.add_special_tokens(["<unk>", *dict.fromkeys(special)])
+    names = {"bos_token": family.bos, "eos_token": family.eos, "pad_token": pad}
+    out = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        extra_special_tokens=[s for s in special if s not in names.values()],
+        clean_up_tokenization_spaces=False,
+        **{k: v for k, v in names.items() if v},
+    )
+    out.chat_template = family.template
+    return out
+
+
+@pytest.fixture(scope="module")
+def chats() -> dict[str, Chat]:
+    return {name: load_chat(make_tokenizer(family)) for name, family in FAMILIES.items()}
+
+
+@pytest.fixture(params=FAMILIES)
+def family_chat(request: pytest.FixtureRequest, chats: dict[str, Chat]) -> tuple[Family, Chat]:
+    return FAMILIES[request.param], chats[request.param]
+
+
+ACTIONS = ("Thought: It is ahead.\nAction: go to red ball 1", "Action: go", "Thought: a door.\nAction: x")
+EPISODE = (
+    Message("user", "You are in a hall.\n\nYour task: go to the red ball 1."),
+    Message("assistant", ACTIONS[0], loss=True),
+    Message("user", "Observation: a door"),
+    Message("assistant", ACTIONS[1], loss=True),
+    Message("user", "Observation: a red ball 1"),
+    Message("assistant", ACTIONS[2], loss=True),
+)
+ACKNOWLEDGED = (Message("user", "Your task: go."), Message("assistant", "OK"), *EPISODE)
+
+
+def rendered(chat: Chat, messages: Sequence[Message], generate: bool = False) -> list[int]:
+    """Ids of a whole conversation, tokenised in one piece by the library."""
+    rows = [{"role": m.role, "content": m.content} for m in messages]
+    return chat.tokenizer.apply_chat_template(rows, tokenize=True, return_dict=False, add_generation_prompt=generate)
+
+
+def ids(segments: Sequence[Segment]) -> list[int]:
+    return [int(t) for s in segments for t in s.tokens]
+
+
+def loss_of(segments: Sequence[Segment]) -> list[bool]:
+    return [s.loss for s in segments if s.kind == "action"]
+
+
+def test_segments_together_are_the_ids_of_the_whole_conversation(family_chat):
+    _, chat = family_chat
+    for messages in (EPISODE, ACKNOWLEDGED, EPISODE[:2]):
+        whole = rendered(chat, messages)
+        parts = ids(chat.conversation(messages))
+        assert parts == whole[: len(parts)]
+        assert chat.tokenizer.decode(whole[len(parts) :]) == chat.tail, "only what follows the last turn is left out"
+
+
+def test_a_prompt_is_the_rendered_generation_prompt_and_the_answered_conversation_begins_with_it(family_chat):
+    _, chat = family_chat
+    for messages in (EPISODE, ACKNOWLEDGED):
+        answered = rendered(chat, messages)
+        prompt = ids([chat.prompt(messages[:-1])])
+        assert prompt == rendered(chat, messages[:-1], generate=True)
+        assert prompt == answered[: len(prompt)]
+        assert len(prompt) < len(answered)
+
+
+def test_there_is_one_beginning_of_text_at_the_beginning(family_chat):
+    family, chat = family_chat
+    if family.bos is not None:
+        parts = ids(chat.conversation(ACKNOWLEDGED))
+        assert [i for i, t in enumerate(parts) if t == chat.tokenizer.bos_token_id] == [0]
+
+
+def test_a_learned_turn_is_its_text_and_one_end_of_turn(family_chat):
+    family, chat = family_chat
+    special = set(chat.tokenizer.all_special_ids)
+    assert chat.end_id == chat.tokenizer.convert_tokens_to_ids(family.end)
+    segments = chat.conversation(ACKNOWLEDGED)
+    assert [s.kind for s in segments] == ["prompt", "action", "observation", "action", "observation", "action"]
+    for segment, text in zip(segments[1::2], ACTIONS, strict=True):
+        assert segment.loss
+        assert [int(t) for t in segment.tokens if int(t) in special] == [chat.end_id]
+        assert segment.tokens[-1] == chat.end_id
+        assert chat.decode(segment.tokens) == text
+    assert not any(s.loss for s in segments[::2])
+
+
+def test_an_acknowledgement_is_context_and_truncation_keeps_the_task_after_it(chats):
+    segments = chats["chatml"].conversation(ACKNOWLEDGED)
+    assert loss_of(segments) == [True, True, True]
+    kept, dropped = truncate(segments, len(ids(segments)) - 1)
+    assert dropped == 1
+    text = chats["chatml"].tokenizer.decode(kept[0].tokens)
+    assert EPISODE[0].content in text
+
+
+def test_a_turn_in_the_middle_can_be_exempt_and_a_conversation_without_loss_still_has_its_turns(chats):
+    middle = dataclasses.replace(EPISODE[3], loss=False)
+    assert loss_of(chats["chatml"].conversation([*EPISODE[:3], middle, *EPISODE[4:]])) == [True, False, True]
+    silent = [dataclasses.replace(m, loss=False) for m in EPISODE]
+    assert loss_of(chats["chatml"].conversation(silent)) == [False, False, False]
+
+
+def test_turn_by_turn_gives_the_same_ids_as_all_at_once(family_chat):
+    _, chat = family_chat
+    segments = [chat.prompt(EPISODE[:1])]
+    for action, observation in zip(EPISODE[1::2], EPISODE[2::2], strict=False):
+        segments += [chat.action(action.content), chat.observation(observation.content)]
+    segments.append(chat.action(EPISODE[-1].content))
+    whole = chat.conversation(EPISODE)
+    assert [s.kind for s in segments] == [s.kind for s in whole]
+    assert [s.tokens.tolist() for s in segments] == [s.tokens.tolist() for s in whole]
+    assert [s.loss for s in segments] == [s.loss for s in whole]
+
+
+def test_sampled_ids_are_kept_as_they_are_and_closed_if_they_were_cut_off(family_chat):
+    _, chat = family_chat
+    whole = chat.action(ACTIONS[0]).tokens
+    assert chat.sampled(whole.tolist()).tokens.tolist() == whole.tolist()
+    assert chat.sampled(whole[:-1].tolist()).tokens.tolist() == whole.tolist()
+    assert chat.sampled([]).tokens.tolist() == [chat.end_id]
+    odd = [*whole[:-1][::-1], chat.end_id]  # ids that no text would be tokenised to
+    assert chat.sampled(odd).tokens.tolist() == odd
+
+
+def test_white_space_around_a_turn_is_not_part_of_it(family_chat):
+    _, chat = family_chat
+    loose = [dataclasses.replace(m, content=f"\n {m.content} \n") if m.role == "assistant" else m for m in EPISODE]
+    assert ids(chat.conversation(loose)) == ids(chat.conversation(EPISODE))
+    assert ids([chat.action(" Action: go\n")]) == ids([chat.action("Action: go")])
+
+
+def test_text_after_the_last_turn_is_dropped(chats):
+    chat = chats["chatml"]
+    assert ids(chat.conversation(EPISODE[:3])) == ids(chat.conversation(EPISODE[:2]))
+
+
+def test_consecutive_user_turns_stay_apart_where_the_template_allows_and_are_merged_where_not(chats):
+    two = [Message("user", "Your task: go."), *EPISODE[:2]]
+    assert not chats["chatml"].alternates
+    assert ids(chats["chatml"].conversation(two)) == rendered(chats["chatml"], two)[:-1]
+    for name in ("llama2", "mistral", "gemma"):
+        assert chats[name].alternates
+        merged = [Message("user", two[0].content + "\n\n" + two[1].content), two[2]]
+        assert ids(chats[name].conversation(two)) == ids(chats[name].conversation(merged))
+        apart, joined = chats[name].observation("a door", "a hall"), chats[name].observation("a door\n\na hall")
+        assert ids([apart]) == ids([joined])
+
+
+def test_a_system_text_goes_before_the_first_user_message_where_there_is_no_system_role(chats):
+    told = [Message("system", "Action: x"), *EPISODE]
+    assert chats["llama3"].system
+    assert ids(chats["llama3"].conversation(told)) == rendered(chats["llama3"], told)[:]
+    assert not chats["gemma"].system
+    folded = [Message("user", "Action: x\n\n" + EPISODE[0].content), *EPISODE[1:]]
+    assert ids(chats["gemma"].conversation(told)) == ids(chats["gemma"].conversation(folded))
+    only = [told[0], *EPISODE[1:]]  # nothing to fold it into: it is the user message
+    assert ids(chats["gemma"].conversation(only)) == ids(
+        chats["gemma"].conversation([Message("user", "Action: x"), *EPISODE[1:]])
+    )
+
+
+def test_segments_of_a_conversation_make_one_path(chats):
+    nodes = path_tree(chats["qwen2.5"].conversation(EPISODE))
+    assert [n.parent for n in nodes] == list(range(-1, 5))
+    prompt = chats["qwen2.5"].tokenizer.decode(nodes[0].segment.tokens)
+    assert prompt.count("Be a good model.") == 1, "the template's own system text appears once, not before every turn"
+
+
+def test_a_template_that_forgets_thoughts_serves_until_there_are_thoughts_to_forget():
+    chat = load_chat(make_tokenizer(dataclasses.replace(FAMILIES["chatml"], template=FORGETS_THOUGHTS)))
+    assert ids(chat.conversation(EPISODE)) == rendered(chat, EPISODE)[:-1]
+    thinking = [*EPISODE[:1], Message("assistant", "<think>\na door\n</think>\nAction: go", loss=True), *EPISODE[2:]]
+    with pytest.raises(
+        UserError, match=r"rewrites turns of this conversation before message 3; .*--config\.chat_template"
+    ):
+        chat.conversation(thinking)
+    parts = [chat.prompt(thinking[:1]), chat.action(thinking[1].content), chat.observation("a door")]
+    text = chat.tokenizer.decode(ids(parts))
+    assert "</think>" in text, "turn by turn nothing is forgotten"
+
+
+REFUSED = {
+    "counts messages": ("{{ messages | length }}" + CHATML, "does not keep prefixes"),
+    "opens a thought": (
+        CHATML.replace("assistant\\n' }}{% endif %}", "assistant\\n<think>\\n' }}{% endif %}"),
+        "no prefix of the answered",
+    ),
+    "joins lines": (
+        CHATML.replace(
+            "{{ m['content'] + '<|im_end|>' }}{% endg", "{{ m['content'] | replace('\\n', ' ') + '<|im_end|>' }}{% endg"
+        ),
+        "alters the text",
+    ),
+    "ends turns in words": (CHATML.replace("<|im_end|>", " END"), "ends no assistant turn with a special token"),
+    "is no template": ("{% for m in", "refuses messages"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_template_that_cannot_be_used_is_refused_with_the_fix(name):
+    template, reason = REFUSED[name]
+    with pytest.raises(UserError, match=reason) as caught:
+        load_chat(make_tokenizer(FAMILIES["chatml"]), template)
+    assert "--config.chat_template=chatml" in str(caught.value)
+
+
+def test_no_template_is_refused_and_chatml_can_be_asked_for_by_name():
+    tokenizer = make_tokenizer(dataclasses.replace(FAMILIES["chatml"], template=""))
+    with pytest.raises(UserError, match=r"no chat template; set --config\.chat_template=chatml"):
+        load_chat(tokenizer)
+    assert load_chat(tokenizer, "chatml").end_of_turn == "<|im_end|>"
+
+
+def test_what_cannot_be_learned_from_is_refused(chats):
+    with pytest.raises(UserError, match="without an assistant turn"):
+        chats["chatml"].conversation(EPISODE[:1])
+    with pytest.raises(UserError, match="begins with a system or user message"):
+        chats["llama2"].conversation([EPISODE[1], *EPISODE])
+    with pytest.raises(UserError, match=r"refuses messages with roles user, system, .*must alternate"):
+        chats["llama2"].prompt([EPISODE[0], Message("system", "x"), *EPISODE[1:]])
+
+
+def test_padding_gets_a_token_of_its_own():
+    family = FAMILIES["chatml"]
+    chat = load_chat(make_tokenizer(family, pad=family.eos, extra=["<|endoftext|>", "<|fill_pad|>"]))
+    assert chat.tokenizer.pad_token == "<|fill_pad|>"
+    assert chat.tokenizer.pad_token_id != chat.end_id
+    assert chat.action("Action: go").tokens[-1] == chat.end_id
+    lonely = Family(CHATML.replace("<|im_start|>", ""), (), None, "<|im_end|>", "<|im_end|>")
+    with pytest.raises(UserError, match="padding and end-of-turn are the same token"):
+        load_chat(make_tokenizer(lonely, pad="<|im_end|>"))
+
+
+def test_a_blank_is_put_before_a_text_and_not_inside_it(chats):
+    for name in ("llama2", "llama2, old tokenizer file"):
+        chat = chats[name]
+        alone = chat.encode("go")
+        inside = chat.encode("go", after="\n")
+        assert chat.tokenizer.convert_ids_to_tokens(alone)[0].startswith("▁")
+        assert not chat.tokenizer.convert_ids_to_tokens(inside)[0].startswith("▁")
+
+
+def test_a_segment_does_not_depend_on_what_comes_after_it(family_chat):
+    _, chat = family_chat
+    whole = chat.conversation(EPISODE)
+    for turns in (2, 4):
+        part = chat.conversation(EPISODE[:turns])
+        assert [s.tokens.tolist() for s in part] == [s.tokens.tolist() for s in whole[:turns]]

@@ -1,0 +1,85 @@
+"""Episodes as segments: who is told what, and every turn tokenised once, whichever way one comes to it."""
+
+import numpy as np
+import pytest
+
+from agentrm_jax.prompts import Encoder, opening, transcript
+from agentrm_jax.types import Action, Message, Outcome, State, Task, trajectory_of
+
+TASK = Task("hall", "1", "train", 5)
+
+
+def start() -> State:
+    return State(TASK, "leave", outcome=Outcome("A door."))
+
+
+def walk(state: State, text: str, observation: str, tokens: tuple[int, ...] = ()) -> State:
+    proposed = state.propose(Action(text, tokens))
+    return State(TASK, state.goal, state, proposed.action, Outcome(observation), proposed.depth)
+
+
+def ids(segments) -> list[list[int]]:
+    return [s.tokens.tolist() for s in segments]
+
+
+def test_the_policy_is_told_how_to_reply_and_the_reward_model_what_the_task_is(hall):
+    (told,) = opening(hall, "leave", "A door.", reader="policy")
+    assert told == Message("user", f"{hall.instruction}\n\nYour task: leave\n\nA door.")
+    (told,) = opening(hall, "leave", "A door.", reader="reward", examples=1)
+    assert told == Message("user", "An agent walks through a hall. Its goal: leave\n\nA door.")
+    assert "Action:" not in told.content
+
+
+def test_an_example_is_shown_between_instruction_and_task_and_none_of_it_is_learned(hall):
+    messages = opening(hall, "leave", "A door.", reader="policy", examples=1)
+    assert [m.role for m in messages] == ["user", "assistant", "user", "assistant", "user"]
+    assert (messages[0].content, messages[1].content) == (hall.instruction, "OK")
+    assert tuple(messages[2:4]) == hall.example
+    assert messages[4].content == "Your task: leave\n\nA door."
+    assert not any(m.loss for m in messages)
+
+
+@pytest.mark.parametrize("examples", [0, 1])
+def test_a_state_a_trajectory_and_a_transcript_give_the_same_segments(chat, hall, examples):
+    encoder = Encoder(chat, {"hall": hall}, examples=examples)
+    state = walk(walk(start(), "Action: look", "Observation: a key"), "Action: leave", "Observation: done")
+    turn = encoder.turn(state)
+    assert [s.kind for s in turn] == ["prompt", "action", "observation", "action"]
+    assert [s.loss for s in turn] == [False, True, False, True]
+    assert ids(encoder.trajectory(trajectory_of(state))) == ids(turn)
+    assert ids(encoder.history(state)) == [*ids(turn), chat.observation("Observation: done").tokens.tolist()]
+    if not examples:
+        assert ids(chat.conversation(transcript(hall, trajectory_of(state)))) == ids(turn)
+
+
+def test_a_value_is_read_at_the_end_of_a_turn_before_its_outcome_is_known(chat, hall):
+    encoder = Encoder(chat, {"hall": hall}, reader="reward")
+    proposed = start().propose(Action("Action: leave"))
+    turn = encoder.turn(proposed)
+    assert turn[-1].tokens[-1] == chat.end_id
+    assert ids(turn) == ids(encoder.turn(walk(start(), "Action: leave", "Observation: done")))
+
+
+def test_the_past_of_siblings_is_the_same_object(chat, hall):
+    encoder = Encoder(chat, {"hall": hall})
+    root = start()
+    one, two = (encoder.turn(root.propose(Action(f"Action: {a}"))) for a in ("look", "leave"))
+    assert one[0] is two[0]
+    assert encoder.history(root) is encoder.history(root)
+
+
+def test_sampled_ids_are_used_as_they_are_unless_they_are_another_tokenizers(chat, hall):
+    tokens = (*chat.encode("Action: le").tolist(), *chat.encode("ave").tolist(), chat.end_id)
+    state = walk(start(), "Action: leave", "Observation: done", tokens)
+    same, other = (Encoder(chat, {"hall": hall}, keeps_ids=k).turn(state)[-1].tokens for k in (True, False))
+    assert tuple(same) == tokens
+    assert np.array_equal(other, chat.action("Action: leave").tokens)
+
+
+def test_a_forgotten_state_is_forgotten_by_the_encoder_too(chat, hall):
+    encoder = Encoder(chat, {"hall": hall})
+    state = start()
+    encoder.history(state)
+    assert len(encoder._known) == 1
+    del state
+    assert len(encoder._known) == 0

@@ -1,0 +1,131 @@
+"""One program, any mesh: eight devices in whatever arrangement give the loss and the gradients of one.
+
+Run as a script, this file is the program that does so on simulated devices (their number must be set before JAX starts).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from agentrm_jax import parallel, tree
+from agentrm_jax.models.config import ModelConfig
+from agentrm_jax.models.transformer import Transformer
+from agentrm_jax.training import state as training
+from agentrm_jax.tree import Node, Segment
+from agentrm_jax.types import UserError
+
+MESHES = ((8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8))
+# 80 tokens a row: long enough for tiles. 2 key/value heads: 8 devices cannot share them, so they are replicated there.
+CONFIG = ModelConfig(vocab_size=64, num_layers=2, d_model=32, num_heads=8, num_kv_heads=2, head_dim=8, d_ff=32)
+LENGTH = 80
+
+
+def batch() -> dict[str, np.ndarray]:
+    """Eight rows, each with a branching tree, another document, and padding; targets for both losses."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(8):
+        segments = [Segment(rng.integers(1, 64, n).astype(np.int32), "action", True) for n in (25, 15, 12, 20)]
+        nodes = [Node(s, p, value=0.5, value_weight=1.0) for s, p in zip(segments, (-1, 0, 0, -1), strict=True)]
+        rows.append(tree.to_row([tree.flatten(nodes)], LENGTH))
+    fields = ("tokens", "positions", "subtree_end", "previous", "loss_weight", "value", "value_weight")
+    return {f: np.stack([getattr(r, f) for r in rows]) for f in fields}
+
+
+def one_step(sizes: tuple[int, int, int], devices: list[jax.Device]) -> tuple[float, list[np.ndarray], dict[str, str]]:
+    """Loss, gradients (kept by the optimizer), and where parameters and optimizer state are."""
+    mesh = parallel.make_mesh(*sizes, devices=devices)
+    tx = optax.trace(decay=0.0)
+    graphdef, state, placed = training.init_state(lambda rngs: Transformer(CONFIG, rngs=rngs), tx, mesh, 0)
+    step = training.make_train_step(graphdef, tx, training.make_loss("imitation", jnp.float32), placed, mesh)
+    rows = parallel.batch_rows(8, mesh)
+    state, metrics = step(state, parallel.put_batch({k: v[:rows] for k, v in batch().items()}, mesh))
+    where = {}
+    for name, variables in (("params", state.params), ("opt_state", state.opt_state.trace)):
+        for path, x in nnx.to_flat_state(variables):
+            where[f"{name}/{path[-1]}"] = str(tuple(x[...].sharding.spec))
+    return float(metrics["loss"]), jax.device_get(jax.tree.leaves(state.opt_state)), where
+
+
+def main() -> None:
+    expected, gradients, _ = one_step((1, 1, 1), jax.devices()[:1])
+    scale = [np.abs(g).max() for g in gradients]
+    report = {}
+    for sizes in MESHES:
+        loss, found, where = one_step(sizes, jax.devices())
+        worst = max(float(np.abs(a - b).max() / s) for a, b, s in zip(found, gradients, scale, strict=True))
+        report[str(sizes)] = {"loss": abs(loss - expected) / expected, "gradient": worst, "where": where}
+    print(json.dumps(report))
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, dict]:
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=lambda s: "x".join(map(str, s)))
+def test_a_mesh_gives_the_loss_and_gradients_of_one_device(report, sizes):
+    assert report[str(sizes)]["loss"] < 1e-5
+    assert report[str(sizes)]["gradient"] < 1e-5
+
+
+def test_parameters_and_their_optimizer_state_lie_where_the_table_says(report):
+    where = report["(2, 2, 2)"]["where"]
+    expected = {
+        "embed_vd": ("tensor", "fsdp"),
+        "wq_dnh": (None, "fsdp", "tensor", None),
+        "wk_dkh": (None, "fsdp", "tensor", None),
+        "wo_nhd": (None, "tensor", None, "fsdp"),
+        "w_gate_df": (None, "fsdp", "tensor"),
+        "w_down_fd": (None, "tensor", "fsdp"),
+    }
+    for name, spec in expected.items():
+        assert where[f"params/{name}"] == where[f"opt_state/{name}"] == str(spec)
+    assert "tensor" not in report["(1, 1, 8)"]["where"]["params/wk_dkh"], "two heads do not divide over eight devices"
+    assert "tensor" in report["(1, 1, 8)"]["where"]["params/wq_dnh"]
+
+
+def test_what_is_left_goes_to_the_axis_of_size_minus_one():
+    assert dict(parallel.make_mesh(devices=jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(parallel.make_mesh(1, -1, 1, devices=jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 2, 1), (-1, -1, 1), (-1, 0, 1), (-1, -2, -2), (1, -1, -1)])
+def test_sizes_that_do_not_fit_are_refused_with_the_fix(sizes):
+    with pytest.raises(
+        UserError, match=rf"mesh data={sizes[0]}, .* does not fit 1 devices; set --config\.mesh\.data=-1"
+    ):
+        parallel.make_mesh(*sizes, devices=jax.devices()[:1])
+
+
+class Shape:
+    """A mesh as far as `batch_rows` looks at it."""
+
+    def __init__(self, data: int, fsdp: int):
+        self.shape = {"data": data, "fsdp": fsdp}
+
+
+def test_rows_of_a_process(monkeypatch):
+    assert parallel.batch_rows(8, Shape(2, 2)) == 8
+    with pytest.raises(UserError, match="batch of 6 rows does not divide over 4 devices and 1 processes"):
+        parallel.batch_rows(6, Shape(2, 2))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert parallel.batch_rows(8, Shape(2, 2)) == 4
+    with pytest.raises(UserError, match="gives 2 processes no rows of their own; lower tensor"):
+        parallel.batch_rows(8, Shape(1, 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Two processes that train together are one that trains alone: same losses, same parameters, and checkpoints of both.
+
+Run as a script with a folder and a phase, this file is one of the processes.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agentrm_jax import parallel, tree
+from agentrm_jax.data import pipeline
+from agentrm_jax.models.config import ModelConfig
+from agentrm_jax.models.transformer import Transformer
+from agentrm_jax.training import state as training
+from agentrm_jax.training.checkpoint import Checkpoints
+from agentrm_jax.tree import Node, Segment
+
+CONFIG = ModelConfig(vocab_size=64, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32)
+FIELDS = ("tokens", "positions", "subtree_end", "previous", "loss_weight", "value", "value_weight")
+LENGTH, ROWS = 16, 16
+
+
+def source() -> list[dict[str, np.ndarray]]:
+    """Trees that fill a row each, so that two processes with half of the rows read what one with all of them reads."""
+    rng = np.random.default_rng(0)
+    segments = [Segment(rng.integers(1, 64, LENGTH).astype(np.int32), "action", True) for _ in range(32)]
+    flats = [tree.flatten([Node(s, -1)]) for s in segments]
+    return [{f: getattr(t, f) for f in FIELDS} for t in flats]
+
+
+def train(folder: Path, until: int) -> dict[str, list[float]]:
+    """A few steps as train.py makes them, from the last checkpoint on. Returns losses and a digest of the parameters."""
+    mesh = parallel.make_mesh()
+    data = iter(
+        pipeline.batches(
+            source(),
+            rows=parallel.batch_rows(ROWS, mesh),
+            row_length=LENGTH,
+            seed=0,
+            shard=jax.process_index(),
+            shards=jax.process_count(),
+        )
+    )
+    tx = training.make_optimizer(learning_rate=1e-2, warmup=0.0, total_steps=10, weight_decay=0.0, clip=1.0)
+    graphdef, state, placed = training.init_state(lambda rngs: Transformer(CONFIG, rngs=rngs), tx, mesh, 0)
+    step = training.make_train_step(graphdef, tx, training.make_loss("imitation", jnp.float32), placed, mesh)
+    losses = []
+    with Checkpoints(folder) as checkpoints:
+        state, _ = checkpoints.restore(state, placed, data)
+        while int(state.step) < until:
+            state, metrics = step(state, parallel.put_batch(next(data), mesh))
+            losses.append(float(metrics["loss"]))
+        checkpoints.save(state, data, {"tokens": until})
+    digest = jax.jit(lambda p: jnp.stack([jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(p)]))(state.params)
+    return {"losses": losses, "parameters": np.asarray(digest).tolist()}
+
+
+def two(folder: Path, until: int) -> list[dict[str, list[float]]]:
+    """What each of two processes says that trains in `folder`."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    env = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "1"}
+    env["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command = [sys.executable, __file__, str(folder), str(until)]
+    started = [
+        subprocess.Popen(
+            command, env=env | {"JAX_PROCESS_ID": str(i)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+    said = []
+    for process in started:
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err
+        said.append(json.loads(out.splitlines()[-1]))
+    return said
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one_also_when_they_are_stopped_and_started_again(tmp_path):
+    alone = train(tmp_path / "alone", 4)
+    first = two(tmp_path / "both", 2)
+    rest = two(tmp_path / "both", 4)
+    assert first[0] == first[1]
+    assert rest[0] == rest[1]
+    np.testing.assert_allclose(first[0]["losses"] + rest[0]["losses"], alone["losses"], rtol=1e-5)
+    np.testing.assert_allclose(rest[0]["parameters"], alone["parameters"], rtol=1e-5)
+
+
+if __name__ == "__main__":
+    parallel.start_distributed()
+    assert jax.process_count() == 2
+    print(json.dumps(train(Path(sys.argv[1]), int(sys.argv[2]))))
