@@ -64,8 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(name: str, seconds: float, workers: int) -> dict[str, Any]:
     demonstrated = demonstrations(name, _TASKS)
-    if not demonstrated:
-        raise UserError(f"the expert of {name} did nothing on {_TASKS} tasks")
     child = subprocess.run(
         [sys.executable, "-m", "benchmarks.environment_costs", name, "--alone", f"--seconds={seconds}"],
         input=_write(demonstrated),

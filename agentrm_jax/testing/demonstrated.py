@@ -60,14 +60,18 @@ def demonstrations(
     """Expert commands of `count` tasks spread over the split, fewer if the expert fails on some.
 
     `max_steps` cuts the tasks short (not the commands, which may then lead beyond the end of the episode).
+    Raises EnvironmentFault if the expert fails on all.
     """
     every = find(name).tasks(split, LIGHT.get(name, {}))
     chosen = [every[i * len(every) // count] for i in range(min(count, len(every)))]
 
+    errors: list[str] = []
+
     async def one(pool: EnvironmentPool, task: Task) -> Demonstration | None:
         try:
             trajectory = await pool.demonstrate(task, time_limit=time_limit)
-        except EnvironmentFault:
+        except EnvironmentFault as error:
+            errors.append(str(error))
             return None
         commands = tuple(s.outcome.parsed for s in trajectory.steps if s.outcome.parsed)
         shorter = dataclasses.replace(task, max_steps=min(task.max_steps, max_steps))
@@ -77,7 +81,10 @@ def demonstrations(
         async with EnvironmentPool({name: LIGHT.get(name, {})}, workers, time_limit, live=1, retries=0) as pool:
             return await asyncio.gather(*(one(pool, task) for task in chosen))
 
-    return [d for d in asyncio.run(go()) if d is not None]
+    found = [d for d in asyncio.run(go()) if d is not None]
+    if not found:
+        raise EnvironmentFault(f"the expert of {name} did nothing on {len(chosen)} tasks: {'; '.join(errors[:1])}")
+    return found
 
 
 def wandering_policy(demonstrated: Sequence[Demonstration], *, follow: float = 0.7) -> ScriptedPolicy:
