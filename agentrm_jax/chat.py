@@ -115,7 +115,7 @@ class Chat:
                 return np.asarray(both[len(before) :], np.int32)
         return np.asarray(_ids(self.tokenizer, text), np.int32)
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """Text of an assistant turn's tokens, without end-of-turn and other special tokens."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 

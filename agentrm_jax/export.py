@@ -9,6 +9,7 @@ package computes for them, so that any server can be checked with one request.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,7 +97,7 @@ def example_scores(
     """Conversations as token ids with our numbers for them, computed in float32.
 
     `score` is the value at the last token (the end of turn) of a reward model, `values` with it at every token; for a policy
-    `logprob` is the sum over the last assistant turn.
+    `logprob` is the sum over the last assistant turn, the last `logprob_tokens` ids.
     """
     rows: list[dict[str, JSON]] = []
     for messages in conversations:
@@ -109,7 +110,8 @@ def example_scores(
             "input_ids": ids.tolist(),
         }
         if head == "CausalLM":
-            row["logprob"] = float(numbers[-len(segments[-1].tokens) :].sum())
+            count = len(segments[-1].tokens)
+            row |= {"logprob": float(numbers[-count:].sum()), "logprob_tokens": count}
         else:
             row["score"] = float(numbers[-1])
             if head == "TokenClassification":
@@ -175,6 +177,7 @@ def _write_weights(params: Params, config: ModelConfig, out: Path, head: Head, s
         _write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
     for file, shard in zip(files, shards, strict=True):
         save_file({name: get() for name, get in shard.items()}, out / file, metadata={"format": "pt"})
+        (out / file).chmod((out / "config.json").stat().st_mode)  # safetensors makes files that only their owner reads
 
 
 def _write_json(path: Path, fields: dict[str, JSON]) -> None:
@@ -188,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder to write; must be new or empty")
     parser.add_argument("--tokens", action="store_true", help="a reward model as *ForTokenClassification")
     args = parser.parse_args(argv)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # only its tokenizers are used; it warns about the rest
     try:
         from flax import nnx
 

@@ -93,5 +93,7 @@ def batch_rows(rows: int, mesh: Mesh) -> int:
     if rows % ways or rows % processes:
         raise UserError(f"batch of {rows} rows does not divide over {ways} devices and {processes} processes")
     if ways % processes:  # processes that share a row would have to read the same data
-        raise UserError(f"a mesh with data x fsdp = {ways} gives {processes} processes no rows of their own; lower tensor")
+        raise UserError(
+            f"a mesh with data x fsdp = {ways} gives {processes} processes no rows of their own; lower tensor"
+        )
     return rows // processes

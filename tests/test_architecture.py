@@ -29,7 +29,6 @@ MAY_IMPORT = {
     "policies": {"types", "tree", "chat", "prompts", "envs", "models", "engine", "training"},
     "rewards": {"types", "tree", "chat", "prompts", "envs", "models", "engine", "training"},
     "evaluation": {"types", "search", "data"},
-    "testing": {"types", "envs"},
 }
 # Rooms without model code, and what would bring it in.
 FREE = ("types", "tree", "chat", "prompts", "envs", "search", "evaluation", "data", "config")

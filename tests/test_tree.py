@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from typing import cast
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ def test_a_tree_that_fits_is_not_split():
 
 def conversation(sizes: list[int]) -> list[Segment]:
     """A prompt, then actions and observations in turn."""
-    kinds = ["prompt", *(("action", "observation") * len(sizes))]
+    kinds: list[tree.Kind] = ["prompt", *cast(list[tree.Kind], ["action", "observation"] * len(sizes))]
     return [
         Segment(np.full(s, i, np.int32), k, k == "action") for i, (s, k) in enumerate(zip(sizes, kinds, strict=False))
     ]

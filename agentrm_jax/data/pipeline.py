@@ -21,7 +21,7 @@ def write_dataset(folder: Path, trees: Sequence[FlatTree], *, meta: dict[str, JS
     """Writes flattened trees as a TFDS dataset named `token_trees` (split `train`, array_record files, no TensorFlow)."""
     import tensorflow_datasets as tfds
 
-    class TokenTrees(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class TokenTrees(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """Flattened token trees."""
 
         VERSION = tfds.core.Version("1.0.0")

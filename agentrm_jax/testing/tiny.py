@@ -44,7 +44,7 @@ def dense_hidden(model: Transformer, tokens: Sequence[int] | np.ndarray) -> jax.
     ids = np.zeros(total, np.int32)
     ids[:size] = tokens
     end = np.where(index < size, size, index + 1).astype(np.int32)
-    return _forward(model, ids[None], index[None], end[None])[0, :size]
+    return _forward(model, *(jnp.asarray(x)[None] for x in (ids, index, end)))[0, :size]
 
 
 @nnx.jit
@@ -64,7 +64,8 @@ def dense_values(model: Transformer, tokens: Sequence[int] | np.ndarray) -> np.n
 
 def dense_greedy(model: Transformer, tokens: Sequence[int] | np.ndarray, max_new: int, end_id: int) -> list[int]:
     """Greedy decoding that reads the whole path again for every token."""
-    path, new = list(tokens), []
+    path = list(tokens)
+    new: list[int] = []
     while len(new) < max_new and (not new or new[-1] != end_id):
         new.append(int(jnp.argmax(dense_logits(model, path + new)[-1])))
     return new

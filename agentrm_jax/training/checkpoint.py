@@ -145,9 +145,7 @@ def load_model(place: Path | str, *, step: int | None = None) -> LoadedModel:
 def _load_pretrained(place: Path | str) -> LoadedModel:
     """A model that was trained elsewhere; a one-label classifier brings its value head."""
     found = open_pretrained(str(place))
-    shape = weights.abstract_params(
-        found.config, lm_head=found.head == "CausalLM", value_head=found.head != "CausalLM"
-    )
+    shape = weights.abstract_params(found.config, lm_head=found.head == "CausalLM", value_head=found.head != "CausalLM")
     params = weights.load_params(found.source(), found.config, shape)
     return LoadedModel(weights.build(found.config, params), load_chat(found.tokenizer()), 0, {})
 

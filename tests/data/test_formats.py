@@ -33,15 +33,11 @@ trajectories = st.builds(
 def search_trees(draw: st.DrawFn) -> SearchTree:
     nodes = [TreeNode(-1, None, draw(outcomes), 3, 1.5, 1.25, 0.0, 1.0, expanded=True)]
     for i in range(draw(st.integers(0, 4))):
-        numbers = [draw(units) for _ in range(4)]
-        flags = {
-            "expanded": draw(st.booleans()),
-            "closed": draw(st.booleans()),
-            "multiplicity": draw(st.integers(1, 5)),
-        }
-        nodes.append(
-            TreeNode(draw(st.integers(0, i)), draw(actions), draw(outcomes), draw(st.integers(0, 9)), *numbers, **flags)
-        )
+        made = st.builds(
+            TreeNode, st.just(draw(st.integers(0, i))), actions, outcomes, st.integers(0, 9), units, units, units, units,
+            st.integers(1, 5), st.booleans(), st.booleans(),
+        )  # fmt: skip
+        nodes.append(draw(made))
     return SearchTree(draw(tasks), draw(texts), tuple(nodes), draw(metas))
 
 

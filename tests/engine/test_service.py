@@ -33,7 +33,7 @@ def test_answers_come_back_in_the_askers_order():
     device = Device()
     assert asyncio.run(ask_all(Batcher(device, most=4), range(10))) == [2 * x for x in range(10)]
     assert max(len(b) for b in device.batches) == 4
-    assert sorted(sum(device.batches, [])) == list(range(10))
+    assert sorted(x for batch in device.batches for x in batch) == list(range(10))
 
 
 def test_what_arrives_while_a_batch_runs_becomes_the_next_batch():

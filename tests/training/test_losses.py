@@ -7,9 +7,9 @@ import pytest
 
 from agentrm_jax.training import losses
 
-VALUES = np.array([[0.2, 0.5, -1.0, 2.0]], np.float32)
-TARGETS = np.array([[0.3, 1.0, 0.0, 0.5]], np.float32)
-WEIGHTS = np.array([[1.0, 0.0, 3.0, 0.0]], np.float32)
+VALUES = jnp.array([[0.2, 0.5, -1.0, 2.0]], jnp.float32)
+TARGETS = jnp.array([[0.3, 1.0, 0.0, 0.5]], jnp.float32)
+WEIGHTS = jnp.array([[1.0, 0.0, 3.0, 0.0]], jnp.float32)
 KINDS = {"regression": losses.regression, "cross_entropy": losses.cross_entropy}
 
 
@@ -18,9 +18,10 @@ def test_regression_is_the_weighted_mean_squared_error():
 
 
 def test_cross_entropy_is_binary_with_soft_targets():
-    p = 1 / (1 + np.exp(-VALUES.astype(np.float64)))
-    each = -(TARGETS * np.log(p) + (1 - TARGETS) * np.log(1 - p))
-    assert losses.cross_entropy(VALUES, TARGETS, WEIGHTS) == pytest.approx((each * WEIGHTS).sum() / 4, rel=1e-6)
+    p = 1 / (1 + np.exp(-np.asarray(VALUES, np.float64)))
+    targets, weights = np.asarray(TARGETS, np.float64), np.asarray(WEIGHTS, np.float64)
+    each = -(targets * np.log(p) + (1 - targets) * np.log(1 - p))
+    assert losses.cross_entropy(VALUES, TARGETS, WEIGHTS) == pytest.approx((each * weights).sum() / 4, rel=1e-6)
     # the golden values of algorithms 13.1: beta .05, log-ratio 4, label 1 and 0
     for label, golden in ((1.0, 0.5981388694), (0.0, 0.7981388694)):
         value, one = jnp.float32([[0.05 * 4]]), jnp.ones((1, 1))
@@ -36,10 +37,10 @@ def test_imitation_is_nats_a_token():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -1e30, 7.0])
 def test_what_has_weight_0_changes_neither_loss_nor_gradient(kind, junk):
-    off = WEIGHTS == 0
+    off = np.asarray(WEIGHTS == 0)
     f = jax.value_and_grad(KINDS[kind], argnums=(0, 1))
     clean = f(VALUES, TARGETS, WEIGHTS)
-    dirty = f(np.where(off, junk, VALUES), np.where(off, junk, TARGETS), WEIGHTS)
+    dirty = f(jnp.where(off, junk, VALUES), jnp.where(off, junk, TARGETS), WEIGHTS)
     for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(dirty), strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.asarray(clean[1][0])[off].any(), "the gradient there is exactly 0"
@@ -47,7 +48,7 @@ def test_what_has_weight_0_changes_neither_loss_nor_gradient(kind, junk):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_any_weight_loss_and_gradient_are_0(kind):
-    loss, gradient = jax.value_and_grad(KINDS[kind])(VALUES, np.full_like(TARGETS, np.nan), np.zeros_like(WEIGHTS))
+    loss, gradient = jax.value_and_grad(KINDS[kind])(VALUES, jnp.full_like(TARGETS, np.nan), jnp.zeros_like(WEIGHTS))
     assert loss == 0
     assert not np.asarray(gradient).any()
     assert losses.imitation(jnp.full((1, 4), -jnp.inf), jnp.zeros((1, 4))) == 0

@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,24 +109,22 @@ def test_sizes_that_do_not_fit_are_refused_with_the_fix(sizes):
     with pytest.raises(
         UserError, match=rf"mesh data={sizes[0]}, .* does not fit 1 devices; set --config\.mesh\.data=-1"
     ):
-        parallel.make_mesh(*sizes, devices=jax.devices()[:1])
+        parallel.make_mesh(sizes[0], sizes[1], sizes[2], jax.devices()[:1])
 
 
-class Shape:
+def shape(data: int, fsdp: int) -> Any:
     """A mesh as far as `batch_rows` looks at it."""
-
-    def __init__(self, data: int, fsdp: int):
-        self.shape = {"data": data, "fsdp": fsdp}
+    return types.SimpleNamespace(shape={"data": data, "fsdp": fsdp})
 
 
 def test_rows_of_a_process(monkeypatch):
-    assert parallel.batch_rows(8, Shape(2, 2)) == 8
+    assert parallel.batch_rows(8, shape(2, 2)) == 8
     with pytest.raises(UserError, match="batch of 6 rows does not divide over 4 devices and 1 processes"):
-        parallel.batch_rows(6, Shape(2, 2))
+        parallel.batch_rows(6, shape(2, 2))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert parallel.batch_rows(8, Shape(2, 2)) == 4
+    assert parallel.batch_rows(8, shape(2, 2)) == 4
     with pytest.raises(UserError, match="gives 2 processes no rows of their own; lower tensor"):
-        parallel.batch_rows(8, Shape(1, 1))
+        parallel.batch_rows(8, shape(1, 1))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from flax import nnx
 from agentrm_jax import parallel, tree
 from agentrm_jax.models.transformer import Transformer, token_logprobs
 from agentrm_jax.training import state as training
-from agentrm_jax.tree import FlatTree, Node, Segment
+from agentrm_jax.tree import FlatTree, Kind, Node, Segment
 from agentrm_jax.types import UserError
 
 LENGTH = 48
@@ -29,7 +30,7 @@ def batch_of(*rows: list[FlatTree], length: int = LENGTH) -> dict[str, np.ndarra
 def episode(seed: int, turns: int = 2) -> list[Segment]:
     """A prompt and turns of random tokens."""
     rng = np.random.default_rng(seed)
-    kinds = ["prompt", *("action", "observation") * turns][: 2 * turns]
+    kinds: list[Kind] = ["prompt", *cast(list[Kind], ["action", "observation"] * turns)][: 2 * turns]
     return [Segment(rng.integers(1, 64, rng.integers(1, 4)).astype(np.int32), k, k == "action") for k in kinds]
 
 
@@ -151,7 +152,7 @@ def test_a_token_is_predicted_at_the_token_before_it_on_its_path(tiny):
     """A model whose logits name the next token is right everywhere, also where the neighbour to the left is another branch."""
     flat = tree.flatten(tree.merge_paths([episode(1), [*episode(1)[:1], *episode(2)[1:]], episode(3)]))
     vocab = 64
-    model = types.SimpleNamespace(
+    model: Any = types.SimpleNamespace(
         config=types.SimpleNamespace(tie_embeddings=False), head_dv=100 * jnp.eye(2 * vocab)[:, :vocab]
     )
     knows = np.zeros((1, len(flat), 2 * vocab), np.float32)
@@ -161,7 +162,11 @@ def test_a_token_is_predicted_at_the_token_before_it_on_its_path(tiny):
     single = np.bincount(flat.previous[flat.previous >= 0], minlength=len(flat))[flat.previous] == 1
 
     def logprobs(previous):
-        return np.asarray(token_logprobs(model, jnp.asarray(knows), flat.tokens[None], previous[None], chunk=7))[0]
+        return np.asarray(
+            token_logprobs(
+                model, jnp.asarray(knows), jnp.asarray(flat.tokens)[None], jnp.asarray(previous)[None], chunk=7
+            )
+        )[0]
 
     right = logprobs(flat.previous)
     np.testing.assert_allclose(right[single & (flat.previous >= 0)], 0, atol=1e-5)

@@ -1,0 +1,88 @@
+"""The benchmarks run at toy size and set every figure beside its baseline of the same run."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from agentrm_jax import tree
+from agentrm_jax.testing.tiny import dense_greedy, tiny_model
+from benchmarks import naive, run, training
+from benchmarks.measure import NANO_SIZE, TOY_SIZE, Row, Spread, compare, machine, table
+
+
+@pytest.mark.parametrize("name", ["matmul", "scoring"])
+def test_a_run_writes_rows_with_baseline_and_ratio(name, tmp_path, capsys):
+    out, page = tmp_path / "out.json", tmp_path / "page.md"
+    page.write_text(f"before\n{run.BEGIN}\nold\n{run.END}\nafter\n")
+    assert run.main([name, "--size=toy", "--seconds=0.01", f"--json={out}", f"--write={page}"]) == 0
+    found = json.loads(out.read_text())
+    assert found["rows"]
+    for row in found["rows"]:
+        assert row["benchmark"] == name
+        assert row["baseline"]
+        assert row["repeats"] >= 3
+        for side in ("ours", "theirs", "gflops"):
+            assert 0 < row[side]["low"] <= row[side]["median"] <= row[side]["high"]
+        assert math.isfinite(row["ratio"])
+        assert row["case"] in page.read_text()
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert found["rows"][0]["case"] in capsys.readouterr().out
+
+
+def test_unknown_names_and_pages_without_markers_are_refused_before_any_work(tmp_path, capsys):
+    assert run.main(["speed"]) == 2
+    assert "no benchmark speed; known: matmul, decode" in capsys.readouterr().err
+    assert run.main(["matmul", f"--write={tmp_path / 'none.md'}"]) == 2
+    assert "has no table to replace" in capsys.readouterr().err
+
+
+def test_the_ratio_is_taken_repeat_by_repeat():
+    rates = iter([0.0, 0.0, 100.0, 10.0, 900.0, 90.0, 50.0, 5.0])  # the machine drifts, the ratio does not
+
+    def side(repeat):
+        value = next(rates)
+        import time
+
+        time.sleep(0.001)
+        return value
+
+    row = compare("x", "y", "things/s", side, "slow", side, size=TOY_SIZE, seconds=0.0)
+    assert row.repeats == 3
+    assert row.ratio == pytest.approx(10, rel=0.5)
+    assert row.ours.high / row.ours.low > 10
+
+
+def test_the_table_has_one_line_a_row():
+    spread = Spread(1234.5, 0.5, 2000.0)
+    row = Row("decode", "a case", "tokens/s", spread, "naive", spread, 2.5, spread, 3)
+    assert table([row, row]).count("\n") == 3
+    assert "1,234 (0.5 to 2,000) tokens/s" in table([row]) or "1,235 (0.5 to 2,000) tokens/s" in table([row])
+
+
+def test_the_machine_is_described_without_its_name():
+    import socket
+
+    assert socket.gethostname() not in json.dumps(machine()).split('"')
+    assert machine()["cores"] >= 1
+
+
+def test_the_baselines_decode_greedily():
+    model = tiny_model()
+    histories = [np.arange(4, 4 + n, dtype=np.int32) for n in (5, 9)]
+    want = [dense_greedy(model, h, 4, end_id=-1) for h in histories]
+    assert naive.recompute(model, histories, 4, 64) == want
+    assert naive.one_by_one(model, histories, 4, 64) == want
+
+
+def test_both_sides_of_the_training_benchmark_have_the_same_states():
+    nodes = training.search_tree(NANO_SIZE, 200, 3)
+    states = [i for i, n in enumerate(nodes) if n.value_weight > 0]
+    assert len(states) == 3 + 9 + 27
+    paths = [tree.flatten(training._state(nodes, i)) for i in states]
+    whole = tree.flatten(nodes)
+    assert sorted(p.value[p.value_weight > 0].item() for p in paths) == sorted(whole.value[whole.value_weight > 0])
