@@ -95,11 +95,12 @@ def load_module(path: Path) -> ModuleType:
         raise UserError(f"--config={path}: a config is a Python file, e.g. configs/sft.py")
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))
+    beside = [str(path.resolve().parent), str(path.resolve().parent.parent)]  # configs import what stands beside them
+    sys.path[:0] = beside
     try:
         spec.loader.exec_module(module)
     finally:
-        sys.path.pop(0)
+        del sys.path[: len(beside)]
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} defines no get_config(size)")
     return module

@@ -3,7 +3,7 @@
 python search.py --config=configs/beam.py
 """
 
-import common
+from configs import common
 
 
 def get_config(size: str = "nano"):

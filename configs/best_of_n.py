@@ -5,7 +5,7 @@
 Beside its own row it reports what chance (`random`) and a perfect chooser (`oracle`) would have made of the same samples.
 """
 
-import common
+from configs import common
 
 
 def get_config(size: str = "nano"):

@@ -6,7 +6,7 @@ Nano starts from its policy in `runs/nano/sft`, other sizes from the pretrained 
 missing there is made first.
 """
 
-import common
+from configs import common
 
 
 def get_config(size: str = "nano"):

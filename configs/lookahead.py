@@ -1,9 +1,9 @@
 """Step-level lookahead: at every step sample turns, score each (after `depth` greedy steps, if any), take the best.
 
-    python search.py --config=configs/lookahead.py
+python search.py --config=configs/lookahead.py
 """
 
-import common
+from configs import common
 
 
 def get_config(size: str = "nano"):

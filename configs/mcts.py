@@ -5,7 +5,7 @@
 The tasks are other ones than those the policy imitated.
 """
 
-import common
+from configs import common
 
 
 def get_config(size: str = "nano"):

@@ -6,7 +6,7 @@ The nano size makes its own data (experts of the environments, once, in `runs/na
 pretrained model (`--config=configs/sft.py:smollm2`).
 """
 
-import common
+from configs import common
 
 
 def get_config(size: str = "nano"):

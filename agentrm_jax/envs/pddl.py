@@ -279,9 +279,14 @@ _EXAMPLE = Task(
     },
 )
 
+def make(options: Options) -> Environment:
+    """One engine; it takes no options."""
+    return Pddl()
+
+
 SPEC = EnvSpec(
     name="pddl",
-    make=lambda options: Pddl(),
+    make=make,
     tasks=tasks,
     instruction="""You solve a planning puzzle. The goal lists facts that have to hold all at the same time. \
 First you are told the commands of this puzzle with their conditions, then the facts that hold now; whatever is not \
