@@ -22,7 +22,7 @@ demo: env
 test: env
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: env
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy

@@ -9,5 +9,5 @@ from configs import common
 def get_config(size: str = "nano"):
     common.check_size(size)
     config = common.search(size, method="beam", reward_model=f"runs/{size}/explicit")
-    config.search = common.config_dict(width=5, branch=5, aggregate="last", temperature=0.7)
+    config.search = common.config_dict(width=5, branch=5, aggregate="last", temperature=1.0)
     return config

@@ -64,7 +64,7 @@ def training(size: str) -> ml_collections.ConfigDict:
 def engine(size: str) -> ml_collections.ConfigDict:
     """Batch shapes the engine compiles for, and the size of its cache."""
     sizes = {
-        "nano": config_dict(cache_tokens=65536, new_tokens=(64, 128), context=(256, 512, 896), max_new=24),
+        "nano": config_dict(cache_tokens=65536, new_tokens=(64, 128), context=(256, 896), max_new=24),
         "smollm2": config_dict(cache_tokens=32768, new_tokens=(64, 512), context=(512, 2048), max_new=96),
     }.get(size, config_dict(cache_tokens=262144, new_tokens=(128, 1024), context=(2048, 8192), max_new=256))
     sizes.update(rows=(16, 64) if size == "nano" else (4, 16), samples=5)

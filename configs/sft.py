@@ -23,7 +23,7 @@ def get_config(size: str = "nano"):
         context_weight=0.3 if nano else 0.0,  # nano starts from nothing and learns to read on the way
         seed=0,
         mesh=common.config_dict(data=-1, fsdp=1, tensor=1) if nano else common.config_dict(data=1, fsdp=-1, tensor=1),
-        total_steps=130 if nano else 300,
+        total_steps=160 if nano else 300,
         learning_rate=2e-3 if nano else 2e-5,
         warmup=0.05 if nano else 0.1,
         weight_decay=0.0,

@@ -84,7 +84,7 @@ class Engine:
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far; constant once all sizes that occur have occurred."""
+        """Programs compiled so far, for engines of one kind together; constant once all sizes that occur have occurred."""
         programs = (self._read, self._write, self._start, self._decode, self._keep_rows, self._store)
         return sum(p._cache_size() for p in programs)  # type: ignore[attr-defined]
 

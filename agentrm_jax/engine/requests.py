@@ -48,7 +48,7 @@ class EngineConfig:
 
     cache_tokens: int = 65536
     rows: tuple[int, ...] = (8, 24, 64)
-    new_tokens: tuple[int, ...] = (64, 256)
+    new_tokens: tuple[int, ...] = (32, 64, 256)
     context: tuple[int, ...] = (256, 512, 1024)
     samples: int = 5
     max_new: int = 64
