@@ -20,7 +20,7 @@ def accelerator(cpu_devices: int = 1) -> None:
 
     from agentrm_jax.parallel import start_distributed
 
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    if cpu_devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", min(cpu_devices, os.cpu_count() or 1))
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # we use its tokenizers only; it warns about the rest

@@ -279,6 +279,7 @@ _EXAMPLE = Task(
     },
 )
 
+
 def make(options: Options) -> Environment:
     """One engine; it takes no options."""
     return Pddl()

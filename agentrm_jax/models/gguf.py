@@ -4,6 +4,7 @@ Needs the optional package `gguf`. Tensors are handed out under Hugging Face's n
 module is the same as for safetensors.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import re
@@ -139,8 +140,6 @@ class GGUF:
 
     def _llama3(self, config: ModelConfig) -> ModelConfig:
         """Llama 3.1 and later store their frequency scaling as a table of divisors; finds the rule it came from."""
-        import dataclasses
-
         divisors = self._dequantize("rope_freqs.weight")
         plain = rope_frequencies(config)
         for length in (8192, 4096, 16384, 32768):
