@@ -28,18 +28,20 @@ from agentrm_jax.types import UserError
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    # --- Where we are: processes, workdir, what has been done before ---------------------------------------------------
+    # --- Where we are --------------------------------------------------------------------------------------------------
     start.accelerator(config.cpu_devices)
     first = jax.process_index() == 0
+
+    # --- Mesh: all devices, named axes (before anything is written: a wrong size leaves nothing behind) ----------------
+    mesh = parallel.make_mesh(**config.mesh)
+    rows = parallel.batch_rows(config.batch_rows, mesh)
+    dtype = jax.numpy.dtype(config.dtype)
+
+    # --- What has been done before -------------------------------------------------------------------------------------
     cli.begin(config, workdir)
     if start.is_finished(workdir):
         print(f"{workdir} is finished ({config.total_steps} steps); nothing to do")
         return
-
-    # --- Mesh: all devices, named axes ---------------------------------------------------------------------------------
-    mesh = parallel.make_mesh(**config.mesh)
-    rows = parallel.batch_rows(config.batch_rows, mesh)
-    dtype = jax.numpy.dtype(config.dtype)
 
     # --- Data: records -> token trees on disk -> packed batches --------------------------------------------------------
     base = None
@@ -111,7 +113,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
             )
 
         # --- The loop ------------------------------------------------------------------------------------------------------
-        writer = MetricWriter(workdir, enabled=first)
+        writer = MetricWriter(workdir, done=done, enabled=first)
         progress = Progress(config.total_steps, done=done, enabled=first)
         tokens_seen, window = meta.get("tokens", 0), []
         clock, compile_seconds = time.monotonic(), 0.0

@@ -9,13 +9,24 @@ from agentrm_jax.types import JSON
 
 
 class MetricWriter:
-    """Appends rows to `metrics.jsonl` and TensorBoard event files in a workdir; only one process should."""
+    """Appends rows to `metrics.jsonl` and TensorBoard event files in a workdir; only one process should.
 
-    def __init__(self, workdir: Path, *, enabled: bool = True):
+    Rows after step `done` (if given), written by a run that was killed after its last checkpoint, are dropped: they will come again.
+    """
+
+    def __init__(self, workdir: Path, *, done: int | None = None, enabled: bool = True):
         from tensorboardX import SummaryWriter
 
-        self._file = (workdir / "metrics.jsonl").open("a") if enabled else None
-        self._board = SummaryWriter(str(workdir), flush_secs=30) if enabled else None
+        path = workdir / "metrics.jsonl"
+        if enabled and done is not None and path.exists():
+            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            path.write_text("".join(line for line in lines if json.loads(line)["step"] <= done))
+        self._file = path.open("a") if enabled else None
+        self._board = (
+            SummaryWriter(str(workdir), flush_secs=30, purge_step=None if done is None else done + 1)
+            if enabled
+            else None
+        )
 
     def write(self, step: int, row: dict[str, JSON]) -> None:
         """Adds one row at `step`; numbers only in TensorBoard, everything in the JSON lines."""

@@ -49,3 +49,17 @@ def test_away_from_a_terminal_lines_are_rare_but_the_last_is_shown(capsys):
     assert capsys.readouterr().err.count("\n") == 1
     Progress(10, enabled=False).show(10, final=True)
     assert capsys.readouterr().err == ""
+
+
+def test_rows_after_the_last_checkpoint_of_a_killed_run_are_written_once(tmp_path):
+    writer = MetricWriter(tmp_path)
+    for step in (10, 20, 30):
+        writer.write(step, {"loss": 1.0})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as f:
+        f.write('{"step": 4')  # killed while writing
+    writer = MetricWriter(tmp_path, done=20)
+    writer.write(30, {"loss": 2.0})
+    writer.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["loss"]) for r in rows] == [(10, 1.0), (20, 1.0), (30, 2.0)]
