@@ -75,6 +75,7 @@ def _engine(model: Transformer, size: Size, room: int) -> Engine:
         cache_tokens=2 * size.histories * room,
         rows=rows,
         new_tokens=(64, 256),
+        batch_tokens=(512, 2048),
         context=(room,),
         samples=5,
         max_new=size.new_tokens,

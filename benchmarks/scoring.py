@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from agentrm_jax import tree
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.requests import EngineConfig, ScoreRequest
+from agentrm_jax.engine.requests import EngineConfig
 from agentrm_jax.models.transformer import Transformer
 from benchmarks import naive
 from benchmarks.measure import Row, Size, compare, tokens
@@ -22,28 +21,23 @@ def run(size: Size, seconds: float) -> Iterator[Row]:
     room = -(-(prompt + size.turns * (_ACTION + _OBSERVATION)) // 64) * 64
     tasks = max(size.histories // 8, 1)
     config = EngineConfig(
-        cache_tokens=4 * tasks * room * _CANDIDATES, rows=(tasks,), new_tokens=(64, 256), context=(room,)
+        cache_tokens=4 * tasks * room * _CANDIDATES, batch_tokens=(256, 1024), new_tokens=(64, 256), context=(room,)
     )
     mine = Engine(model, config, end_id=-1)
 
-    def episodes(repeat: int) -> Iterator[list[tuple[tree.Segment, ...]]]:
+    def episodes(repeat: int) -> Iterator[list[np.ndarray]]:
         """Turn by turn, the candidate states of all tasks; the first candidate is always the one that is executed."""
-        histories: list[tuple[tree.Segment, ...]] = [
-            (tree.Segment(tokens(prompt, size, i, repeat), "prompt"),) for i in range(tasks)
-        ]
+        histories = [tokens(prompt, size, i, repeat) for i in range(tasks)]
         for turn in range(size.turns):
-            states: list[tuple[tree.Segment, ...]] = []
+            states: list[np.ndarray] = []
             for i, history in enumerate(histories):
-                candidates = [
-                    tree.Segment(tokens(_ACTION, size, i, repeat, turn, c), "action") for c in range(_CANDIDATES)
-                ]
-                states += [(*history, candidate) for candidate in candidates]
-                observation = tree.Segment(tokens(_OBSERVATION, size, i, repeat, turn, 99), "observation")
-                histories[i] = (*history, candidates[0], observation)
+                actions = [tokens(_ACTION, size, i, repeat, turn, c) for c in range(_CANDIDATES)]
+                states += [np.concatenate([history, action]) for action in actions]
+                histories[i] = np.concatenate([history, actions[0], tokens(_OBSERVATION, size, i, repeat, turn, 99)])
             yield states
 
     def ours(repeat: int) -> float:
-        return sum(len(mine.score([ScoreRequest(s) for s in states])) for states in episodes(repeat))
+        return sum(len(mine.score(states)) for states in episodes(repeat))
 
     def theirs(repeat: int) -> float:
         count = 0
@@ -51,8 +45,7 @@ def run(size: Size, seconds: float) -> Iterator[Row]:
             for at in range(0, len(states), _CANDIDATES):
                 batch = np.zeros((_CANDIDATES, room), np.int32)
                 length = np.zeros(_CANDIDATES, np.int32)
-                for row, segments in enumerate(states[at : at + _CANDIDATES]):
-                    path = np.concatenate([s.tokens for s in segments])
+                for row, path in enumerate(states[at : at + _CANDIDATES]):
                     batch[row, : len(path)], length[row] = path, len(path)
                 count += len(np.asarray(naive.last_values(model, jnp.asarray(batch), jnp.asarray(length))))
         return count

@@ -64,10 +64,34 @@ def training(size: str) -> ml_collections.ConfigDict:
 def engine(size: str) -> ml_collections.ConfigDict:
     """Batch shapes the engine compiles for, and the size of its cache."""
     sizes = {
-        "nano": config_dict(cache_tokens=65536, new_tokens=(64, 128), context=(256, 896), max_new=24),
-        "smollm2": config_dict(cache_tokens=32768, new_tokens=(64, 512), context=(512, 2048), max_new=96),
-    }.get(size, config_dict(cache_tokens=262144, new_tokens=(128, 1024), context=(2048, 8192), max_new=256))
-    sizes.update(rows=(16, 64) if size == "nano" else (4, 16), samples=5)
+        "nano": config_dict(
+            cache_tokens=262144,
+            rows=(16, 64),
+            batch_tokens=(512, 2048),
+            new_tokens=(64, 128, 512),
+            context=(256, 512, 896),
+            max_new=24,
+        ),
+        "smollm2": config_dict(
+            cache_tokens=32768,
+            rows=(4, 16),
+            batch_tokens=(128, 512),
+            new_tokens=(64, 512),
+            context=(512, 2048),
+            max_new=96,
+        ),
+    }.get(
+        size,
+        config_dict(
+            cache_tokens=262144,
+            rows=(4, 16, 64),
+            batch_tokens=(1024, 8192),
+            new_tokens=(64, 1024),
+            context=(2048, 8192),
+            max_new=256,
+        ),
+    )
+    sizes.samples = 5
     sizes.dtype = "float32" if size in ("nano", "smollm2") else "bfloat16"
     return sizes
 

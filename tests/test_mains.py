@@ -30,7 +30,8 @@ TRAIN = (
 )
 ENGINE = (
     "--config.engine.rows=4,",
-    "--config.engine.new_tokens=64,",
+    "--config.engine.batch_tokens=512,",
+    "--config.engine.new_tokens=512,",
     "--config.engine.context=768,",
     "--config.engine.samples=2",
     "--config.engine.max_new=8",

@@ -12,31 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax import tree
 from agentrm_jax.engine import kernels, layout
 from agentrm_jax.engine.prefix import PrefixCache
-from agentrm_jax.engine.requests import EngineConfig, EngineStats, GenerateRequest, Sample, ScoreRequest
+from agentrm_jax.engine.requests import EngineConfig, EngineStats, GenerateRequest, Sample
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.types import UserError
 
 J = TypeVar("J")
-_SHARE = 128  # tokens that must be saved for a shared beginning to be read in a call of its own
 _STEPS = 4  # decoding steps between two looks at which rows are done
-
-
-@dataclasses.dataclass(eq=False)
-class _Row:
-    """One history of a batch: its cached slots, the token tree to read after it, and once that is read, its slots."""
-
-    path: np.ndarray
-    cached: np.ndarray
-    flat: tree.FlatTree
-    slots: np.ndarray | None = None
-
-    def history(self) -> np.ndarray:
-        """Slots of the whole path."""
-        assert self.slots is not None
-        return np.concatenate([self.cached, self.slots])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +53,9 @@ class Engine:
         self._weights = jax.jit(lambda m: kernels.Weights(m, dtype))(model)
         self._cache = PrefixCache(config.cache_tokens)
         self._pool = kernels.empty_pool(model.config, config.cache_tokens, dtype)
+        self._value = np.full(
+            config.cache_tokens, np.nan, np.float32
+        )  # of every cached token that was read, not sampled
         self._read = jax.jit(kernels.read, static_argnums=1)
         self._write = jax.jit(kernels.write, donate_argnums=0)
         self._start = jax.jit(functools.partial(kernels.start, max_new=config.max_new, end_id=end_id), static_argnums=1)
@@ -102,22 +88,19 @@ class Engine:
                 )
         return [samples for part in self._portions(requests, lambda r: r.tokens) for samples in self._generate(part)]
 
-    def score(self, requests: Sequence[ScoreRequest]) -> np.ndarray:
-        """float32[len(requests)]: the value at the end of every path; siblings are read together as one tree.
+    def score(self, paths: Sequence[np.ndarray]) -> np.ndarray:
+        """float32[len(paths)]: the value at the end of every path. Of many paths, every distinct token is read once.
 
         Raises:
           UserError: a path is longer than the engine allows.
         """
-        paths = {r: np.concatenate([s.tokens for s in r.segments]) for r in requests}
-        for path in paths.values():
+        for path in paths:
             if len(path) > self.config.context[-1]:
                 raise UserError(
                     f"a history of {len(path)} tokens is longer than the engine's {self.config.context[-1]}"
                 )
-        values: list[np.ndarray] = [np.zeros(0, np.float32)]
-        for part in self._portions(requests, paths.__getitem__):
-            values.append(self._values(part, [paths[r] for r in part]))
-        return np.concatenate(values)
+        parts = [self._values(part) for part in self._portions(paths, lambda path: path)]
+        return np.concatenate([np.zeros(0, np.float32), *parts])
 
     def _portions(self, requests: Sequence[J], path: Callable[[J], np.ndarray]) -> list[list[J]]:
         """Requests in portions whose paths fit the cache together, so that nothing of a portion is ever evicted."""
@@ -138,34 +121,44 @@ class Engine:
     # --- sampling ----------------------------------------------------------------------------------------------------
 
     def _generate(self, requests: Sequence[GenerateRequest]) -> list[list[Sample]]:
-        paths = {r.tokens.tobytes(): r.tokens for r in requests}
-        self._read_before(list(paths.values()), as_trees=False)
-        rows = {key: self._prepare(path) for key, path in paths.items()}
-        hidden: dict[bytes, np.ndarray] = {}
-        for batch in self._batches(list(rows.items()), lambda item: self._bucket(len(item[1].flat), "new_tokens")):
-            read = self._read_batch([row for _, row in batch])
-            hidden.update(zip((key for key, _ in batch), read["hidden"], strict=True))
-
+        hidden = self._hidden([r.tokens for r in requests])
+        histories = [self._cache.match(r.tokens) for r in requests]
         jobs: list[_Job] = []
         for i, request in enumerate(requests):
             width = self.config.samples if request.n > 1 else 1
             jobs += [_Job(i, first, width) for first in range(0, request.n, width)]
-        owners = [rows[r.tokens.tobytes()] for r in requests]
         found: dict[_Job, list[Sample]] = {}
-        for group in self._batches(jobs, lambda j: (j.width, self._bucket(len(owners[j.request].path), "context"))):
+        for group in self._decode_batches(jobs, histories):
             states = np.stack([hidden[requests[j.request].tokens.tobytes()] for j in group])
-            found.update(self._sample_batch(requests, owners, group, states))
+            found.update(self._sample_batch(requests, histories, group, states))
         out: list[list[Sample]] = [[] for _ in requests]
         for job in jobs:
             out[job.request] += found[job]
         return [samples[: r.n] for samples, r in zip(out, requests, strict=True)]
 
+    def _decode_batches(self, jobs: Sequence[_Job], histories: Sequence[np.ndarray]) -> list[list[_Job]]:
+        """Jobs of one width and similar length together, in batches that fill the allowed numbers of rows well."""
+        groups: dict[tuple[int, int], list[_Job]] = {}
+        for job in jobs:
+            groups.setdefault((job.width, self._bucket(len(histories[job.request]), "context")), []).append(job)
+        out = []
+        for _, group in sorted(groups.items()):
+            at = 0
+            for count in layout.cover(len(group), self.config.rows):
+                out.append(group[at : at + count])
+                at += count
+        return out
+
     def _sample_batch(
-        self, requests: Sequence[GenerateRequest], owners: Sequence[_Row], jobs: Sequence[_Job], hidden: np.ndarray
+        self,
+        requests: Sequence[GenerateRequest],
+        histories: Sequence[np.ndarray],
+        jobs: Sequence[_Job],
+        hidden: np.ndarray,
     ) -> dict[_Job, list[Sample]]:
         """Samples for jobs of one width; rows whose samples have all ended leave the batch."""
-        columns = self._bucket(max(len(owners[j.request].path) for j in jobs), "context")
-        batch, new_slots = self._sample_arrays(requests, owners, jobs, hidden, columns)
+        columns = self._bucket(max(len(histories[j.request]) for j in jobs), "context")
+        batch, new_slots = self._sample_arrays(requests, histories, jobs, hidden, columns)
         state = self._start(self._weights, self.model_config, self._pool, batch)
         order = np.full(len(new_slots), -1)
         order[: len(jobs)] = np.arange(len(jobs))
@@ -194,7 +187,7 @@ class Engine:
             order = order[chosen]
         return {
             job: self._samples(
-                requests[job.request], owners[job.request], job, {k: v[i] for k, v in results.items()}, slots
+                requests[job.request], histories[job.request], job, {k: v[i] for k, v in results.items()}, slots
             )
             for i, (job, slots) in enumerate(zip(jobs, new_slots, strict=False))
         }
@@ -202,7 +195,7 @@ class Engine:
     def _sample_arrays(
         self,
         requests: Sequence[GenerateRequest],
-        owners: Sequence[_Row],
+        histories: Sequence[np.ndarray],
         jobs: Sequence[_Job],
         hidden: np.ndarray,
         columns: int,
@@ -219,7 +212,7 @@ class Engine:
         }
         batch["hidden"][: len(jobs)] = hidden
         for row, job in enumerate(jobs):
-            request, history = requests[job.request], owners[job.request].history()
+            request, history = requests[job.request], histories[job.request]
             batch["context"][row, : len(history)] = history
             batch["context_length"][row] = len(history)
             batch["temperature"][row] = request.temperature
@@ -233,7 +226,12 @@ class Engine:
         return batch, slots
 
     def _samples(
-        self, request: GenerateRequest, owner: _Row, job: _Job, out: Mapping[str, np.ndarray], slots: np.ndarray
+        self,
+        request: GenerateRequest,
+        history: np.ndarray,
+        job: _Job,
+        out: Mapping[str, np.ndarray],
+        slots: np.ndarray,
     ) -> list[Sample]:
         """A row's results; what was written for them is kept in the cache (their last token never was)."""
         samples = []
@@ -247,177 +245,93 @@ class Engine:
             if job.first + j < request.n:
                 keep = count - 1
                 self.stats.sampled_tokens += count
-                path, history = np.concatenate([owner.path, tokens[:keep]]), owner.history()
-                self._cache.insert(path, np.concatenate([history, slots[j, :keep]]))
+                path = np.concatenate([request.tokens, tokens[:keep]])
+                held = self._cache.insert(path, np.concatenate([history, slots[j, :keep]]))
+                new = held[len(history) :]
+                self._value[new[new == slots[j, :keep]]] = np.nan
             self._cache.release(slots[j, keep:])
         return samples
 
-    # --- scoring -----------------------------------------------------------------------------------------------------
-
-    def _values(self, requests: Sequence[ScoreRequest], paths: Sequence[np.ndarray]) -> np.ndarray:
-        self._read_before(paths, as_trees=True)
-        values = np.zeros(len(requests), np.float32)
-        jobs = [row for group in self._siblings(requests, paths) for row in self._score_rows(requests, paths, group)]
-        for batch in self._batches(jobs, lambda job: self._bucket(len(job[0].flat), "new_tokens")):
-            read = self._read_batch([row for row, _ in batch])["value"]
-            for (_, wanted), row_values in zip(batch, read, strict=True):
-                for request, token in wanted:
-                    values[request] = row_values[token]
-        return values
-
-    def _siblings(self, requests: Sequence[ScoreRequest], paths: Sequence[np.ndarray]) -> list[list[int]]:
-        """Requests whose cached beginnings are the same tokens, so that one row can read their rest as a tree."""
-        groups: dict[bytes, list[int]] = {}
-        for i, path in enumerate(paths):
-            cached = min(len(self._cache.match(path)), self._before_last(requests[i], path))
-            groups.setdefault(path[:cached].tobytes(), []).append(i)
-        return list(groups.values())
-
-    def _before_last(self, request: ScoreRequest, path: np.ndarray) -> int:
-        """Where the path's last segment starts; siblings differ from there, so caching more of one would part them."""
-        size = len(request.segments[-1].tokens)
-        return len(path) - (size if size <= self.config.new_tokens[-1] else 1)
-
-    def _score_rows(
-        self, requests: Sequence[ScoreRequest], paths: Sequence[np.ndarray], group: list[int]
-    ) -> list[tuple[_Row, list[tuple[int, int]]]]:
-        """Rows for requests with one cached beginning, each with (request, token index) of the values wanted from it."""
-        first = group[0]
-        cached = self._cache.match(paths[first])[: self._before_last(requests[first], paths[first])]
-        pending = [(i, layout.after(requests[i].segments, len(cached))) for i in group]
-        rows = []
-        while pending:
-            taken: list[tuple[int, list[tree.Segment]]] = []
-            nodes: list[tree.Node] = []
-            for entry in pending:
-                trial = tree.merge_paths([rest for _, rest in [*taken, entry]])
-                if taken and sum(len(n.segment.tokens) for n in trial) > self.config.new_tokens[-1]:
-                    break
-                taken.append(entry)
-                nodes = trial
-            pending = pending[len(taken) :]
-            flat = tree.flatten(nodes)
-            ends = tree.last_token(flat)
-            wanted = [(i, int(ends[layout.find(nodes, rest)])) for i, rest in taken]
-            rows.append((_Row(paths[first][: len(cached)], cached, flat), wanted))
-        return rows
-
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def _read_before(self, paths: Sequence[np.ndarray], *, as_trees: bool) -> None:
-        """Reads beginnings that several paths share and the pool does not hold, and whatever exceeds the largest suffix.
-
-        `as_trees`: paths with one cached beginning are read as a tree afterwards, so nothing is shared before that fits.
-        """
+    def _hidden(self, paths: Sequence[np.ndarray]) -> dict[bytes, np.ndarray]:
+        """Makes sure that all of `paths` is in the pool; the final hidden state [d] at the end of each, by its bytes."""
         self._cache.tick()
-        most = self.config.new_tokens[-1]
-        groups: dict[bytes, list[np.ndarray]] = {}
-        for path in paths:
-            cached = len(self._cache.match(path))
-            if cached < len(path):
-                groups.setdefault(path[: cached + 1].tobytes(), []).append(path)
-        shared = []
-        for key, group in groups.items():
-            cached = len(key) // group[0].itemsize - 1
-            common = min(layout.common_length(group[0], p) for p in group)
-            fits = as_trees and sum(len(p) - cached for p in group) <= most
-            if (len(group) - 1) * (common - cached) >= _SHARE and not fits:
-                shared.append(group[0][:common])
-        self._read_prefixes(shared)
-        self._read_prefixes([path[:-most] for path in paths if len(path) > most])
+        left = {path.tobytes(): path for path in paths}
+        found: dict[bytes, np.ndarray] = {}
+        while left:
+            for batch in self._read_batches(list(left.values())):
+                found |= self._read_batch(batch)
+            left = {key: path for key, path in left.items() if key not in found}
+        return found
 
-    def _read_prefixes(self, paths: Sequence[np.ndarray]) -> None:
-        """Makes sure that all of `paths` is in the pool."""
+    def _values(self, paths: Sequence[np.ndarray]) -> np.ndarray:
+        self._cache.tick()
+        values = np.full(len(paths), np.nan, np.float32)
         while True:
-            pieces: dict[bytes, _Row] = {}
-            for path in paths:
-                if (cached := len(self._cache.match(path))) < len(path):
-                    piece = path[: cached + self.config.new_tokens[-1]]
-                    pieces[piece.tobytes()] = self._prepare(piece)
-            if not pieces:
-                return
-            for batch in self._batches(list(pieces.values()), lambda row: self._bucket(len(row.flat), "new_tokens")):
+            unknown = np.flatnonzero(np.isnan(values)).tolist()
+            for i in unknown:
+                slots = self._cache.match(paths[i])
+                if len(slots) == len(paths[i]):
+                    values[i] = self._value[slots[-1]]
+            left = [paths[i] for i in unknown if np.isnan(values[i])]
+            if not left:
+                return values
+            for batch in self._read_batches(left):
                 self._read_batch(batch)
 
-    def _prepare(self, path: np.ndarray) -> _Row:
-        """The row that reads what is not cached of `path`; its last token always, for its hidden state is needed."""
-        cached = self._cache.match(path)[: len(path) - 1]
-        return _Row(path, cached, layout.line(path[len(cached) :]))
+    def _read_batches(self, paths: Sequence[np.ndarray]) -> list[list[layout.Row]]:
+        """What to read next, as rows in batches: the tokens that are not cached, of every path at least one.
 
-    def _read_batch(self, rows: Sequence[_Row]) -> dict[str, np.ndarray]:
-        """`hidden` and `value` of `kernels.read` for these rows. What is read stays in the pool, at the rows' slots."""
-        sizes = [len(r.flat) for r in rows]
-        slots = self._cache.allocate(sum(sizes))
-        if slots is None:  # rows may share what they read, so one after the other can fit where all at once do not
-            if len(rows) == 1:
-                raise UserError("the engine's cache is full; raise --config.engine.cache_tokens")
-            halves = [self._read_batch(part) for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :])]
-            return {name: np.concatenate([half[name] for half in halves]) for name in ("hidden", "value")}
-        for row, own in zip(rows, np.split(slots, np.cumsum(sizes)[:-1]), strict=True):
-            row.slots = own
-        batch, at = self._read_arrays(rows)
+        Paths that are cached already have their last token read again. What exceeds a row, or shares a beginning with a row
+        that is full, is left for the next round, when that beginning is cached.
+        """
+        groups: dict[int, tuple[np.ndarray, list[np.ndarray]]] = {}
+        for path in paths:
+            cached = self._cache.match(path)[: len(path) - 1]
+            groups.setdefault(int(cached[-1]) if len(cached) else -1, (cached, []))[1].append(path)
+        rows = [row for cached, group in groups.values() for row in layout.rows(cached, group, self.config.new_tokens)]
+        by_size: dict[int, list[layout.Row]] = {}
+        for row in sorted(rows, key=lambda row: -len(row.cached)):
+            by_size.setdefault(self._bucket(len(row.tokens), "new_tokens"), []).append(row)
+        batches = []
+        for new, group in by_size.items():
+            tile = layout.tile(new)
+            batches += layout.fill(group, tile, tuple(-(-size // tile) for size in self.config.batch_tokens))
+        return batches
+
+    def _read_batch(self, rows: Sequence[layout.Row]) -> dict[bytes, np.ndarray]:
+        """Reads rows into the pool; the hidden states at the ends of paths, by path (a few may be left out)."""
+        slots = self._cache.allocate(sum(len(row.tokens) for row in rows))
+        if slots is None:
+            raise UserError("the engine's cache is full; raise --config.engine.cache_tokens")
+        own = np.split(slots, np.cumsum([len(row.tokens) for row in rows])[:-1])
+        c = self.config
+        new = self._bucket(max(len(row.tokens) for row in rows), "new_tokens")
+        tile = layout.tile(new)
+        count = sum(-(-len(row.tokens) // tile) for row in rows)
+        padded = -(-self._bucket(count * tile, "batch_tokens") // tile)
+        cached = max(len(row.cached) for row in rows)
+        columns = self._bucket(cached, "context") if cached else 0
+        batch, at, ends = layout.tiles(rows, own, (padded, tile), new, columns, nowhere=c.cache_tokens)
         out, entries = self._read(self._weights, self.model_config, self._pool, batch)
         self._pool = self._write(self._pool, at, entries)
-        self._remember(rows)
-        return {name: np.asarray(value)[: len(rows)] for name, value in out.items()}
-
-    def _read_arrays(self, rows: Sequence[_Row]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The padded arguments of `kernels.read`, and where its entries go. Padding tokens see themselves only."""
-        c = self.config
-        u = self._bucket(len(rows), "rows")
-        t = self._bucket(max(len(r.flat) for r in rows), "new_tokens")
-        s = self._bucket(max(len(r.cached) for r in rows), "context")
-        batch = {
-            "tokens": np.zeros((u, t), np.int32),
-            "positions": np.zeros((u, t), np.int32),
-            "subtree_end": np.broadcast_to(np.arange(1, t + 1, dtype=np.int32), (u, t)).copy(),
-            "context": np.zeros((u, s), np.int32),
-            "context_length": np.zeros(u, np.int32),
-            "last": np.zeros(u, np.int32),
-        }
-        slots = np.full((u, t), c.cache_tokens, np.int32)
-        for i, row in enumerate(rows):
-            size, cached = len(row.flat), len(row.cached)
-            batch["tokens"][i, :size] = row.flat.tokens
-            batch["positions"][i, :size] = row.flat.positions + cached
-            batch["subtree_end"][i, :size] = row.flat.subtree_end
-            batch["context"][i, :cached] = row.cached
-            batch["context_length"][i] = cached
-            batch["last"][i] = size - 1
-            slots[i, :size] = row.history()[cached:]
-            self.stats.read_tokens += size
-            self.stats.path_tokens += size + cached
-        self._count(len(rows), u)
-        return batch, slots
-
-    def _remember(self, rows: Sequence[_Row]) -> None:
-        """Records every root-to-leaf path of what was just read."""
-        for row in rows:
-            assert row.slots is not None
-            prefix = row.path[: len(row.cached)]
-            for path in layout.leaf_paths(row.flat):
-                tokens = np.concatenate([prefix, row.flat.tokens[path]])
-                held = self._cache.insert(tokens, np.concatenate([row.cached, row.slots[path]]))
-                row.slots[path] = held[len(row.cached) :]  # another row may have been first with the same tokens
+        self._count(count, padded)
+        self.stats.read_tokens += len(slots)
+        self.stats.path_tokens += len(slots) + sum(len(row.cached) for row in rows)
+        self._value[slots] = np.asarray(out["value"])[at < c.cache_tokens]
+        for row, mine in zip(rows, own, strict=True):
+            for path, index in zip(row.paths, row.index, strict=True):
+                size = len(row.cached) + len(index)
+                held = self._cache.insert(path[:size], np.concatenate([row.cached, mine[index]]))[len(row.cached) :]
+                self._value[held] = self._value[mine[index]]
+        return dict(zip((path.tobytes() for path in ends), np.asarray(out["hidden"]), strict=False))
 
     # --- sizes -------------------------------------------------------------------------------------------------------
 
     def _bucket(self, size: int, name: str) -> int:
         sizes: tuple[int, ...] = getattr(self.config, name)
         return next((s for s in sizes if s >= size), sizes[-1])
-
-    def _batches(self, jobs: Sequence[J], size: Callable[[J], Any]) -> list[list[J]]:
-        """Jobs of one size together, in order, in batches that fill the allowed numbers of rows well."""
-        groups: dict[Any, list[J]] = {}
-        for job in jobs:
-            groups.setdefault(size(job), []).append(job)
-        out = []
-        for _, group in sorted(groups.items()):
-            at = 0
-            for count in layout.cover(len(group), self.config.rows):
-                out.append(group[at : at + count])
-                at += count
-        return out
 
     def _count(self, rows: int, padded_to: int) -> None:
         self.stats.calls += 1

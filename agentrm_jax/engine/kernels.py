@@ -1,8 +1,8 @@
 """The compiled work of the engine: read new tokens against cached ones, and continue histories by sampling.
 
-Letters: u rows (distinct histories), t new tokens of a row, s cached tokens of a row, n samples of a row, m sampled tokens,
-k key/value heads, g query heads per key/value head, h head dim, d model, v vocabulary; in decoding c columns of the cache, cut
-into b blocks of w columns.
+Letters: u rows (histories, or tiles of new tokens), w tokens of a tile, r new and s cached tokens of a history, n samples of a
+row, m sampled tokens, k key/value heads, g query heads per key/value head, h head dim, d model, v vocabulary; in decoding c
+columns of the cache, cut into b blocks of w columns.
 The pool holds, for every layer, keys and values of all cached tokens: a pair of [slots, k * h] arrays. It is written by a
 program of its own (`write`): a program that also read it would be compiled with a copy of the whole pool.
 
@@ -59,25 +59,27 @@ def write(pool: Entries, slots: jax.Array, entries: Entries) -> Entries:
 def read(
     weights: Weights, config: ModelConfig, pool: Entries, batch: dict[str, jax.Array]
 ) -> tuple[dict[str, jax.Array], Entries]:
-    """Reads new tokens (a token tree a row) after cached prefixes.
+    """Reads new tokens after cached histories. They come in u tiles of w tokens; a history's new tokens (a token tree) fill as
+    many tiles as they need, so that little is padding.
 
     Args:
-      batch: `tokens`, `positions`, `subtree_end` int32[u, t] as in `tree.FlatTree`; `context` int32[u, s] pool slots of the
-        prefix, in order, and `context_length` int32[u]; `last` int32[u] a token of each row.
+      batch: `tokens`, `positions` int32[u, w]; `query` int32[u, w] a token's index among its history's new tokens, -1 for
+        padding; of each tile's history `context` int32[u, s] pool slots and `context_length` int32[u], `new` int32[u, r]
+        where among all u * w its new tokens are, and their `subtree_end` int32[u, r]; `last` int32[u] any u of the u * w.
 
     Returns:
-      `hidden` [u, d], the final hidden state at `last`, and `value` float32[u, t] (zeros for a model without value head); and
-      the new tokens' keys and values, [u, t, k * h] a layer.
+      `hidden` [u, d], the final hidden states at `last`, and `value` float32[u, w] (zeros for a model without value head); and
+      the new tokens' keys and values, [u, w, k * h] a layer.
     """
-    tokens, positions = batch["tokens"], batch["positions"]
-    u, t = tokens.shape
-    s = batch["context"].shape[1]
+    tokens, positions, query, end = (batch[k] for k in ("tokens", "positions", "query", "subtree_end"))
+    (u, w), s, r = tokens.shape, batch["context"].shape[1], end.shape[1]
     kv, h, g = config.num_kv_heads, config.head_dim, config.num_heads // config.num_kv_heads
-    index = jnp.arange(t)
-    new = (index[None, :] <= index[:, None])[None] & (index[None, :, None] < batch["subtree_end"][:, None, :])
-    old = jnp.broadcast_to((jnp.arange(s)[None] < batch["context_length"][:, None])[:, None], (u, t, s))
+    new = (jnp.arange(r) <= query[:, :, None]) & (query[:, :, None] < end[:, None])
+    old = jnp.broadcast_to((jnp.arange(s)[None] < batch["context_length"][:, None])[:, None], (u, w, s))
     seen = jnp.concatenate([old, new], axis=2)
-    key_position = jnp.concatenate([jnp.broadcast_to(jnp.arange(s), (u, s)), positions], axis=1)
+    key_position = jnp.concatenate(
+        [jnp.broadcast_to(jnp.arange(s), (u, s)), positions.reshape(-1)[batch["new"]]], axis=1
+    )
 
     x = weights.embed_vd[tokens]
     entries: Entries = []
@@ -88,25 +90,28 @@ def read(
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, l=l, mask=mask) -> jax.Array:
             k, v = jax.lax.optimization_barrier((k, v))  # or the rotation would be computed again for every use
-            entries.append((k.reshape(u, t, -1), v.reshape(u, t, -1)))
-            keys = jnp.concatenate([_gather(pool[l][0], batch["context"], kv), k], axis=1)
-            vals = jnp.concatenate([_gather(pool[l][1], batch["context"], kv), v], axis=1)
-            keys = keys.transpose(0, 2, 3, 1).reshape(u * kv, h, s + t)
-            vals = vals.transpose(0, 2, 1, 3).reshape(u * kv, s + t, h)
-            q = (q * h**-0.5).reshape(u, t, kv, g, h).transpose(0, 2, 1, 3, 4).reshape(u * kv, t * g, h)
-            scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32).reshape(u, kv, t, g, s + t)
+            entries.append((k.reshape(u, w, -1), v.reshape(u, w, -1)))
+            both = [
+                jnp.concatenate(
+                    [_gather(cached, batch["context"], kv), _gather(x.reshape(u * w, -1), batch["new"], kv)], 1
+                )
+                for cached, x in zip(pool[l], (k, v), strict=True)
+            ]
+            keys = both[0].transpose(0, 2, 3, 1).reshape(u * kv, h, s + r)
+            vals = both[1].transpose(0, 2, 1, 3).reshape(u * kv, s + r, h)
+            q = (q * h**-0.5).reshape(u, w, kv, g, h).transpose(0, 2, 1, 3, 4).reshape(u * kv, w * g, h)
+            scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32).reshape(u, kv, w, g, s + r)
             scores = jnp.where(mask[:, None, :, None], scores, _HIDDEN)
-            seen_weights = jax.nn.softmax(scores, axis=-1).astype(vals.dtype).reshape(u * kv, t * g, s + t)
-            out = (seen_weights @ vals).reshape(u, kv, t, g, h)
-            return out.transpose(0, 2, 1, 3, 4).reshape(u, t, config.num_heads, h)
+            seen_weights = jax.nn.softmax(scores, axis=-1).astype(vals.dtype).reshape(u * kv, w * g, s + r)
+            out = (seen_weights @ vals).reshape(u, kv, w, g, h)
+            return out.transpose(0, 2, 1, 3, 4).reshape(u, w, config.num_heads, h)
 
         x = block(x, positions, attend, _rotates(config, l))
     hidden = rms_norm(x, weights.final_norm_d, config.norm_eps)
-    value = jnp.zeros((u, t), jnp.float32)
+    value = jnp.zeros((u, w), jnp.float32)
     if weights.value_d is not None:
-        value = jnp.einsum("utd,d->ut", hidden.astype(jnp.float32), weights.value_d)
-    last = jnp.take_along_axis(hidden, batch["last"][:, None, None], axis=1)[:, 0]
-    return {"hidden": last, "value": value}, entries
+        value = jnp.einsum("uwd,d->uw", hidden.astype(jnp.float32), weights.value_d)
+    return {"hidden": hidden.reshape(u * w, -1)[batch["last"]], "value": value}, entries
 
 
 def start(
@@ -362,7 +367,7 @@ def _logits(weights: Weights, config: ModelConfig, hidden: jax.Array) -> jax.Arr
 def _gather(pool: jax.Array, slots_us: jax.Array, kv: int) -> jax.Array:
     """[u, s, k, h]: keys or values of cached tokens."""
     u, s = slots_us.shape
-    return pool.at[slots_us.reshape(-1)].get(mode="clip").reshape(u, s, kv, -1)
+    return pool.at[slots_us.reshape(-1)].get(mode="clip").reshape(u, s, kv, pool.shape[1] // kv)
 
 
 def _window(config: ModelConfig, l: int) -> int | None:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agentrm_jax import tree
-
 _CALL_ROWS = 8  # what a call costs beside its rows, counted in rows
 
 
@@ -38,51 +36,136 @@ def common_length(a: np.ndarray, b: np.ndarray) -> int:
     return int(different.argmax()) if different.any() else n
 
 
-def after(segments: Sequence[tree.Segment], skip: int) -> list[tree.Segment]:
-    """The path without its first `skip` tokens; a segment that is cut keeps its rest."""
-    rest = []
-    for segment in segments:
-        size = len(segment.tokens)
-        if skip >= size:
-            skip -= size
-            continue
-        rest.append(dataclasses.replace(segment, tokens=segment.tokens[skip:]) if skip else segment)
-        skip = 0
-    return rest
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """New tokens after one cached history: a token tree, flattened depth first.
+
+    Attributes:
+      cached: int32[s] slots of the history.
+      tokens, depth, subtree_end: int32[t] as in `tree.FlatTree`, depth and indices counted from the first new token.
+      paths: whole paths that run through the row, history included; a path may go on beyond it.
+      index: for each of `paths`, the indices of its tokens in the row.
+    """
+
+    cached: np.ndarray
+    tokens: np.ndarray
+    depth: np.ndarray
+    subtree_end: np.ndarray
+    paths: list[np.ndarray]
+    index: list[np.ndarray]
 
 
-def find(nodes: Sequence[tree.Node], path: Sequence[tree.Segment]) -> int:
-    """Index of the node at the end of `path` in a merged tree."""
-    parent = -1
-    for segment in path:
-        parent = next(
-            i
-            for i, n in enumerate(nodes)
-            if n.parent == parent
-            and n.segment.kind == segment.kind
-            and np.array_equal(n.segment.tokens, segment.tokens)
-        )
-    return parent
+def rows(cached: np.ndarray, paths: Sequence[np.ndarray], sizes: Sequence[int]) -> list[Row]:
+    """Rows that read on in `paths`, which all begin with the same cached tokens, at `cached`.
+
+    Paths with a common new beginning share a row of at most `sizes[-1]` tokens; those that do not fit are left out (the
+    beginning is cached for the next round). Others share a row only if it stays as small as `sizes[0]`.
+    """
+    start = len(cached)
+    ordered = sorted(paths, key=lambda p: p[start:].astype(">i4").tobytes())
+    made: list[list[np.ndarray]] = []
+    size = 0
+    for path in ordered:
+        new = path[start : start + sizes[-1]]
+        common = common_length(made[-1][-1][start : start + sizes[-1]], new) if made else 0
+        grown = size + len(new) - common
+        if not made or (common == 0 and grown > sizes[0]):
+            made.append([path])
+            size = len(new)
+        elif grown <= sizes[-1]:
+            made[-1].append(path)
+            size = grown
+    return [_row(cached, group, sizes[-1]) for group in made]
 
 
-def line(tokens: np.ndarray) -> tree.FlatTree:
-    """Tokens in a row as a flat tree of one node (`tree.flatten` does the same, slower)."""
-    size = len(tokens)
-    index, zeros = np.arange(size, dtype=np.int32), np.zeros(size, np.float32)
-    return tree.FlatTree(
-        tokens.astype(np.int32),
-        index,
-        np.full(size, size, np.int32),
-        index - 1,
-        zeros,
-        zeros,
-        zeros,
-        np.zeros(size, np.int32),
-    )
+def _row(cached: np.ndarray, paths: list[np.ndarray], most: int) -> Row:
+    """The token tree of paths in lexicographic order."""
+    start = len(cached)
+    tokens: list[np.ndarray] = []
+    index: list[np.ndarray] = []
+    ends: list[np.ndarray] = []  # (token, end of its subtree) of branches that are complete
+    size = 0
+    for path in paths:
+        new = path[start : start + most]
+        common = common_length(paths[len(index) - 1][start : start + most], new) if index else 0
+        before = index[-1] if index else np.zeros(0, np.int32)
+        own = np.arange(size, size + len(new) - common, dtype=np.int32)
+        if len(own):
+            ends.append(np.stack([before[common:], np.full(len(before) - common, size, np.int32)]))
+        tokens.append(new[common:])
+        index.append(np.concatenate([before[:common], own]))
+        size += len(own)
+    depth, subtree_end = np.zeros(size, np.int32), np.full(size, size, np.int32)
+    for at in index:
+        depth[at] = np.arange(len(at))
+    for at, end in ends:
+        subtree_end[at] = end
+    return Row(cached, np.concatenate(tokens).astype(np.int32), depth, subtree_end, paths, index)
 
 
-def leaf_paths(flat: tree.FlatTree) -> list[np.ndarray]:
-    """For every leaf of a flat tree, the indices of the tokens on its path."""
-    leaf = np.ones(len(flat), bool)
-    leaf[flat.previous[flat.previous >= 0]] = False
-    return [np.flatnonzero(flat.subtree_end[: i + 1] > i) for i in np.flatnonzero(leaf)]
+def tile(new: int) -> int:
+    """Tokens of a tile where histories have up to `new` new ones: small tiles leave little empty, large ones gather less."""
+    return min(new, max(16, new // 4))
+
+
+def fill(rows: Sequence[Row], width: int, sizes: tuple[int, ...]) -> list[list[Row]]:
+    """Rows in order, in batches that fill the allowed numbers of tiles (of `width` tokens) well."""
+    counts = [-(-len(row.tokens) // width) for row in rows]
+    left = sum(counts)
+    out: list[list[Row]] = []
+    room = 0
+    for row, count in zip(rows, counts, strict=True):
+        if count > room:
+            room = next(s for s in sizes if s >= max(cover(left, sizes)[0], count))
+            out.append([])
+        out[-1].append(row)
+        room -= count
+        left -= count
+    return out
+
+
+def tiles(
+    rows: Sequence[Row], slots: Sequence[np.ndarray], shape: tuple[int, int], new: int, columns: int, nowhere: int
+) -> tuple[dict[str, np.ndarray], np.ndarray, list[np.ndarray]]:
+    """The arguments of `kernels.read` for rows whose tokens go to `slots`.
+
+    Args:
+      shape: number of tiles and tokens of a tile; `new`, `columns`: new and cached tokens a row; padding included.
+      nowhere: a slot past the pool, for padding.
+
+    Returns:
+      The batch; int32[shape] slots for the entries; and the paths at whose ends `hidden` is read, in its order.
+    """
+    count, width = shape
+    batch = {
+        "tokens": np.zeros((count, width), np.int32),
+        "positions": np.zeros((count, width), np.int32),
+        "query": np.full((count, width), -1, np.int32),
+        "context": np.zeros((count, columns), np.int32),
+        "context_length": np.zeros(count, np.int32),
+        "new": np.zeros((count, new), np.int32),
+        "subtree_end": np.zeros((count, new), np.int32),
+        "last": np.zeros(count, np.int32),
+    }
+    at = np.full((count, width), nowhere, np.int32)
+    flat = {name: batch[name].reshape(-1) for name in ("tokens", "positions", "query")}
+    ends: list[np.ndarray] = []
+    first = 0
+    for row, own in zip(rows, slots, strict=True):
+        size, cached = len(row.tokens), len(row.cached)
+        begin, stop = first * width, first * width + size
+        flat["tokens"][begin:stop] = row.tokens
+        flat["positions"][begin:stop] = row.depth + cached
+        flat["query"][begin:stop] = np.arange(size)
+        at.reshape(-1)[begin:stop] = own
+        last = first - (-size // width)
+        batch["context"][first:last, :cached] = row.cached
+        batch["context_length"][first:last] = cached
+        batch["new"][first:last, :size] = np.arange(begin, stop)
+        batch["subtree_end"][first:last, :size] = row.subtree_end
+        for path, index in zip(row.paths, row.index, strict=True):
+            if cached + len(index) == len(path) and len(ends) < count:
+                batch["last"][len(ends)] = begin + index[-1]
+                ends.append(path)
+        first = last
+    return batch, at, ends

@@ -4,8 +4,6 @@ import dataclasses
 
 import numpy as np
 
-from agentrm_jax import tree
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GenerateRequest:
@@ -26,21 +24,15 @@ class Sample:
     finished: bool
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ScoreRequest:
-    """The value at the last token of `segments`, a path."""
-
-    segments: tuple[tree.Segment, ...]
-
-
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
     """Sizes the engine compiles for.
 
     Attributes:
       cache_tokens: slots of the key/value pool.
-      rows: allowed numbers of rows in a batch, ascending; a batch shrinks to a smaller one as its samples end.
-      new_tokens: allowed numbers of new tokens of a row, ascending; longer suffixes are read in pieces.
+      rows: allowed numbers of histories in a decoding batch, ascending; it shrinks to a smaller one as samples end.
+      batch_tokens: allowed numbers of new tokens in a reading batch, padding included, ascending.
+      new_tokens: allowed numbers of new tokens of one history in a batch, ascending; more are read in pieces.
       context: allowed numbers of cached tokens of a row, ascending; the last one bounds the path.
       samples: samples of one history drawn together.
       max_new: tokens a sample may have.
@@ -48,7 +40,8 @@ class EngineConfig:
 
     cache_tokens: int = 65536
     rows: tuple[int, ...] = (8, 24, 64)
-    new_tokens: tuple[int, ...] = (32, 64, 256)
+    batch_tokens: tuple[int, ...] = (512, 2048)
+    new_tokens: tuple[int, ...] = (64, 512)
     context: tuple[int, ...] = (256, 512, 1024)
     samples: int = 5
     max_new: int = 64
@@ -56,7 +49,7 @@ class EngineConfig:
 
 @dataclasses.dataclass
 class EngineStats:
-    """What has been done: tokens asked for, tokens really read, tokens sampled, calls, rows, and rows of padding."""
+    """What has been done: tokens of histories, tokens really read, tokens sampled, calls, their rows (tiles) and padding."""
 
     path_tokens: int = 0
     read_tokens: int = 0

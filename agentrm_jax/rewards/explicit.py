@@ -8,7 +8,6 @@ import numpy as np
 
 from agentrm_jax import tree
 from agentrm_jax.engine.engine import Engine, make_engine
-from agentrm_jax.engine.requests import ScoreRequest
 from agentrm_jax.engine.service import Batcher
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.prompts import Encoder
@@ -25,7 +24,7 @@ class ExplicitRewardModel:
     def __init__(self, engine: Engine, encoder: Encoder):
         self._engine, self._encoder = engine, encoder
         self._room = engine.config.context[-1]
-        self._batcher: Batcher[tuple[ScoreRequest, ...], np.ndarray] = Batcher(self._run, most=engine.config.rows[-1])
+        self._batcher: Batcher[Sequence[np.ndarray], np.ndarray] = Batcher(self._run, most=engine.config.rows[-1])
         self.dropped_turns = 0
 
     @property
@@ -33,20 +32,19 @@ class ExplicitRewardModel:
         return self._engine.stats.read_tokens
 
     async def score(self, states: Sequence[State]) -> list[float]:
-        requests = []
+        paths = []
         for state in states:
             try:
                 segments, dropped = tree.truncate(self._encoder.turn(state), self._room)
             except ValueError as error:
                 raise UserError(f"{state.task.key}: {error}; raise the last of --config.engine.context") from error
             self.dropped_turns += dropped
-            requests.append(ScoreRequest(tuple(segments)))
-        return [float(v) for v in await self._batcher.ask(tuple(requests))]
+            paths.append(np.concatenate([s.tokens for s in segments]))
+        return [float(v) for v in await self._batcher.ask(paths)]
 
-    def _run(self, batch: Sequence[tuple[ScoreRequest, ...]]) -> list[np.ndarray]:
-        values = self._engine.score([request for requests in batch for request in requests])
-        ends = np.cumsum([len(requests) for requests in batch])
-        return np.split(values, ends[:-1])
+    def _run(self, batch: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+        values = self._engine.score([path for paths in batch for path in paths])
+        return np.split(values, np.cumsum([len(paths) for paths in batch])[:-1])
 
 
 def load_reward_model(place: Path | str, specs: Mapping[str, EnvSpec], engine: Any) -> ExplicitRewardModel:

@@ -4,16 +4,19 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from agentrm_jax import tree
 from agentrm_jax.engine import layout
 from agentrm_jax.engine.engine import Engine, make_engine
-from agentrm_jax.engine.requests import EngineConfig, GenerateRequest, ScoreRequest
+from agentrm_jax.engine.requests import EngineConfig, GenerateRequest
 from agentrm_jax.testing.tiny import dense_greedy, dense_logits, dense_values, tiny_model
 from agentrm_jax.types import UserError
 
 END = 3
-SIZES = EngineConfig(cache_tokens=1024, rows=(2, 4), new_tokens=(8, 24), context=(32, 64), samples=3, max_new=6)
+SIZES = EngineConfig(
+    cache_tokens=1024, rows=(2, 4), batch_tokens=(24, 96), new_tokens=(8, 24), context=(32, 64), samples=3, max_new=6
+)
 MODEL = tiny_model()
 
 
@@ -44,12 +47,11 @@ def tokens_of(results):
 
 
 def state(*segments):
-    kinds = ["prompt", *(["action", "observation"] * len(segments))]
-    return ScoreRequest(tuple(tree.Segment(s, k) for s, k in zip(segments, kinds, strict=False)))
+    return np.concatenate(segments)
 
 
-def value(request):
-    return dense_values(MODEL, np.concatenate([s.tokens for s in request.segments]))[-1]
+def value(path):
+    return dense_values(MODEL, path)[-1]
 
 
 # --- sampling ----------------------------------------------------------------------------------------------------------
@@ -151,8 +153,8 @@ def test_incremental_scores_are_full_scores(shared):
         candidates = [state(*history, ids(3 + i, 10 * turn + i)) for i in range(4)]
         got = shared.score(candidates)
         np.testing.assert_allclose(got, [value(c) for c in candidates], atol=1e-4)
-        best = candidates[int(np.argmax(got))].segments[-1].tokens
-        history += [best, ids(4, 200 + turn)]
+        best = candidates[int(np.argmax(got))]
+        history = [best, ids(4, 200 + turn)]
 
 
 def test_siblings_are_read_as_one_tree():
@@ -163,7 +165,6 @@ def test_siblings_are_read_as_one_tree():
     candidates = [state(prompt, ids(4, 10 + i)) for i in range(5)]
     np.testing.assert_allclose(mine.score(candidates), [value(c) for c in candidates], atol=1e-4)
     assert mine.stats.calls - before.calls == 1
-    assert mine.stats.rows - before.rows == 1
     assert mine.stats.read_tokens - before.read_tokens == 5 * 4
 
 
@@ -217,6 +218,55 @@ def test_a_common_beginning_is_read_once():
 
 
 # --- sizes -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_value_that_is_known_is_not_computed_again():
+    mine = engine()
+    path = ids(30, 1)
+    mine.score([path])
+    before = mine.stats.read_tokens
+    prefixes = [path[:end] for end in range(1, 31)]
+    np.testing.assert_allclose(mine.score(prefixes), [value(p) for p in prefixes], atol=1e-4)
+    assert mine.stats.read_tokens == before
+
+
+def test_values_of_sampled_tokens_are_read_when_asked_for():
+    """One model as policy and reward model: what was sampled is cached without a value."""
+    mine = engine()
+    history = ids(20, 2)
+    [sample] = mine.generate([greedy(history)])[0]
+    path = np.concatenate([history, sample.tokens])
+    prefixes = [path[:end] for end in range(18, len(path) + 1)]
+    np.testing.assert_allclose(mine.score(prefixes), [value(p) for p in prefixes], atol=1e-4)
+
+
+@given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=9), min_size=1, max_size=12, unique_by=tuple))
+def test_rows_are_trees_of_their_paths(paths):
+    """Every path lies in at most one row, once, whole up to the row's size; a token sees its own path and nothing else."""
+    cached = np.array([7, 5], np.int32)
+    whole = [np.array([9, 9, *p], np.int32) for p in paths]
+    rows = layout.rows(cached, whole, (3, 6))
+    placed = [p.tobytes() for row in rows for p in row.paths]
+    assert len(set(placed)) == len(placed) > 0
+    for row in rows:
+        assert len(row.tokens) <= 6
+        for path, index in zip(row.paths, row.index, strict=True):
+            np.testing.assert_array_equal(row.tokens[index], path[2:8])
+            np.testing.assert_array_equal(row.depth[index], np.arange(len(index)))
+            for i in index:
+                seen = [j for j in range(i + 1) if i < row.subtree_end[j]]
+                assert seen == [j for j in index if j <= i]
+    left = [p for p in whole if p.tobytes() not in placed]
+    begun = {(int(p[2])) for row in rows for p in row.paths}
+    assert all(int(p[2]) in begun for p in left)  # the next round finds their beginning cached
+
+
+def test_rows_fill_batches_in_order():
+    made = [layout.rows(np.zeros(0, np.int32), [ids(size, size)], (64,))[0] for size in (5, 40, 17, 16, 33)]
+    batches = layout.fill(made, 16, (4, 8))
+    assert [row for batch in batches for row in batch] == made
+    for batch in batches:
+        assert sum(-(-len(row.tokens) // 16) for row in batch) <= 8
 
 
 def test_batches_fill_the_allowed_sizes():

@@ -67,21 +67,28 @@ class Cache:
         out[:size] = slots
         index = np.arange(total, dtype=np.int32)
 
-        def padded(x, fill):
-            return jnp.asarray(np.concatenate([x, fill[size:]]).astype(np.int32))[None]
+        tiles, width = -(-total // 4), 4  # whatever the tree's size, some tokens of a tile are padding
+
+        def tiled(x, fill):
+            return jnp.asarray(np.pad(x, (0, tiles * width - len(x)), constant_values=fill)).reshape(tiles, width)
+
+        def of_all(x):
+            return jnp.broadcast_to(jnp.asarray(x), (tiles, *np.shape(x)))
 
         batch = {
-            "tokens": padded(flat.tokens, np.zeros(total)),
-            "positions": padded(flat.positions + cached, np.zeros(total)),
-            "subtree_end": padded(flat.subtree_end, index + 1),
-            "context": jnp.asarray(np.pad(self.slots, (0, 3)))[None],
-            "context_length": jnp.array([cached], jnp.int32),
-            "last": jnp.array([size - 1], jnp.int32),
+            "tokens": tiled(flat.tokens, 0),
+            "positions": tiled(flat.positions + cached, 0),
+            "query": tiled(index[:size], -1),
+            "context": of_all(np.pad(self.slots, (0, 3))),
+            "context_length": of_all(np.int32(cached)),
+            "new": of_all(np.pad(index[:size], (0, 2))),
+            "subtree_end": of_all(np.pad(flat.subtree_end, (0, 2))),
+            "last": of_all(np.int32(size - 1)),
         }
         result, entries = READ(self.weights, self.model.config, self.pool, batch)
-        self.pool = WRITE(self.pool, jnp.asarray(out)[None], entries)
+        self.pool = WRITE(self.pool, tiled(out, SLOTS), entries)
         self.slots = np.concatenate([self.slots, slots])
-        return result["hidden"][0], result["value"][0]
+        return result["hidden"][0], result["value"].reshape(-1)[:total]
 
 
 @pytest.mark.parametrize("name", VARIANTS)

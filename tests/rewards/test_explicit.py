@@ -58,9 +58,10 @@ def test_the_next_turn_costs_its_new_tokens_only(reward_model, encoder):
     before = reward_model.tokens
     following = candidates(state)
     asyncio.run(reward_model.score(following))
-    observation = len(encoder.history(state)[-1].tokens)
-    actions = sum(len(encoder.turn(s)[-1].tokens) for s in following)
-    assert reward_model.tokens - before == observation + actions
+    known = sum(len(s.tokens) for s in encoder.turn(state))
+    paths = [np.concatenate([s.tokens for s in encoder.turn(f)]).tolist() for f in following]
+    distinct = {tuple(path[:end]) for path in paths for end in range(known + 1, len(path) + 1)}
+    assert reward_model.tokens - before == len(distinct)  # the candidates' common beginning counts once
 
 
 def test_many_askers_share_a_batch_and_get_their_own_scores(reward_model):
