@@ -23,13 +23,13 @@ def get_config(size: str = "nano"):
         loss="regression",
         seed=0,
         mesh=common.config_dict(data=-1, fsdp=1, tensor=1) if nano else common.config_dict(data=1, fsdp=-1, tensor=1),
-        total_steps=80 if nano else 300,
+        total_steps=60 if nano else 300,
         learning_rate=3e-4 if nano else 1e-5,
         warmup=0.03,
         weight_decay=0.0,
         clip=1.0,
         log_steps=10 if nano else 1,
-        checkpoint_steps=40,
+        checkpoint_steps=20,
     )
     config.update(common.training(size))
     return config

@@ -11,6 +11,6 @@ from configs import common
 def get_config(size: str = "nano"):
     common.check_size(size)
     config = common.search(size, method="mcts")
-    config.env.split, config.env.start, config.env.count = "train", 1500, 48
+    config.env.split, config.env.start, config.env.count = "train", 1500, 36
     config.search = common.config_dict(iterations=8, k=5, c=0.5, n=1, temperature=1.0, outcome="reward")
     return config

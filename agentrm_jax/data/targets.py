@@ -1,7 +1,7 @@
 """From records to token trees with what training wants of every node."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 from agentrm_jax.prompts import Encoder
@@ -35,7 +35,9 @@ def value_tree(
     """A search tree with its step values (paper 3.2.1, with the repairs of algorithms 2.0).
 
     A state is a target if its value rests on at least `min_visits` returns (lambda in the paper), or if the episode ended
-    there: then the target is its true outcome. States that lead to no target are left out. Each target weighs the same.
+    there: then the target is its true outcome. A state that only a cached rollout passed rests on one, that rollout's, just as
+    a new child rests on its own: with a bar of 1 both are targets. States that lead to no target are left out. Each target
+    weighs the same.
 
     Args:
       target: `mean` of the returns below a state (the paper's V), or their `max` (the best that was reached).
@@ -43,7 +45,8 @@ def value_tree(
     """
     if target not in get_args(Target) or outcome not in OUTCOMES:
         raise UserError(f"target={target!r} must be mean or max, and outcome={outcome!r} one of {', '.join(OUTCOMES)}")
-    wanted = [_target(n, min_visits, target, outcome) for n in tree.nodes]
+    ends = _rollout_ends(tree.nodes)
+    wanted = [_target(n, end, min_visits, target, outcome) for n, end in zip(tree.nodes, ends, strict=True)]
     needed = [w is not None for w in wanted]
     for i in range(len(tree.nodes) - 1, 0, -1):
         if needed[i] and (p := tree.nodes[i].parent) >= 0:
@@ -69,12 +72,24 @@ def value_tree(
     return nodes
 
 
-def _target(node: TreeNode, min_visits: int, target: Target, outcome: str) -> float | None:
+def _rollout_ends(nodes: Sequence[TreeNode]) -> list[TreeNode]:
+    """The last state of the cached rollout that passed each state (of those with visits: the state itself)."""
+    ends = list(nodes)
+    for i in range(len(nodes) - 1, 0, -1):  # children come after their parents
+        parent = nodes[i].parent
+        if parent >= 0 and not nodes[parent].visits:
+            ends[parent] = ends[i]
+    return ends
+
+
+def _target(node: TreeNode, end: TreeNode, min_visits: int, target: Target, outcome: str) -> float | None:
     if node.action is None:
         return None
     if node.outcome.done:
         return float(getattr(node.outcome, outcome))
-    if node.visits < max(min_visits, 1):
+    if not node.visits:
+        return float(getattr(end.outcome, outcome)) if min_visits <= 1 and end.outcome.done else None
+    if node.visits < min_visits:
         return None
     return node.value if target == "mean" else node.return_max
 

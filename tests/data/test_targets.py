@@ -89,18 +89,28 @@ def test_a_value_is_the_mean_of_rollouts_after_the_step(encoder):
     assert values(nodes, encoder) == pytest.approx({"a": 0.5})
 
 
-def test_steps_of_a_rollout_are_no_targets_but_its_end_is(encoder):
+def rollout():
+    """One simulation from `a` that was cached (x, y, z), and one that was given up (w)."""
     nodes = (
         node(-1, "", (1.0,)),
-        node(0, "a", (1.0,)),
+        node(0, "a", (0.7,)),
         node(1, "x"),
         node(2, "y"),
-        node(3, "z", reward=1.0),
+        node(3, "z", reward=0.7),
         node(1, "w"),
     )
-    found = targets.value_tree(encoder, SearchTree(TASK, "", nodes), min_visits=0)
-    assert values(found, encoder) == {"a": 1.0, "z": 1.0}
+    return SearchTree(TASK, "", nodes)
+
+
+def test_states_a_rollout_passed_rest_on_its_return(encoder):
+    found = targets.value_tree(encoder, rollout(), min_visits=1)
+    assert values(found, encoder) == {"a": 0.7, "x": 0.7, "y": 0.7, "z": 0.7}
     assert commands(found, encoder) == ["a", "x", "y", "z"]
+
+
+def test_with_a_higher_bar_only_its_end_is_a_target(encoder):
+    found = targets.value_tree(encoder, rollout(), min_visits=2)
+    assert values(found, encoder) == {"z": 0.7}
 
 
 def test_a_tree_without_targets_is_its_prompt(encoder):
@@ -123,6 +133,15 @@ def searched(draw: st.DrawFn) -> SearchTree:
     return SearchTree(TASK, "", tuple(nodes))
 
 
+def rolls_to_an_end(search_tree, i):
+    while not search_tree.nodes[i].visits:
+        following = [j for j, n in enumerate(search_tree.nodes) if n.parent == i]
+        if not following:
+            return search_tree.nodes[i].outcome.done
+        i = following[0]
+    return search_tree.nodes[i].outcome.done
+
+
 @given(searched(), st.integers(0, 4))
 def test_a_higher_bar_never_adds_a_target_and_ended_episodes_always_are(encoder, search_tree, bar):
     low, high = (values(targets.value_tree(encoder, search_tree, min_visits=n), encoder) for n in (bar, bar + 1))
@@ -130,7 +149,8 @@ def test_a_higher_bar_never_adds_a_target_and_ended_episodes_always_are(encoder,
     ended = {f"n{i}" for i, n in enumerate(search_tree.nodes) if n.outcome.done}
     assert ended <= high.keys()
     earned = {f"n{i}" for i, n in enumerate(search_tree.nodes) if i and n.visits >= max(bar, 1)}
-    assert low.keys() == ended | earned
+    passed = {f"n{i}" for i in range(1, len(search_tree.nodes)) if bar <= 1 and rolls_to_an_end(search_tree, i)}
+    assert low.keys() == ended | earned | passed
 
 
 @given(searched())
