@@ -1,7 +1,8 @@
 """One program, any size: the mesh, the table that places every array, and the start of many processes."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -35,6 +36,22 @@ def start_distributed() -> None:
         )
     elif os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",") or "SLURM_JOB_NUM_NODES" in os.environ:
         jax.distributed.initialize()
+
+
+@contextlib.contextmanager
+def first_process_first(name: str) -> Iterator[None]:
+    """Other processes enter the block when the first has left it: what it makes on a shared disk, they find."""
+    from jax.experimental import multihost_utils
+
+    if jax.process_index():
+        multihost_utils.sync_global_devices(name)
+        yield
+        return
+    try:
+        yield
+    finally:
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(name)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = None) -> Mesh:

@@ -120,17 +120,20 @@ def step_values(config: Any, workdir: Path, chat: Chat) -> Any:
     trees = formats.read_trees(Path(config.trees) / "trees")
     known = {name: find(name) for name in {t.task.env for t in trees}}
     encoder = Encoder(chat, known, reader="reward")
-    flat, histogram = [], [0] * 10
+    flat, histogram, wanted = [], [0] * 10, 0
     for one in trees:
         nodes = targets.value_tree(
             encoder, one, min_visits=config.min_visits, target=config.target, outcome=config.outcome
         )
+        wanted += sum(targets.target_histogram([nodes]))
         for part in tree.split(nodes, config.row_length):
             counts = targets.target_histogram([part])
             if sum(counts):
                 flat.append(tree.flatten(part))
                 histogram = [a + b for a, b in zip(histogram, counts, strict=True)]
     print(f"{len(trees)} trees, {sum(histogram)} target states; by value in tenths: {histogram}")
+    if lost := wanted - sum(histogram):
+        print(f"{lost} states lie deeper than {config.row_length} tokens and are left out; --config.row_length raises it")
     _report(flat, 0, config.row_length)
     pipeline.write_dataset(workdir / "data", flat, meta={"kind": "step_values", "states": sum(histogram)})
     return pipeline.read_dataset(workdir / "data")
