@@ -1,0 +1,293 @@
+"""Trajectories as other people write them: ETO, AgentGym, TRL, and our own records, told apart row by row.
+
+Every row becomes one `Conversation` (a preference row two), which keeps the row it came from: nothing of it is lost.
+
+    {"id", "conversations": [{"from": "human" | "gpt", "value", "loss"?}]}                  ETO, IPR; AgentGym with `item_id`
+    {"item_id", "conversations": [{"role", "content"}]}                                     AgentGym-RL
+    {"messages": [{"role", "content"}]}   {"prompt", "completion"}                          TRL
+    {"prompt", "completions": [...], "labels": [...]}                                       TRL, stepwise supervision
+    {"prompt"?, "chosen", "rejected"}                                                       preferences of all of them
+    {"kind": "trajectory", "task", "goal", "observation", "steps"}                          ours
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Literal
+
+from agentrm_jax.chat import Chat
+from agentrm_jax.data.formats import trajectory_from_json
+from agentrm_jax.envs.spec import find
+from agentrm_jax.prompts import Encoder, transcript
+from agentrm_jax.tree import Segment
+from agentrm_jax.types import JSON, Message, Trajectory, UserError
+
+Form = Literal["eto", "agentgym", "trl", "native"]
+Row = Mapping[str, JSON]
+
+_ROLES: dict[str, Literal["system", "user", "assistant"]] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+# One line that agrees and does nothing: "OK", "Ok.", "OK. I'll follow your instructions and try my best."
+_AGREES = re.compile(
+    r"(ok|okay|sure|understood|got it|alright|i understand)[.!]?"
+    r"|(ok|okay)[.,!]? I\b[^\n]*\b(instructions?|understand|ready|my best)\b[^\n]*",
+    re.IGNORECASE,
+)
+_EXPECTED = (
+    "expected 'conversations' (ETO, AgentGym), 'messages', 'prompt' with 'completion', 'chosen' and 'rejected' (TRL), "
+    "or a record of kind 'trajectory' (ours)"
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Conversation:
+    """One trajectory of a file.
+
+    Attributes:
+      id: the row's own (an int stays one); the file's name or the row's number, from 1, where it has none. The two sides of a
+        preference row are `ID/chosen` and `ID/rejected`, a sample of a search `ENV/TASK#SAMPLE`.
+      messages: all of them in order; `loss` marks the trained assistant turns.
+      form: which family of formats the row belongs to.
+      row: the row as it was read.
+      origin: file and line, for messages.
+      trajectory: our own record, if it is one.
+    """
+
+    id: str | int
+    messages: tuple[Message, ...]
+    form: Form
+    row: Row
+    origin: str
+    trajectory: Trajectory | None = None
+
+
+def read(path: Path) -> Iterator[Conversation]:
+    """The conversations of a file (JSON lines, an array, or one object), or of a folder of `.json` and `.jsonl` files.
+
+    Of one of our workdirs it is the file `trajectories.jsonl`.
+
+    Raises:
+      UserError: there is nothing, or a row is in none of the formats; names file and line.
+    """
+    path = path / "trajectories.jsonl" if (path / "trajectories.jsonl").exists() else path
+    files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl")) if path.is_dir() else [path]
+    if not files or not files[0].exists():
+        raise UserError(
+            f"no trajectories at {path}: " + ("no .json or .jsonl file in it" if not files else "no such file")
+        )
+    empty = True
+    for file in files:
+        for origin, fallback, row in _rows(file):
+            empty = False
+            yield from conversations_of(row, origin=origin, fallback=fallback)
+    if empty:
+        raise UserError(f"{path} holds no trajectories, it is empty")
+
+
+def conversations_of(row: JSON, *, origin: str, fallback: str | int) -> list[Conversation]:
+    """What one row holds: a conversation, or the two sides of a preference. `fallback` is the id of a row without one.
+
+    Raises:
+      UserError: it is in none of the formats; begins with `origin`.
+    """
+    if not isinstance(row, dict):
+        raise UserError(f"{origin}: a row is a JSON object, not {type(row).__name__}")
+    known = next((row[k] for k in ("id", "item_id") if isinstance(row.get(k), str | int)), fallback)
+    try:
+        if "kind" in row and "task" in row:
+            return [_native(row, origin)]
+        if "chosen" in row or "rejected" in row:
+            return [
+                Conversation(f"{known}/{side}", messages, _form(row), row, origin)
+                for side, messages in _preference(row).items()
+            ]
+        return [Conversation(known, _single(row), _form(row), row, origin)]
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
+
+
+def segments(conversation: Conversation, chat: Chat) -> list[Segment]:
+    """What a reward model reads, as token segments; the trained turns are the `action` segments with loss.
+
+    Our own records are read as in a search: with the environment's instruction for reward models, and with the very ids that
+    were sampled if they are ids of this tokenizer. A conversation without an assistant turn has no segments.
+
+    Raises:
+      UserError: the chat template cannot render the conversation; begins with its origin.
+    """
+    trajectory = conversation.trajectory
+    try:
+        if trajectory is not None:
+            specs = {trajectory.task.env: find(trajectory.task.env)}
+            return Encoder(chat, specs, "reward").trajectory(trajectory)
+        if not any(m.role == "assistant" for m in conversation.messages):
+            return []
+        out = chat.conversation(conversation.messages)
+        turns = sum(m.loss for m in conversation.messages)
+        if (kept := sum(s.loss for s in out)) != turns:
+            raise UserError(
+                f"the chat template joins assistant turns that follow one another: {turns} would become {kept}"
+            )
+    except UserError as error:
+        raise UserError(f"{conversation.origin}: {error}") from error
+    return out
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+def _rows(path: Path) -> Iterator[tuple[str, str | int, JSON]]:
+    """(origin, id of a row without one, row). The file is read once, so it may be a pipe."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            lines = ((n, line) for n, line in enumerate(file, 1) if line.strip())
+            head = list(itertools.islice(lines, 2))
+            if not head:
+                return
+            if head[0][1].lstrip().startswith("[") or (len(head) > 1 and not _is_json(head[0][1])):
+                yield from _whole(path, "".join(line for _, line in head), file)
+                return
+            for number, line in itertools.chain(head, lines):
+                fallback = path.stem if len(head) == 1 and path.suffix == ".json" else number
+                yield f"{path}, line {number}", fallback, _parse(line, f"{path}, line {number}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _whole(path: Path, head: str, rest: IO[str]) -> Iterator[tuple[str, str | int, JSON]]:
+    """The rows of a file that is one JSON value. A file of lines whose first is broken says so of that line."""
+    try:
+        value = json.loads(head + rest.read())
+    except ValueError as error:
+        _parse(head.splitlines()[0], f"{path}, line 1")
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if isinstance(value, list):
+        yield from ((f"{path}, entry {n}", n, row) for n, row in enumerate(value, 1))
+    else:
+        yield str(path), path.stem, value
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _parse(text: str, origin: str) -> JSON:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{origin}: not JSON ({error})") from error
+
+
+# --- Rows ------------------------------------------------------------------------------------------------------------
+
+
+def _form(row: Row) -> Form:
+    rows: list[JSON] = next((row[k] for k in ("conversations", "prompt", "chosen") if isinstance(row.get(k), list)), [])
+    turns = [m for m in rows if isinstance(m, dict)]
+    if "item_id" in row or any("loss" in m for m in turns):
+        return "agentgym"
+    return "eto" if "conversations" in row or any("from" in m for m in turns) else "trl"
+
+
+def _native(row: Row, origin: str) -> Conversation:
+    if row["kind"] != "trajectory":
+        raise UserError(f"a record of kind {row['kind']!r}, not 'trajectory'")
+    try:
+        trajectory = trajectory_from_json(dict(row))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"not a complete trajectory record ({type(error).__name__}: {error})") from error
+    messages = tuple(transcript(find(trajectory.task.env), trajectory))
+    sample = trajectory.meta.get("sample")
+    name = trajectory.task.key if sample is None else f"{trajectory.task.key}#{sample}"
+    return Conversation(name, messages, "native", row, origin, trajectory)
+
+
+def _single(row: Row) -> tuple[Message, ...]:
+    for key in ("conversations", "messages"):
+        if key in row:
+            if not row[key]:
+                raise UserError(f"{key!r} is empty: an item to be solved, not a trajectory")
+            return _acknowledged(_messages(row[key], key), row[key])
+    if "prompt" in row and "completion" in row:
+        return (*_context(_side(row["prompt"], "prompt", "user")), *_side(row["completion"], "completion", "assistant"))
+    steps = row.get("completions")
+    if "prompt" in row and isinstance(steps, list) and isinstance(row.get("labels"), list):
+        prompt = _context(_side(row["prompt"], "prompt", "user"))
+        return (*prompt, *(m for step in steps for m in _side(step, "completions", "assistant")))
+    found = ", ".join(map(repr, list(row)[:8])) or "none"
+    raise UserError(f"in none of the known formats: its keys are {found}; {_EXPECTED}")
+
+
+def _preference(row: Row) -> dict[str, tuple[Message, ...]]:
+    """`chosen` and `rejected`, each behind the prompt; without one, what both begin with is the prompt, as in TRL."""
+    names = [n for n in ("chosen", "rejected") if n in row]
+    sides = {n: _side(row[n], n, "assistant") for n in names}
+    if all(side and side[0].role != "assistant" for side in sides.values()):  # each is a whole conversation
+        shared = _shared(list(sides.values())) if len(sides) > 1 else 0
+        return {n: _acknowledged((*_context(side[:shared]), *side[shared:]), row[n]) for n, side in sides.items()}
+    if "prompt" not in row:
+        raise UserError("a preference of texts without 'prompt': nothing says where the assistant's turn begins")
+    prompt = _context(_side(row["prompt"], "prompt", "user"))
+    return {n: (*prompt, *side) for n, side in sides.items()}
+
+
+def _shared(sides: Sequence[Sequence[Message]]) -> int:
+    """How many messages the sides begin with in common, leaving each at least one."""
+    shortest = min(len(s) for s in sides)
+    return next((i for i in range(shortest - 1) if len({s[i] for s in sides}) > 1), shortest - 1)
+
+
+def _side(value: JSON, name: str, role: Literal["user", "assistant"]) -> tuple[Message, ...]:
+    """A list of messages, or a text as one message of `role`."""
+    if isinstance(value, str):
+        return (Message(role, value, loss=role == "assistant"),)
+    return _messages(value, name)
+
+
+def _messages(value: JSON, name: str) -> tuple[Message, ...]:
+    """Messages of either spelling. Assistant turns are trained unless they say `"loss": false`."""
+    if not isinstance(value, list):
+        raise UserError(f"{name!r} is a {type(value).__name__}, not a list of messages")
+    return tuple(_message(m, f"{name}[{i}]") for i, m in enumerate(value))
+
+
+def _message(m: JSON, place: str) -> Message:
+    if not isinstance(m, dict) or not ({"from", "value"} <= m.keys() or {"role", "content"} <= m.keys()):
+        raise UserError(f"{place} is no message: expected 'from' and 'value', or 'role' and 'content'")
+    name, content = (m["from"], m["value"]) if "from" in m else (m["role"], m["content"])
+    if name not in _ROLES:
+        raise UserError(f"{place} has the role {name!r}; known are {', '.join(_ROLES)}")
+    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
+        content = "".join(p["text"] for p in content)
+    if not isinstance(content, str):
+        raise UserError(f"{place} has no text: its content is a {type(content).__name__}")
+    role = _ROLES[name]
+    return Message(role, content, loss=role == "assistant" and m.get("loss") is not False)
+
+
+def _context(messages: Sequence[Message]) -> tuple[Message, ...]:
+    return tuple(dataclasses.replace(m, loss=False) for m in messages)
+
+
+def _acknowledged(messages: Sequence[Message], rows: Sequence[Row]) -> tuple[Message, ...]:
+    """An opening "OK" is no step: the first assistant turn, if it only agrees, more turns follow, and its row does not insist."""
+    turns = [i for i, m in enumerate(messages) if m.role == "assistant"]
+    if (
+        len(turns) < 2
+        or rows[turns[0]].get("loss") is True
+        or not _AGREES.fullmatch(messages[turns[0]].content.strip())
+    ):
+        return tuple(messages)
+    return (*_context(messages[: turns[0] + 1]), *messages[turns[0] + 1 :])

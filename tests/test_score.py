@@ -1,0 +1,307 @@
+"""Scores of trajectories: transformers' numbers, a search's numbers, and the same ones however they are packed."""
+
+import asyncio
+import dataclasses
+import importlib.util
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from agentrm_jax import export, score, tree
+from agentrm_jax.data import conversations, formats, pipeline
+from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.requests import EngineConfig
+from agentrm_jax.envs.spec import find
+from agentrm_jax.prompts import Encoder
+from agentrm_jax.rewards.explicit import ExplicitRewardModel
+from agentrm_jax.testing.tiny import dense_values, tiny_model
+from agentrm_jax.training.checkpoint import Checkpoints, load_model
+from agentrm_jax.training.state import TrainState
+from agentrm_jax.types import Action, Outcome, State, Task, UserError, trajectory_of
+
+GOLDEN = Path(__file__).parent / "score_golden"
+CASES = sorted(p.parent.name for p in GOLDEN.glob("*/config.json"))
+TOLERANCE = 1e-4
+MODEL = tiny_model(vocab_size=330)
+ONE_ROW = {"rows": 1, "row_length": 256}  # one program for most of what is here
+
+
+def talk(seed: int) -> dict:
+    """A conversation of 0 to 4 turns, some acknowledged, of very different lengths."""
+    rng = random.Random(seed)
+    rows = [("human", "Be an agent."), ("gpt", "OK")] if seed % 3 == 0 else []
+    for _ in range(rng.randint(0, 4)):
+        rows += [
+            ("human", "A door. " * rng.randint(1, 12)),
+            ("gpt", rng.choice(["Action: go", "Thought: a\nAction: b"])),
+        ]
+    return {"id": seed, "conversations": [{"from": f, "value": v} for f, v in [*rows, ("human", "The end.")]]}
+
+
+def parsed(rows) -> list[conversations.Conversation]:
+    return [c for row in rows for c in conversations.conversations_of(row, origin="row", fallback=0)]
+
+
+TALKS = parsed(talk(seed) for seed in range(12))
+
+
+def one_by_one(conversation, chat) -> list[float]:
+    """Every step from a forward pass of its own."""
+    segments = conversations.segments(conversation, chat)
+    ends = np.cumsum([len(s.tokens) for s in segments])
+    ids = np.concatenate([s.tokens for s in segments]) if segments else np.zeros(0, np.int32)
+    return [float(dense_values(MODEL, ids[:end])[-1]) for end, s in zip(ends, segments, strict=True) if s.loss]
+
+
+@pytest.fixture(scope="module")
+def expected(chat) -> dict[int, list[float]]:
+    return {c.id: one_by_one(c, chat) for c in TALKS}
+
+
+def check(scored, expected):
+    for s in scored:
+        np.testing.assert_allclose(s.step_scores, expected[s.id], atol=1e-5)
+        assert s.score == s.step_scores[-1] if s.step_scores else np.isnan(s.score)
+
+
+@pytest.mark.parametrize(("rows", "row_length"), [(1, 256), (4, 256), (1, 1024)])
+def test_scores_do_not_depend_on_rows_their_length_and_the_order_of_the_file(chat, expected, rows, row_length):
+    shuffled = random.Random(rows).sample(TALKS, len(TALKS))
+    scored = list(score.score(MODEL, chat, shuffled, rows=rows, row_length=row_length))
+    assert [s.id for s in scored] == [c.id for c in shuffled]
+    check(scored, expected)
+    assert {len(s.step_scores) for s in scored} == {0, 1, 2, 3, 4}
+
+
+def test_a_step_is_read_once_however_many_there_are(chat):
+    segments = [conversations.segments(c, chat) for c in TALKS]
+    last = [max((i for i, s in enumerate(path) if s.loss), default=-1) for path in segments]
+    paths = [sum(len(s.tokens) for s in path[: end + 1]) for path, end in zip(segments, last, strict=True)]
+    assert [s.tokens for s in score.score(MODEL, chat, TALKS, **ONE_ROW)] == paths
+
+
+def test_steps_beyond_the_longest_length_are_read_without_the_oldest_turns(chat, expected):
+    long = max(TALKS, key=lambda c: len(expected[c.id]))
+    segments = conversations.segments(long, chat)
+    ends = np.cumsum([len(s.tokens) for s in segments])
+    limit = int(ends[-1]) - 1
+    (whole,) = score.score(MODEL, chat, [long], **ONE_ROW, max_length=int(ends[-1]))
+    (cut,) = score.score(MODEL, chat, [long], **ONE_ROW, max_length=limit)
+    assert (whole.dropped_turns, cut.dropped_turns) == (0, 1)
+    kept = np.concatenate([s.tokens for s in tree.truncate(segments, limit)[0]])
+    want = [*expected[long.id][:-1], float(dense_values(MODEL, kept)[-1])]
+    np.testing.assert_allclose(cut.step_scores, want, atol=1e-5)
+    assert abs(want[-1] - expected[long.id][-1]) > 1e-3
+    with pytest.raises(UserError, match=rf"row, id {long.id}: prompt and last turn alone take .* --max-length"):
+        list(score.score(MODEL, chat, [long], max_length=5))
+
+
+def test_the_score_is_the_aggregate_that_was_asked_for(chat, expected):
+    for how, function in {"last": lambda v: v[-1], "min": min, "mean": np.mean, "prod": np.prod}.items():
+        for s in score.score(MODEL, chat, TALKS, **ONE_ROW, aggregate=how):
+            if s.step_scores:
+                np.testing.assert_allclose(s.score, function(s.step_scores), rtol=1e-6)
+    with pytest.raises(UserError, match="no aggregator named 'median'"):
+        list(score.score(MODEL, chat, TALKS, aggregate="median"))
+
+
+def test_our_own_trajectories_get_the_scores_that_a_search_gives(chat):
+    state = State(Task("maze", "m-1", "test", 9), "reach the goal", outcome=Outcome("You are at 1, 1."))
+    states = []
+    for text, seen in (("Action: move left", "A wall."), ("Thought: a\nAction: go", "2, 1."), ("Action: up", "Done.")):
+        ids = (
+            *map(int, chat.encode(text[:9])),
+            *map(int, chat.encode(text[9:])),
+            chat.end_id,
+        )  # not as one would cut it
+        proposed = state.propose(Action(text, ids))
+        state = dataclasses.replace(proposed, outcome=Outcome(seen))
+        states.append(state)
+    sizes = EngineConfig(cache_tokens=4096, rows=(4,), new_tokens=(128,), context=(512,))
+    engine = Engine(MODEL, sizes, end_id=chat.end_id)
+    searched = ExplicitRewardModel(engine, Encoder(chat, {"maze": find("maze")}, "reward"))
+    want = asyncio.run(searched.score(states))
+    row = formats.trajectory_to_json(trajectory_of(state, sample=3))
+    (scored,) = score.score(MODEL, chat, parsed([row]), **ONE_ROW)
+    np.testing.assert_allclose(scored.step_scores, want, atol=1e-5)
+    assert scored.id == "maze/m-1#3"
+
+
+# --- transformers ----------------------------------------------------------------------------------------------------
+
+
+def recorded(case: str) -> tuple[list[dict], list[list[float]]]:
+    rows = json.loads((GOLDEN / case / "expected.json").read_text())
+    return [{"messages": r["messages"]} for r in rows], [r["values"] for r in rows]
+
+
+def test_every_architecture_was_recorded():
+    assert CASES == ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_folder_of_transformers_gives_its_value_at_every_end_of_turn(case):
+    rows, want = recorded(case)
+    loaded = load_model(GOLDEN / case)
+    for part in (slice(None), slice(5, None, -1)):  # another order, other neighbours in a row
+        scored = score.score(loaded.model, loaded.chat, parsed(rows[part]), **ONE_ROW)
+        for got, values in zip(scored, want[part], strict=True):
+            np.testing.assert_allclose(got.step_scores, values, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_live_transformers_agrees(case, tmp_path):
+    pytest.importorskip("torch", reason="needs torch; recorded numbers are compared without it", exc_type=ImportError)
+    spec = importlib.util.spec_from_file_location("record", Path(__file__).parent / "record_score_golden.py")
+    record = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(record)
+    record.make_folder(case, tmp_path)
+    rows = record.conversations()
+    loaded = load_model(tmp_path)
+    scored = score.score(loaded.model, loaded.chat, parsed({"messages": r} for r in rows), **ONE_ROW)
+    for got, row in zip(scored, rows, strict=True):
+        np.testing.assert_allclose(got.step_scores, record.step_values(tmp_path, row), atol=TOLERANCE)
+
+
+# --- The command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in recorded("qwen3")[0]))
+    return path
+
+
+def lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_as_a_command_on_two_devices(rows_file, tmp_path):
+    out = tmp_path / "scores.jsonl"
+    command = [
+        sys.executable,
+        "-m",
+        "agentrm_jax.score",
+        GOLDEN / "qwen3",
+        rows_file,
+        "--out",
+        out,
+        "--rows=1",
+        "--row-length=256",
+    ]
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    run = subprocess.run(command, env=os.environ | devices, capture_output=True, text=True, check=True)
+    assert run.stdout == ""
+    assert "8 trajectories, 20 steps" in run.stderr
+    for i, (line, values) in enumerate(zip(lines(out.read_text()), recorded("qwen3")[1], strict=True), 1):
+        assert line.keys() == {"id", "step_scores", "score"}
+        assert line["id"] == i
+        np.testing.assert_allclose(line["step_scores"], values, atol=TOLERANCE)
+        assert line["score"] == line["step_scores"][-1]
+
+
+def test_options_and_a_trajectory_without_steps(rows_file, tmp_path, capsys):
+    path = tmp_path / "t.jsonl"
+    path.write_text(rows_file.read_text() + '{"id": "none", "conversations": [{"from": "human", "value": "Go."}]}')
+    options = ("--aggregate=min", "--dtype=bfloat16", "--rows=1", "--row-length=256", "--max-length=512")
+    assert score.main([str(GOLDEN / "qwen3"), str(path), *options]) == 0
+    out, err = capsys.readouterr()
+    *full, none = lines(out)
+    assert none == {"id": "none", "step_scores": [], "score": None}
+    assert "1 without a trained assistant turn" in err
+    for line, values in zip(full, recorded("qwen3")[1], strict=True):
+        assert line["score"] == min(line["step_scores"])
+        np.testing.assert_allclose(line["step_scores"], values, atol=0.2)
+
+
+def test_a_workdir_and_its_export_give_the_same_scores(tmp_path, chat, capsys):
+    model = tiny_model(vocab_size=len(chat.tokenizer))
+    workdir, out, path = tmp_path / "run", tmp_path / "out", tmp_path / "t.jsonl"
+    workdir.mkdir()
+    about = {"kind": "explicit", "config": model.config.to_json(), "lm_head": True, "value_head": True}
+    (workdir / "model.json").write_text(json.dumps(about))
+    chat.tokenizer.save_pretrained(workdir / "tokenizer")
+    flat = tree.flatten(tree.path_tree([chat.action("go")]))
+    fields = ("tokens", "positions", "subtree_end", "previous", "loss_weight", "value", "value_weight")
+    data = iter(pipeline.batches([{f: getattr(flat, f) for f in fields}] * 4, rows=1, row_length=32, seed=0))
+    params = nnx.state(model, nnx.Param)
+    state = TrainState(jax.numpy.int32(3), params, optax.adam(0.1).init(params), jax.random.key_data(jax.random.key(0)))
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        checkpoints.save(state, data, {"step": 3})
+    assert export.main([str(workdir), str(out)]) == 0
+    path.write_text("".join(json.dumps(talk(seed)) + "\n" for seed in range(6)))
+    printed = []
+    for place in (workdir, out):
+        capsys.readouterr()
+        assert score.main([str(place), str(path), "--rows=1", "--row-length=256"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert any(line["score"] for line in lines(printed[0]))
+
+
+def changed(tmp_path: Path, file: str, **fields) -> Path:
+    """A copy of a recorded folder with fields of one of its files changed; None removes one."""
+    folder = shutil.copytree(GOLDEN / "qwen3", tmp_path / "rm")
+    content = json.loads((folder / file).read_text()) | fields
+    (folder / file).write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    return folder
+
+
+def refused(capsys, *arguments) -> str:
+    assert score.main([str(a) for a in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_a_policy_and_a_classifier_of_several_labels_are_refused(rows_file, tmp_path, capsys):
+    policy = changed(tmp_path, "config.json", architectures=["Qwen3ForCausalLM"])
+    assert "a policy, a model without a value head; score with" in refused(capsys, policy, rows_file)
+    (tmp_path / "model.json").write_text('{"value_head": false}')
+    assert "a policy, a model without a value head" in refused(capsys, tmp_path, rows_file)
+    shutil.rmtree(policy)
+    labels = changed(tmp_path, "config.json", id2label={"0": "bad", "1": "good"})
+    assert "a reward model has one label, this Qwen3ForSequenceClassification has 2" in refused(
+        capsys, labels, rows_file
+    )
+
+
+def test_without_a_chat_template_one_is_asked_for_and_can_be_given(rows_file, tmp_path, capsys):
+    folder = changed(tmp_path, "tokenizer_config.json")
+    (folder / "chat_template.jinja").rename(tmp_path / "mine.jinja")
+    assert "no chat template; set --chat-template=chatml or to a template file" in refused(capsys, folder, rows_file)
+    for template in ("chatml", tmp_path / "mine.jinja"):
+        assert (
+            score.main([str(folder), str(rows_file), f"--chat-template={template}", "--rows=1", "--row-length=256"])
+            == 0
+        )
+        for line, values in zip(lines(capsys.readouterr().out), recorded("qwen3")[1], strict=True):
+            np.testing.assert_allclose(line["step_scores"], values, atol=TOLERANCE)
+    message = refused(capsys, folder, rows_file, f"--chat-template={tmp_path / 'no.jinja'}")
+    assert "neither chatml nor a file that can be read" in message
+
+
+def test_wrong_words_and_places_are_named(rows_file, tmp_path, capsys):
+    rm = GOLDEN / "qwen3"
+    assert "no aggregator named 'median'" in refused(capsys, rm, rows_file, "--aggregate=median")
+    assert "--dtype=int8: use float32 or bfloat16" in refused(capsys, rm, rows_file, "--dtype=int8")
+    assert "--row-length=0: use a positive number" in refused(capsys, rm, rows_file, "--row-length=0")
+    assert f"--out={tmp_path}" in refused(capsys, rm, rows_file, f"--out={tmp_path}")
+    assert "no model at" in refused(capsys, tmp_path / "nowhere", rows_file)
+    assert "no such file" in refused(capsys, rm, tmp_path / "nowhere.jsonl")
+    path = tmp_path / "t.jsonl"
+    path.write_text(rows_file.read_text() + '{"text": "hello"}\n')
+    assert f"{path}, line 9: in none of the known formats" in refused(capsys, rm, path)
