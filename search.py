@@ -59,11 +59,11 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
     # --- Policy and reward model, each on an engine --------------------------------------------------------------------
     start.require(config.policy, "sft", config.size)
-    policy = load_policy(config.policy, specs, config.engine, examples=config.examples)
+    policy = load_policy(config.policy, specs, config.engine, examples=config.examples, template=config.chat_template)
     reward_model = None
     if config.method in RANKING:
         start.require(config.reward_model, "explicit", config.size)
-        reward_model = load_reward_model(config.reward_model, specs, config.engine)
+        reward_model = load_reward_model(config.reward_model, specs, config.engine, template=config.chat_template)
 
     # --- Run: one coroutine a task; engines batch across them, environments step in worker processes -------------------
     async def run() -> None:

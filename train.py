@@ -21,6 +21,7 @@ from agentrm_jax import config as cli
 from agentrm_jax import parallel, start
 from agentrm_jax.data import pipeline, sources
 from agentrm_jax.models.config import ModelConfig
+from agentrm_jax.models.lora import LoRA
 from agentrm_jax.training import checkpoint
 from agentrm_jax.training import state as training
 from agentrm_jax.training.metrics import MetricWriter, Progress
@@ -36,28 +37,33 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     mesh = parallel.make_mesh(**config.mesh)
     rows = parallel.batch_rows(config.batch_rows, mesh)
     dtype = jax.numpy.dtype(config.dtype)
+    lora = LoRA.requested(config.init, **config.lora)
 
     # --- What has been done before -------------------------------------------------------------------------------------
-    cli.begin(config, workdir)
+    with parallel.first_process_first("workdir"):
+        cli.begin(config, workdir)
     if start.is_finished(workdir):
-        print(f"{workdir} is finished ({config.total_steps} steps); nothing to do")
+        if first:
+            print(f"{workdir} is finished ({config.total_steps} steps); nothing to do")
         return
 
     # --- Data: records -> token trees on disk -> packed batches --------------------------------------------------------
-    base = None
-    if config.init:
-        start.require(config.init, "sft", config.size)
-        base = checkpoint.load_model(config.init)
-    if config.kind == "policy":
-        chat = base.chat if base else None
-        examples, chat = sources.imitation(config, workdir, chat)
-    else:
-        if base is None:
-            raise UserError("a reward model starts from a model: set --config.init to its workdir")
-        chat = base.chat
-        start.require(config.trees, "mcts", config.size)
-        examples = sources.step_values(config, workdir, chat)
-    chat.tokenizer.save_pretrained(workdir / "tokenizer")
+    with parallel.first_process_first("data"):
+        base = None
+        if config.init:
+            start.require(config.init, "sft", config.size)
+            # Only opened: its weights stay on disk until they have a place.
+            base = checkpoint.open_model(config.init, template=config.chat_template)
+        if config.kind == "policy":
+            examples, chat = sources.imitation(config, workdir, base.chat if base else None)
+        else:
+            if base is None:
+                raise UserError("a reward model starts from a model: set --config.init to its workdir")
+            chat = base.chat
+            start.require(config.trees, "mcts", config.size)
+            examples = sources.step_values(config, workdir, chat)
+        if first:
+            chat.tokenizer.save_pretrained(workdir / "tokenizer")
     data = iter(
         pipeline.batches(
             examples,
@@ -71,12 +77,15 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
     # --- Model and optimizer -------------------------------------------------------------------------------------------
     if base:
-        model_config = base.model.config
+        model_config = base.config
     else:
         model_config = ModelConfig(**config.model)
         model_config = dataclasses.replace(model_config, vocab_size=len(chat.tokenizer))
     heads = {"lm_head": config.kind == "policy", "value_head": config.kind == "explicit"}
     about = {"kind": config.kind, "loss": config.loss, "config": model_config.to_json(), **heads}
+    if lora and base:  # adapters and the value head are trained and saved; the base is held in the type it is used in
+        about |= checkpoint.describe_adapters(lora, config.init, base, lm_head=heads["lm_head"])
+    held = dtype if lora else jax.numpy.float32
     if first:
         (workdir / "model.json").write_text(json.dumps(about, indent=2) + "\n")
     tx = training.make_optimizer(
@@ -87,30 +96,30 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         clip=config.clip,
     )
 
-    # --- State, sharded from its first moment --------------------------------------------------------------------------
+    # --- State: what it will be, and where -----------------------------------------------------------------------------
     def make_model(rngs: nnx.Rngs):
-        return checkpoint.build_model(model_config, rngs, about, scan=config.scan, remat=config.remat)
+        return checkpoint.build_model(model_config, rngs, about, scan=config.scan, remat=config.remat, dtype=held)
 
-    graphdef, state, placed = training.init_state(make_model, tx, mesh, config.seed)
-    if base:
-        state = training.adopt(state, placed, base.model)
-        del base
+    graphdef, shape, placed = training.abstract_state(make_model, tx, mesh)
 
     # --- One update ----------------------------------------------------------------------------------------------------
     loss = training.make_loss(config.loss, dtype)
     train_step = training.make_train_step(graphdef, tx, loss, placed, mesh)
 
-    # --- Go on where a former run stopped ------------------------------------------------------------------------------
+    # --- Go on where a former run stopped, or begin --------------------------------------------------------------------
     with checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
-        state, meta = checkpoints.restore(state, placed, data)
+        state, meta = checkpoints.restore(shape, placed, data)
+        if state is shape:  # nothing to go on from: weights go from disk or the random key straight into their shards
+            _, state, _ = training.init_state(make_model, tx, mesh, config.seed, base.read if base else None)
+        elif lora and base:
+            state = training.read_frozen(state, base.read)
         done = int(state.step)
         if done and first:
             print(f"continuing {workdir} at step {done}")
-        parameters = sum(x.size for x in jax.tree.leaves(state.params))
+        trained, frozen = (sum(x.size for x in jax.tree.leaves(p)) / 1e6 for p in (state.params, state.frozen))
+        parameters = f"{trained + frozen:.2f} M parameters" + (f" ({trained:.2f} M trained)" if lora else "")
         if first:
-            print(
-                f"{config.kind}: {parameters / 1e6:.2f} M parameters, {len(examples)} token trees, mesh {dict(mesh.shape)}"
-            )
+            print(f"{config.kind}: {parameters}, {len(examples)} token trees, mesh {dict(mesh.shape)}")
 
         # --- The loop ------------------------------------------------------------------------------------------------------
         writer = MetricWriter(workdir, done=done, enabled=first)

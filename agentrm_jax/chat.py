@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -138,14 +139,29 @@ class Chat:
         return out
 
 
-def load_chat(tokenizer: Any, template: str | None = None) -> Chat:
-    """Checks a tokenizer's chat template (or `template`, which may be the word `chatml`) and learns its parts.
+def _template(name: str) -> str:
+    if name == "chatml":
+        return CHATML
+    if "{" in name:
+        return name
+    try:
+        return Path(name).read_text()
+    except OSError as error:
+        raise UserError(
+            f"--config.chat_template={name}: neither chatml nor a file that can be read ({error})"
+        ) from error
+
+
+def load_chat(tokenizer: Any, template: str = "") -> Chat:
+    """Checks a tokenizer's chat template and learns its parts.
+
+    `template` is another one to use: the word `chatml`, a file, or the text itself.
 
     Raises:
       UserError: no template, the template does not keep prefixes or alters contents, or pad and end-of-turn are one token.
     """
-    if template is not None:
-        tokenizer.chat_template = CHATML if template == "chatml" else template
+    if template:
+        tokenizer.chat_template = _template(template)
     if not getattr(tokenizer, "chat_template", None):
         raise UserError("the tokenizer has no chat template; set --config.chat_template=chatml or to a template file")
     u1, a1 = Message("user", "ask one"), Message("assistant", "Thought: reply one.\nAction: go")

@@ -2,6 +2,7 @@
 
     python -m agentrm_jax.export WORKDIR OUT            policy: *ForCausalLM, reward model: *ForSequenceClassification
     python -m agentrm_jax.export WORKDIR OUT --tokens   reward model as *ForTokenClassification: a value at every token
+    python -m agentrm_jax.export WORKDIR OUT --adapter  of a run with LoRA its adapters alone, for PEFT; else they are merged
 
 Besides weights, configuration, tokenizer and chat template the folder holds `example_scores.json`: inputs and what this
 package computes for them, so that any server can be checked with one request.
@@ -22,6 +23,7 @@ import numpy as np
 from agentrm_jax.chat import Chat
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.families import Head, config_to_hf
+from agentrm_jax.models.peft import write_peft
 from agentrm_jax.models.transformer import Transformer, token_logprobs, values
 from agentrm_jax.models.weights import Params, build, tensors
 from agentrm_jax.types import JSON, Message, UserError
@@ -180,6 +182,18 @@ def _write_weights(params: Params, config: ModelConfig, out: Path, head: Head, s
         (out / file).chmod((out / "config.json").stat().st_mode)  # safetensors makes files that only their owner reads
 
 
+def _write_adapter(workdir: Path, model: Transformer, chat: Chat, out: Path, head: Head) -> None:
+    """A folder for PEFT: adapters, value head, tokenizer, and examples with the numbers of base and adapters together."""
+    from agentrm_jax.training.checkpoint import load_adapters
+
+    adapters = load_adapters(workdir)
+    write_peft(adapters.params, adapters.lora, adapters.base, out, head)
+    write_tokenizer(chat.tokenizer, out)
+    _write_json(out / "example_scores.json", example_scores(model, chat, head))
+    if (Path(adapters.base) / "model.json").exists():
+        print(f"their base is a workdir; export it for PEFT too: python -m agentrm_jax.export {adapters.base} FOLDER")
+
+
 def _write_json(path: Path, fields: dict[str, JSON]) -> None:
     path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
 
@@ -190,6 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("workdir", type=Path, help="a training workdir")
     parser.add_argument("out", type=Path, help="folder to write; must be new or empty")
     parser.add_argument("--tokens", action="store_true", help="a reward model as *ForTokenClassification")
+    parser.add_argument("--adapter", action="store_true", help="a run's LoRA adapters, not merged, as PEFT loads them")
     args = parser.parse_args(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # only its tokenizers are used; it warns about the rest
     try:
@@ -203,7 +218,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{args.workdir} holds a policy; --tokens is for reward models")
         is_reward = "value_d" in params
         head: Head = "CausalLM" if not is_reward else "TokenClassification" if args.tokens else "SequenceClassification"
-        write_hf(params, loaded.model.config, loaded.chat, args.out, head)
+        if args.adapter:
+            _write_adapter(args.workdir, loaded.model, loaded.chat, args.out, head)
+        else:
+            write_hf(params, loaded.model.config, loaded.chat, args.out, head)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -24,6 +24,7 @@ RULES: Mapping[str, str] = {
 }
 
 BATCH = PartitionSpec(("data", "fsdp"))
+LOOKUP = PartitionSpec("data", None, "fsdp")  # looked-up embeddings, before every row goes to its own device
 
 
 def start_distributed() -> None:
@@ -38,20 +39,28 @@ def start_distributed() -> None:
         jax.distributed.initialize()
 
 
+_MOST_WAITING = 24 * 3600  # seconds: the first process may have to make whole runs
+
+
 @contextlib.contextmanager
 def first_process_first(name: str) -> Iterator[None]:
-    """Other processes enter the block when the first has left it: what it makes on a shared disk, they find."""
-    from jax.experimental import multihost_utils
+    """Other processes enter the block when the first has left it: what it makes on a shared disk, they find.
+
+    `name` must be new at every call of a run.
+    """
+    from orbax.checkpoint import multihost
+
+    def wait() -> None:
+        everyone = set(range(jax.process_count()))  # named, it is a barrier of processes, which may wait for long
+        multihost.sync_global_processes(name, timeout=_MOST_WAITING, processes=everyone)
 
     if jax.process_index():
-        multihost_utils.sync_global_devices(name)
-        yield
-        return
+        wait()
     try:
         yield
     finally:
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(name)
+        if not jax.process_index() and jax.process_count() > 1:
+            wait()
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = None) -> Mesh:
@@ -91,6 +100,21 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         return x.replace(NamedSharding(mesh, PartitionSpec(*spec)))
 
     return jax.tree.map(place, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """`x` laid out as `spec` on the mesh that is set (`jax.set_mesh`); as it was where none is, or where sizes do not divide.
+
+    Left alone, the compiler may move the activations of all rows to the weights instead of a layer's weights to the rows.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    fits = []
+    for size, axes in zip(x.shape, spec, strict=False):
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        fits.append(axes if size % int(np.prod([mesh.shape[a] for a in names])) == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*fits))
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from agentrm_jax.types import JSON, UserError
 
+DISTRIBUTED = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
 _MAINS = {"sft": "train.py", "mcts": "search.py", "explicit": "train.py", "greedy": "search.py"}
 
 
@@ -58,7 +60,8 @@ def require(place: str, name: str, size: str) -> None:
     command = [sys.executable, _MAINS[name], f"--config=configs/{name}.py:{size}", f"--workdir={workdir}"]
     print(f"{workdir} is missing or unfinished; making it first: python {' '.join(command[1:])}", flush=True)
     workdir.parent.mkdir(parents=True, exist_ok=True)
-    if code := subprocess.run(command, check=False).returncode:
+    alone = {k: v for k, v in os.environ.items() if k not in DISTRIBUTED}  # this process alone makes it
+    if code := subprocess.run(command, env=alone, check=False).returncode:
         raise UserError(f"making {workdir} failed with exit code {code}; see the lines above")
 
 

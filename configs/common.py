@@ -39,6 +39,7 @@ def env(*, split: str, start: int = 0, count: int = 64) -> ml_collections.Config
         start=start,
         count=count,
         data="",  # folder of official data files, if any
+        prompts="",  # AgentRM's folder eval_agent/prompt, for its wording instead of ours
         workers=2,
         step_timeout=30.0,
         options=config_dict(
@@ -57,8 +58,17 @@ def training(size: str) -> ml_collections.ConfigDict:
     if size == "nano":
         return config_dict(dtype="float32", row_length=896, batch_rows=8, scan=False, remat=False, cpu_devices=2)
     if size == "smollm2":
-        return config_dict(dtype="float32", row_length=1024, batch_rows=2, scan=False, remat=True, cpu_devices=1)
+        return config_dict(dtype="float32", row_length=1024, batch_rows=2, scan=True, remat=True, cpu_devices=1)
     return config_dict(dtype="bfloat16", row_length=4096, batch_rows=64, scan=True, remat=True, cpu_devices=1)
+
+
+def lora() -> ml_collections.ConfigDict:
+    """Low-rank adapters instead of full training: set a rank, say 8, and a learning rate some ten times as high."""
+    return config_dict(
+        rank=0,  # 0: every parameter is trained
+        alpha=16.0,  # adapters count alpha / rank times
+        targets=("all-linear",),  # or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj
+    )
 
 
 def engine(size: str) -> ml_collections.ConfigDict:
@@ -108,6 +118,7 @@ def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.
         engine=engine(size),
         search=config_dict(),
         concurrency=64,
+        chat_template="",  # of policy and reward model, instead of their tokenizers' own: chatml, or a file
         examples=0 if size == "nano" else 1,  # worked examples in the policy's prompt
         seed=0,
         log_seconds=10.0,

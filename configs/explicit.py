@@ -16,11 +16,13 @@ def get_config(size: str = "nano"):
         size=size,
         kind="explicit",
         init=common.SIZES[size] or f"runs/{size}/sft",
+        chat_template="",  # instead of the tokenizer\'s own: chatml, or a file
         trees=f"runs/{size}/mcts",
         min_visits=1 if nano else 3,  # lambda; the paper's 3 goes with its 40 iterations a tree
         target="mean",
         outcome="reward",
         loss="regression",
+        lora=common.lora(),
         seed=0,
         mesh=common.config_dict(data=-1, fsdp=1, tensor=1) if nano else common.config_dict(data=1, fsdp=-1, tensor=1),
         total_steps=60 if nano else 300,

@@ -2,7 +2,7 @@
 
     python search.py --config=configs/mcts.py
 
-The tasks are other ones than those the policy imitated.
+The tasks are other ones than those the policy imitated. Nano looks at many tasks briefly: what it lacks is variety.
 """
 
 from configs import common
@@ -10,7 +10,8 @@ from configs import common
 
 def get_config(size: str = "nano"):
     common.check_size(size)
+    nano = size == "nano"
     config = common.search(size, method="mcts")
-    config.env.split, config.env.start, config.env.count = "train", 1500, 36
-    config.search = common.config_dict(iterations=8, k=5, c=0.5, n=1, temperature=1.0, outcome="reward")
+    config.env.split, config.env.start, config.env.count = "train", 1500, 72
+    config.search = common.config_dict(iterations=3 if nano else 40, k=5, c=0.5, n=1, temperature=1.0, outcome="reward")
     return config

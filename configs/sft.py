@@ -17,10 +17,12 @@ def get_config(size: str = "nano"):
         kind="policy",
         model=common.model(),  # nano's; a model named by `init` brings its own
         init=common.SIZES[size],  # a training workdir, a Hugging Face folder, a GGUF file, or smollm2
+        chat_template="",  # instead of the tokenizer\'s own: chatml, or a file
         env=common.env(split="train", count=1500),
         experts=f"runs/{size}/experts",
         loss="imitation",
         context_weight=0.3 if nano else 0.0,  # nano starts from nothing and learns to read on the way
+        lora=common.lora(),
         seed=0,
         mesh=common.config_dict(data=-1, fsdp=1, tensor=1) if nano else common.config_dict(data=1, fsdp=-1, tensor=1),
         total_steps=160 if nano else 300,

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,9 +40,10 @@ ENGINE = (
 )
 
 
-def start(script: str, config: str, workdir: Path, *options: str) -> subprocess.Popen:
+def start(script: str, config: str, workdir: Path, *options: str, **env: str) -> subprocess.Popen:
     command = [sys.executable, script, f"--config=configs/{config}.py", f"--workdir={workdir}", *options]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | env, stdout=pipe, stderr=pipe, text=True)
 
 
 def run(*arguments, **_) -> str:
@@ -87,6 +89,24 @@ def test_a_killed_run_continues_and_ends_like_an_uninterrupted_one(sft, tmp_path
     out = run("train.py", "sft", tmp_path / "sft", *options)
     assert "continuing" in out or "finished" in out
     assert dict(losses(tmp_path / "sft")) == pytest.approx(dict(losses(sft)), rel=1e-6)
+
+
+def test_two_processes_begin_from_nothing_and_train_one_model(sft, tmp_path):
+    """The first makes experts, tokenizer and dataset, the other waits for it and finds them."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    env = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "1"}
+    options = (f"--config.experts={tmp_path}/experts", *TINY, *MODEL, *TRAIN)
+    both = [start("train.py", "sft", tmp_path / "sft", *options, **env, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said[0][1][-2000:] + said[1][1][-2000:]
+    assert [step for step, _ in losses(tmp_path / "sft")] == [2, 4, 6]
+    assert "trained 6 steps" in said[0][0]
+    assert "trained" not in said[1][0]
+    made = [p.read_text() for folder in (sft.parent, tmp_path) for p in sorted(folder.glob("experts/*.jsonl"))]
+    assert len(made) >= 2
+    assert made[: len(made) // 2] == made[len(made) // 2 :]  # once, not twice
 
 
 def test_trees_reward_model_and_search_follow(sft, tmp_path):

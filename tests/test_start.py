@@ -21,7 +21,7 @@ def commands(monkeypatch) -> list[list[str]]:
     """Commands that were started, each of which does its work and ends well."""
     started: list[list[str]] = []
 
-    def run(command: list[str], check: bool) -> types.SimpleNamespace:
+    def run(command: list[str], *, env: dict[str, str], check: bool) -> types.SimpleNamespace:
         started.append(command)
         workdir = Path(next(c for c in command if c.startswith("--workdir=")).removeprefix("--workdir="))
         workdir.mkdir()
@@ -65,6 +65,6 @@ def test_a_model_folder_from_elsewhere_needs_no_run(tmp_path, commands):
 
 
 def test_a_run_that_cannot_be_made_is_reported(monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda command, check: types.SimpleNamespace(returncode=3))
+    monkeypatch.setattr(subprocess, "run", lambda command, env, check: types.SimpleNamespace(returncode=3))
     with pytest.raises(UserError, match=r"making runs/nano/sft failed with exit code 3"):
         start.require("runs/nano/sft", "sft", "nano")

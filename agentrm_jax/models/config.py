@@ -82,3 +82,58 @@ NANO = ModelConfig(
     d_ff=768,
     max_length=1024,
 )
+
+# Shapes of the models that sizes start from, as their public config.json files have them: what can be said of a size where its
+# files are not at hand.
+PRESETS: dict[str, ModelConfig] = {
+    "nano": NANO,
+    "smollm2": ModelConfig(
+        vocab_size=49152,
+        num_layers=30,
+        d_model=576,
+        num_heads=9,
+        num_kv_heads=3,
+        head_dim=64,
+        d_ff=1536,
+        rope_theta=1e5,
+        max_length=8192,
+    ),
+    "qwen3_4b": ModelConfig(
+        vocab_size=151936,
+        num_layers=36,
+        d_model=2560,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        d_ff=9728,
+        architecture="qwen3",
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        qk_norm=True,
+        max_length=40960,
+    ),
+    "llama3_8b": ModelConfig(
+        vocab_size=128256,
+        num_layers=32,
+        d_model=4096,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        d_ff=14336,
+        rope_theta=5e5,
+        tie_embeddings=False,
+        max_length=8192,
+    ),
+    "llama3_70b": ModelConfig(
+        vocab_size=128256,
+        num_layers=80,
+        d_model=8192,
+        num_heads=64,
+        num_kv_heads=8,
+        head_dim=128,
+        d_ff=28672,
+        rope_theta=5e5,
+        tie_embeddings=False,
+        max_length=8192,
+    ),
+}

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from agentrm_jax.models.config import ModelConfig
+from agentrm_jax.models.lora import LoRA, low_rank, new_adapters
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -52,9 +53,12 @@ def rotate(x_btnh: jax.Array, positions_bt: jax.Array, frequencies_h: np.ndarray
 
 
 class Block(nnx.Module):
-    """One pre-norm layer: grouped-query attention with rotary positions, then a SwiGLU feed-forward."""
+    """One pre-norm layer: grouped-query attention with rotary positions, then a SwiGLU feed-forward.
 
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    With `lora` its linear maps have adapters beside them, `adapters.wq_dnh.{a, b}`.
+    """
+
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, lora: LoRA | None = None):
         c = config
         depth_scale = (2 * c.num_layers) ** -0.5
 
@@ -88,6 +92,9 @@ class Block(nnx.Module):
             self.b_gate_f = constant(0.0, (f,), ("mlp",))
             self.b_up_f = constant(0.0, (f,), ("mlp",))
             self.b_down_d = constant(0.0, (d,), ("norm",))
+        self.lora = lora
+        if lora:
+            self.adapters = new_adapters(lora, self, rngs)
 
     def __call__(
         self, x_btd: jax.Array, positions_bt: jax.Array, attend: Attend, rotates: jax.Array | bool = True
@@ -98,9 +105,9 @@ class Block(nnx.Module):
         """
         c, dtype = self.config, x_btd.dtype
         y = rms_norm(x_btd, self.attention_norm_d[...], c.norm_eps)
-        q = jnp.einsum("btd,dnh->btnh", y, self.wq_dnh[...].astype(dtype))
-        k = jnp.einsum("btd,dkh->btkh", y, self.wk_dkh[...].astype(dtype))
-        v = jnp.einsum("btd,dkh->btkh", y, self.wv_dkh[...].astype(dtype))
+        q = self._linear("btd,dnh->btnh", y, "wq_dnh")
+        k = self._linear("btd,dkh->btkh", y, "wk_dkh")
+        v = self._linear("btd,dkh->btkh", y, "wv_dkh")
         if c.qkv_bias:
             q, k, v = (a + bias[...].astype(dtype) for a, bias in ((q, self.bq_nh), (k, self.bk_kh), (v, self.bv_kh)))
         if c.qk_norm:
@@ -112,7 +119,7 @@ class Block(nnx.Module):
             q, k = (
                 turned if rotates is True else (jnp.where(rotates, a, b) for a, b in zip(turned, (q, k), strict=True))
             )
-        out = jnp.einsum("btnh,nhd->btd", attend(q, k, v), self.wo_nhd[...].astype(dtype))
+        out = self._linear("btnh,nhd->btd", attend(q, k, v), "wo_nhd")
         if c.o_bias:
             out = out + self.bo_d[...].astype(dtype)
         x_btd = x_btd + out
@@ -120,9 +127,14 @@ class Block(nnx.Module):
 
     def _feed_forward(self, y_btd: jax.Array) -> jax.Array:
         dtype = y_btd.dtype
-        gate = jnp.einsum("btd,df->btf", y_btd, self.w_gate_df[...].astype(dtype))
-        up = jnp.einsum("btd,df->btf", y_btd, self.w_up_df[...].astype(dtype))
+        gate = self._linear("btd,df->btf", y_btd, "w_gate_df")
+        up = self._linear("btd,df->btf", y_btd, "w_up_df")
         if self.config.mlp_bias:
             gate, up = gate + self.b_gate_f[...].astype(dtype), up + self.b_up_f[...].astype(dtype)
-        out = jnp.einsum("btf,fd->btd", jax.nn.silu(gate) * up, self.w_down_fd[...].astype(dtype))
+        out = self._linear("btf,fd->btd", jax.nn.silu(gate) * up, "w_down_fd")
         return out + self.b_down_d[...].astype(dtype) if self.config.mlp_bias else out
+
+    def _linear(self, spec: str, x: jax.Array, name: str) -> jax.Array:
+        """x through the map `name`, and through its adapter if it has one."""
+        y = jnp.einsum(spec, x, getattr(self, name)[...].astype(x.dtype))
+        return y + low_rank(x, self.adapters[name], self.lora.scale) if self.lora and name in self.adapters else y

@@ -9,6 +9,8 @@ from flax import nnx
 from agentrm_jax.models.attention import tree_attention
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.layers import Attend, Block, rms_norm
+from agentrm_jax.models.lora import LoRA
+from agentrm_jax.parallel import BATCH, LOOKUP, constrain
 
 AttendLayer = Callable[[int], Attend]
 
@@ -21,7 +23,7 @@ class Transformer(nnx.Module):
 
     Attributes:
       embed_vd: token embeddings, also the output map when embeddings are tied.
-      layers: a `Block` whose arrays have a leading axis l.
+      layers: a `Block` whose arrays have a leading axis l; with `lora` it has adapters, float32 whatever `dtype` is.
       head_dv: output map of an untied language-model head.
       value_d: the value head: one bias-free linear map on the final hidden state, float32, zero at the start.
     """
@@ -36,6 +38,7 @@ class Transformer(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         scan: bool = False,
         remat: bool = False,
+        lora: LoRA | None = None,
     ):
         c = config
         self.config, self.scan, self.remat = config, scan, remat
@@ -43,7 +46,7 @@ class Transformer(nnx.Module):
             jax.random.normal(rngs.params(), (c.vocab_size, c.d_model), dtype) * c.d_model**-0.5,
             axes=("vocab", "embed"),
         )
-        self.layers = nnx.vmap(lambda r: Block(config, dtype=dtype, rngs=r))(rngs.split(c.num_layers))
+        self.layers = nnx.vmap(lambda r: Block(config, dtype=dtype, rngs=r, lora=lora))(rngs.split(c.num_layers))
         self.final_norm_d = nnx.Param(jnp.ones((c.d_model,), dtype), axes=("norm",))
         if lm_head and not c.tie_embeddings:
             self.head_dv = nnx.Param(
@@ -71,7 +74,7 @@ class Transformer(nnx.Module):
                 limit = window if c.sliding_window else None
                 return tree_attention(q, k, v, subtree_end_bt, positions_bt=positions_bt, window=limit)
 
-            return block(x, positions_bt, attend, rotates)
+            return constrain(block(x, positions_bt, attend, rotates), BATCH)
 
         run = jax.checkpoint(layer, prevent_cse=not self.scan) if self.remat else layer
         x = self.embed(tokens_bt, dtype)
@@ -87,7 +90,8 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens_bt: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """Token embeddings [b, t, d]."""
-        return self.embed_vd[...][tokens_bt].astype(dtype)
+        found = constrain(self.embed_vd[...][tokens_bt].astype(dtype), LOOKUP)
+        return constrain(found, BATCH)
 
     def unstacked(self) -> list[Block]:
         """The layers one by one, as views on the stacked parameters."""

@@ -47,8 +47,10 @@ class NativePolicy:
         ]
 
 
-def load_policy(place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, examples: int = 0) -> NativePolicy:
+def load_policy(
+    place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, examples: int = 0, template: str = ""
+) -> NativePolicy:
     """The policy of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes."""
-    loaded = load_model(place)
+    loaded = load_model(place, template=template)
     encoder = Encoder(loaded.chat, specs, "policy", examples)
     return NativePolicy(make_engine(loaded.model, engine, end_id=loaded.chat.end_id), encoder)

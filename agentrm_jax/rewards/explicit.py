@@ -47,13 +47,15 @@ class ExplicitRewardModel:
         return np.split(values, np.cumsum([len(paths) for paths in batch])[:-1])
 
 
-def load_reward_model(place: Path | str, specs: Mapping[str, EnvSpec], engine: Any) -> ExplicitRewardModel:
+def load_reward_model(
+    place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, template: str = ""
+) -> ExplicitRewardModel:
     """The explicit reward model of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes.
 
     Raises:
       UserError: the workdir holds a model without a value head.
     """
-    loaded = load_model(place)
+    loaded = load_model(place, template=template)
     if not hasattr(loaded.model, "value_d"):
         raise UserError(f"{place} holds a model without a value head; train one with configs/explicit.py")
     encoder = Encoder(loaded.chat, specs, "reward")

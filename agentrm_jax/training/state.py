@@ -12,7 +12,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from agentrm_jax import parallel
+from agentrm_jax.models import lora
 from agentrm_jax.models.transformer import Transformer, token_logprobs, values
+from agentrm_jax.models.weights import Params
 from agentrm_jax.training import losses
 from agentrm_jax.types import UserError
 
@@ -20,41 +22,91 @@ Metrics = dict[str, jax.Array]
 Loss = Callable[[Transformer, Mapping[str, jax.Array]], tuple[jax.Array, Metrics]]
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "opt_state", "rng"], meta_fields=[])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["step", "params", "opt_state", "rng", "frozen"], meta_fields=[]
+)
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Step counter, parameters (an NNX state), optimizer state, and the random key of the run."""
+    """Step counter, trained parameters (an NNX state), optimizer state, the random key of the run, frozen parameters.
+
+    Frozen parameters (the base of adapters; else none) are read by every step and neither donated, copied nor checkpointed.
+    """
 
     step: jax.Array
     params: nnx.State
     opt_state: optax.OptState
     rng: jax.Array
+    frozen: nnx.State = dataclasses.field(default_factory=lambda: nnx.State({}))
+
+
+def _init(make_model: Callable[[nnx.Rngs], Transformer], tx: optax.GradientTransformation) -> Callable[..., TrainState]:
+    """(random key, parameters that are already there) -> a state at step 0."""
+
+    def init(rng: jax.Array, given: Params) -> TrainState:
+        init_rng, run_rng = jax.random.split(rng)
+        params = nnx.state(make_model(nnx.Rngs(params=init_rng)), nnx.Param)
+        # What is given is never initialised: the compiler drops what nobody reads.
+        nnx.replace_by_pure_dict(params, given)
+        params, frozen = lora.split(params)
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key_data(run_rng), frozen)
+
+    return init
+
+
+def abstract_state(
+    make_model: Callable[[nnx.Rngs], Transformer], tx: optax.GradientTransformation, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState, TrainState]:
+    """What a state will be, without making it: (graph definition, shapes with their shardings, the shardings alone)."""
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))
+    shape = jax.eval_shape(_init(make_model, tx), jax.random.key(0), {})
+    placed = parallel.shardings(shape, mesh)
+    return (
+        graphdef,
+        jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, placed),
+        placed,
+    )
 
 
 def init_state(
-    make_model: Callable[[nnx.Rngs], Transformer], tx: optax.GradientTransformation, mesh: Mesh, seed: int
+    make_model: Callable[[nnx.Rngs], Transformer],
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+    read: Callable[[Params], Params] | None = None,
 ) -> tuple[nnx.GraphDef, TrainState, TrainState]:
-    """A fresh state, each array created where it belongs. Returns (graph definition, state, its shardings)."""
+    """A fresh state, each array created where it belongs. Returns (graph definition, state, its shardings).
 
-    def init(rng: jax.Array) -> TrainState:
-        init_rng, run_rng = jax.random.split(rng)
-        params = nnx.state(make_model(nnx.Rngs(params=init_rng)), nnx.Param)
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key_data(run_rng))
+    With `read`, parameters come from a model that is there already: it is asked for all of them (shape, type, sharding) and gives
+    those it has, shard by shard; only the others (a new head) are initialised. Nothing is ever on one device as a whole.
+    """
+    graphdef, shape, placed = abstract_state(make_model, tx, mesh)
+    given = read(nnx.to_pure_dict(nnx.merge_state(shape.params, shape.frozen))) if read else {}
+    init = jax.jit(_init(make_model, tx), donate_argnums=1, out_shardings=placed)
+    return graphdef, init(jax.random.key(seed), given), placed
 
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))
-    placed = parallel.shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
-    return graphdef, jax.jit(init, out_shardings=placed)(jax.random.key(seed)), placed
+
+def read_frozen(state: TrainState, read: Callable[[Params], Params]) -> TrainState:
+    """A restored state, whose frozen parameters are shapes as yet, with these read from the base."""
+    frozen = jax.tree.map(lambda x: x, state.frozen)
+    nnx.replace_by_pure_dict(frozen, read(nnx.to_pure_dict(frozen)))
+    return dataclasses.replace(state, frozen=frozen)
 
 
 def make_train_step(
     graphdef: nnx.GraphDef, tx: optax.GradientTransformation, loss_fn: Loss, placed: TrainState, mesh: Mesh
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
-    """The jitted update: (state, batch) -> (state, metrics). The old state is donated; metrics are replicated scalars."""
+    """The jitted update: (state, batch) -> (state, metrics). The old state is donated, but for what is frozen.
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(placed, NamedSharding(mesh, PartitionSpec())))
-    def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
+    Metrics are replicated scalars.
+    """
+
+    nothing: nnx.State = nnx.State({})
+    out = dataclasses.replace(placed, frozen=nothing), NamedSharding(mesh, PartitionSpec())
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=out)
+    def train_step(state: TrainState, frozen: nnx.State, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
         def loss(params: nnx.State) -> tuple[jax.Array, Metrics]:
-            return loss_fn(nnx.merge(graphdef, params), batch)
+            return loss_fn(nnx.merge(graphdef, params, frozen), batch)
 
         (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
@@ -70,9 +122,15 @@ def make_train_step(
 
     def update(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
         with jax.set_mesh(mesh):  # attention looks at it to keep its loops on their own shards
-            return train_step(state, batch)
+            new, metrics = train_step(dataclasses.replace(state, frozen=nothing), state.frozen, batch)
+        return dataclasses.replace(new, frozen=state.frozen), metrics
+
+    def lower(state: TrainState, batch: Mapping[str, jax.Array]) -> jax.stages.Lowered:
+        with jax.set_mesh(mesh):
+            return train_step.lower(dataclasses.replace(state, frozen=nothing), state.frozen, batch)
 
     update.compilations = train_step._cache_size  # type: ignore[attr-defined]
+    update.lower = lower  # type: ignore[attr-defined]  # of shapes too: what the program needs before anything is made
     return update
 
 
@@ -118,22 +176,11 @@ def make_optimizer(
 
     def decays(params: Any) -> Any:
         return jax.tree.map(
-            lambda v: "embed" in v.get_metadata().get("axes", ()), params, is_leaf=lambda v: isinstance(v, nnx.Variable)
+            lambda v: not {"embed", "rank"}.isdisjoint(v.get_metadata().get("axes", ())),
+            params,
+            is_leaf=lambda v: isinstance(v, nnx.Variable),
         )
 
     return optax.chain(
         optax.clip_by_global_norm(clip), optax.adamw(schedule, b2=b2, weight_decay=weight_decay, mask=decays)
     )
-
-
-def adopt(state: TrainState, placed: TrainState, model: Transformer) -> TrainState:
-    """The state with every parameter that `model` has too taken from it; what it lacks (a new head) stays as it was."""
-    theirs = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-    shardings = dict(nnx.to_flat_state(placed.params))
-    flat = []
-    for path, variable in nnx.to_flat_state(state.params):
-        if path in theirs:
-            value = jax.device_put(theirs[path][...].astype(variable[...].dtype), shardings[path].get_value())
-            variable = variable.replace(value)
-        flat.append((path, variable))
-    return dataclasses.replace(state, params=nnx.from_flat_state(flat))

@@ -34,22 +34,26 @@ class Run:
     def __init__(self, config):
         self.config, self.mesh = config, parallel.make_mesh(devices=jax.devices()[:1])
         self.tx = training.make_optimizer(learning_rate=1e-2, warmup=0.1, total_steps=8, weight_decay=0.0, clip=1.0)
-        graphdef, _, self.placed = self.fresh()
+        graphdef, self.shape, self.placed = training.abstract_state(self.make_model, self.tx, self.mesh)
         loss = training.make_loss("imitation", jnp.float32)
         self.step = training.make_train_step(graphdef, self.tx, loss, self.placed, self.mesh)
 
     def fresh(self, seed: int = 0):
-        return training.init_state(lambda rngs: Transformer(self.config, rngs=rngs), self.tx, self.mesh, seed)
+        return training.init_state(self.make_model, self.tx, self.mesh, seed)
+
+    def make_model(self, rngs: nnx.Rngs) -> Transformer:
+        return Transformer(self.config, rngs=rngs)
 
     def data(self):
         return iter(pipeline.batches(trees(), rows=2, row_length=48, seed=1))
 
     def go(self, folder: Path, until: int, save: tuple[int, ...], seed: int = 0):
         """What train.py does: restore, then step to `until`. Returns the state, the data, and where it went on from."""
-        _, state, placed = self.fresh(seed)
         data = self.data()
         with Checkpoints(folder) as checkpoints:
-            state, meta = checkpoints.restore(state, placed, data)
+            state, meta = checkpoints.restore(self.shape, self.placed, data)
+            if state is self.shape:
+                _, state, _ = self.fresh(seed)
             begin = int(state.step)
             assert meta == ({"tokens": begin} if begin else {})
             for step in range(begin + 1, until + 1):

@@ -43,29 +43,35 @@ def batch() -> dict[str, np.ndarray]:
     return {f: np.stack([getattr(r, f) for r in rows]) for f in fields}
 
 
-def one_step(sizes: tuple[int, int, int], devices: list[jax.Device]) -> tuple[float, list[np.ndarray], dict[str, str]]:
-    """Loss, gradients (kept by the optimizer), and where parameters and optimizer state are."""
+def one_step(sizes: tuple[int, int, int], devices: list[jax.Device], deep: bool) -> dict[str, Any]:
+    """Loss, gradients (kept by the optimizer), where parameters and optimizer state are, and how often the step was compiled."""
     mesh = parallel.make_mesh(*sizes, devices=devices)
     tx = optax.trace(decay=0.0)
-    graphdef, state, placed = training.init_state(lambda rngs: Transformer(CONFIG, rngs=rngs), tx, mesh, 0)
+    graphdef, state, placed = training.init_state(
+        lambda rngs: Transformer(CONFIG, rngs=rngs, scan=deep, remat=deep), tx, mesh, 0
+    )
     step = training.make_train_step(graphdef, tx, training.make_loss("imitation", jnp.float32), placed, mesh)
-    rows = parallel.batch_rows(8, mesh)
-    state, metrics = step(state, parallel.put_batch({k: v[:rows] for k, v in batch().items()}, mesh))
+    rows = parallel.put_batch({k: v[: parallel.batch_rows(8, mesh)] for k, v in batch().items()}, mesh)
+    state, metrics = step(state, rows)
     where = {}
     for name, variables in (("params", state.params), ("opt_state", state.opt_state.trace)):
         for path, x in nnx.to_flat_state(variables):
             where[f"{name}/{path[-1]}"] = str(tuple(x[...].sharding.spec))
-    return float(metrics["loss"]), jax.device_get(jax.tree.leaves(state.opt_state)), where
+    gradients = jax.device_get(jax.tree.leaves(state.opt_state))
+    step(state, rows)
+    return {"loss": float(metrics["loss"]), "gradients": gradients, "where": where, "compilations": step.compilations()}
 
 
 def main() -> None:
-    expected, gradients, _ = one_step((1, 1, 1), jax.devices()[:1])
-    scale = [np.abs(g).max() for g in gradients]
     report = {}
-    for sizes in MESHES:
-        loss, found, where = one_step(sizes, jax.devices())
-        worst = max(float(np.abs(a - b).max() / s) for a, b, s in zip(found, gradients, scale, strict=True))
-        report[str(sizes)] = {"loss": abs(loss - expected) / expected, "gradient": worst, "where": where}
+    for deep in (False, True):
+        alone = one_step((1, 1, 1), jax.devices()[:1], deep)
+        for sizes in MESHES:
+            got = one_step(sizes, jax.devices(), deep)
+            pairs = zip(got.pop("gradients"), alone["gradients"], strict=True)
+            got["gradient"] = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
+            got["loss"] = abs(got["loss"] - alone["loss"]) / alone["loss"]
+            report[f"{sizes} {'scanned' if deep else 'unrolled'}"] = got
     print(json.dumps(report))
 
 
@@ -78,13 +84,16 @@ def report() -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=lambda s: "x".join(map(str, s)))
-def test_a_mesh_gives_the_loss_and_gradients_of_one_device(report, sizes):
-    assert report[str(sizes)]["loss"] < 1e-5
-    assert report[str(sizes)]["gradient"] < 1e-5
+@pytest.mark.parametrize("how", ["unrolled", "scanned"])
+def test_a_mesh_gives_the_loss_and_gradients_of_one_device_with_one_program(report, sizes, how):
+    found = report[f"{sizes} {how}"]
+    assert found["loss"] < 1e-5
+    assert found["gradient"] < 1e-5
+    assert found["compilations"] == 1
 
 
 def test_parameters_and_their_optimizer_state_lie_where_the_table_says(report):
-    where = report["(2, 2, 2)"]["where"]
+    where = report["(2, 2, 2) scanned"]["where"]
     expected = {
         "embed_vd": ("tensor", "fsdp"),
         "wq_dnh": (None, "fsdp", "tensor", None),
@@ -95,8 +104,10 @@ def test_parameters_and_their_optimizer_state_lie_where_the_table_says(report):
     }
     for name, spec in expected.items():
         assert where[f"params/{name}"] == where[f"opt_state/{name}"] == str(spec)
-    assert "tensor" not in report["(1, 1, 8)"]["where"]["params/wk_dkh"], "two heads do not divide over eight devices"
-    assert "tensor" in report["(1, 1, 8)"]["where"]["params/wq_dnh"]
+    assert "tensor" not in report["(1, 1, 8) scanned"]["where"]["params/wk_dkh"], (
+        "two heads do not divide over eight devices"
+    )
+    assert "tensor" in report["(1, 1, 8) scanned"]["where"]["params/wq_dnh"]
 
 
 def test_what_is_left_goes_to_the_axis_of_size_minus_one():

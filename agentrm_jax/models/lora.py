@@ -1,0 +1,137 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): y = x W + (alpha / rank) (x A) B, where W stays as it is and A, B are trained.
+
+Adapters are a small tree beside the weights they change, `layers.adapters.wq_dnh.{a, b}`, stacked on l like these. Training
+multiplies by A, then by B: neither W + AB nor a gradient of W's size is ever made. Afterwards `merge` adds them up once, and
+what is left is an ordinary model.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from agentrm_jax.types import JSON, UserError
+
+Params = dict[str, Any]
+
+# The name users know -> our parameter, and how many of its leading axes are its input.
+TARGETS: dict[str, tuple[str, int]] = {
+    "q_proj": ("wq_dnh", 1),
+    "k_proj": ("wk_dkh", 1),
+    "v_proj": ("wv_dkh", 1),
+    "o_proj": ("wo_nhd", 2),
+    "gate_proj": ("w_gate_df", 1),
+    "up_proj": ("w_up_df", 1),
+    "down_proj": ("w_down_fd", 1),
+}
+ALL = "all-linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Which linear maps of every layer get an adapter, and of what size.
+
+    Attributes:
+      rank: columns of A and rows of B, at least 1.
+      alpha: the product is multiplied by alpha / rank.
+      targets: names among `TARGETS`, in its order; `all-linear` stands for all of them.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        known = f"known targets are {', '.join(TARGETS)} and {ALL}"
+        if unknown := [t for t in self.targets if t not in TARGETS and t != ALL]:
+            raise UserError(f"--config.lora.targets: no linear map is called {unknown[0]!r}; {known}")
+        if not self.targets:
+            raise UserError(f"--config.lora.targets is empty; {known}")
+        if self.rank < 1:
+            raise UserError(f"--config.lora.rank={self.rank}: must be at least 1, or 0 to train every parameter")
+        if not self.alpha > 0:
+            raise UserError(f"--config.lora.alpha={self.alpha}: must be more than 0")
+        named = tuple(t for t in TARGETS if t in self.targets or ALL in self.targets)
+        object.__setattr__(self, "targets", named)
+
+    @classmethod
+    def requested(cls, base: str, *, rank: int, alpha: float, targets: tuple[str, ...]) -> "LoRA | None":
+        """What a config asks for: None if its rank is 0.
+
+        Raises:
+          UserError: a value is wrong, or there is no `base` to adapt.
+        """
+        if rank == 0:
+            return None
+        if not base:
+            raise UserError(
+                f"--config.lora.rank={rank} adapts a model that is there already: name it with --config.init"
+            )
+        return cls(rank, alpha, tuple(targets))
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def to_json(self) -> dict[str, JSON]:
+        return {"rank": self.rank, "alpha": self.alpha, "targets": list(self.targets)}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, JSON]) -> "LoRA":
+        return cls(fields["rank"], fields["alpha"], tuple(fields["targets"]))
+
+
+def new_adapters(lora: LoRA, block: nnx.Module, rngs: nnx.Rngs) -> nnx.Dict:
+    """Adapters for one layer, float32: A uniform with bound (fan in)**-0.5 as in PEFT, B zero, so that nothing changes yet."""
+
+    def pair(weight: nnx.Param, inputs: int) -> nnx.Dict:
+        into, out = weight.shape[:inputs], weight.shape[inputs:]
+        axes = weight.get_metadata()["axes"]
+        bound = math.prod(into) ** -0.5
+        a = jax.random.uniform(rngs.params(), (*into, lora.rank), jnp.float32, -bound, bound)
+        b = jnp.zeros((lora.rank, *out), jnp.float32)
+        return nnx.Dict(a=nnx.Param(a, axes=(*axes[:inputs], "rank")), b=nnx.Param(b, axes=("rank", *axes[inputs:])))
+
+    chosen = (TARGETS[t] for t in lora.targets)
+    return nnx.Dict({name: pair(getattr(block, name), inputs) for name, inputs in chosen})
+
+
+def low_rank(x: jax.Array, pair: nnx.Dict, scale: float) -> jax.Array:
+    """scale (x A) B [b, t, *out] for x [b, t, *in], in the type of x."""
+    a, b = pair["a"][...].astype(x.dtype), pair["b"][...].astype(x.dtype)
+    return jnp.tensordot(jnp.tensordot(x, a, a.ndim - 1) * scale, b, 1)
+
+
+def split(params: nnx.State) -> tuple[nnx.State, nnx.State]:
+    """Parameters that are trained and those that are frozen: adapters and value head, and the rest; all if no adapters."""
+    adapters = nnx.PathContains("adapters")
+    if not nnx.to_flat_state(nnx.filter_state(params, adapters)):
+        return params, nnx.State({})
+    trained, frozen = nnx.split_state(params, nnx.Any(adapters, nnx.PathContains("value_d")), ...)
+    return trained, frozen
+
+
+def merge(params: Params, trained: Params, lora: LoRA) -> Params:
+    """An ordinary model's parameters: those of the base with W + (alpha / rank) A B and the trained heads in their places.
+
+    Every weight keeps its type and sharding; sums are float32. Arrays of `params` that change are used up (donated).
+    """
+    layers = dict(params["layers"])
+    for name, pair in trained["layers"]["adapters"].items():
+        weight = layers[name]
+        layers[name] = _add(weight.sharding)(weight, pair["a"], pair["b"], lora.scale)
+    return params | {k: v for k, v in trained.items() if k != "layers"} | {"layers": layers}
+
+
+@functools.cache
+def _add(sharding: jax.sharding.Sharding) -> Any:
+    product = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
+
+    def add(weight: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+        return (weight.astype(jnp.float32) + scale * jax.vmap(product)(a, b)).astype(weight.dtype)
+
+    return jax.jit(add, donate_argnums=0, out_shardings=sharding)

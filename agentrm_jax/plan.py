@@ -1,0 +1,381 @@
+"""Whether a run fits, before anything is allocated: memory of every device, from shapes and compiled programs alone.
+
+    python -m agentrm_jax.plan --config=configs/explicit.py:llama3_70b --devices=64 --memory-gb=80
+    python -m agentrm_jax.plan --config=configs/beam.py:llama3_8b --memory-gb=80
+
+Weights, optimizer state, gradients and KV cache are exact. What a program needs beside them (activations, gathered weights,
+workspace) is what XLA's CPU compiler plans for that many simulated devices. It computes bfloat16 in float32, and other
+platforms fuse and schedule otherwise, so that part is an estimate, for bfloat16 rather a high one.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from agentrm_jax import config as cli
+from agentrm_jax import parallel
+from agentrm_jax.engine import kernels, layout
+from agentrm_jax.engine.requests import EngineConfig
+from agentrm_jax.models.config import PRESETS, ModelConfig
+from agentrm_jax.models.lora import LoRA
+from agentrm_jax.models.pretrained import open_pretrained
+from agentrm_jax.models.transformer import Transformer
+from agentrm_jax.training import state as training
+from agentrm_jax.training.checkpoint import build_model
+from agentrm_jax.types import JSON, UserError
+
+_USAGE = (
+    "usage: python -m agentrm_jax.plan --config=configs/NAME.py[:SIZE] [--devices=N] [--memory-gb=GB] [--json] "
+    "[--config.KEY=VALUE ...]"
+)
+_SHALLOW = (2, 4)  # layers that are compiled where layers are unrolled: every further one adds what the last ones did
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Memory of one device.
+
+    Attributes:
+      facts: what is planned, by name: model, mesh, batch.
+      parameters: of each model, by name.
+      bytes: by what they are for; they are needed at the same time.
+      notes: what the reader should know about these figures.
+    """
+
+    facts: dict[str, JSON]
+    parameters: dict[str, int]
+    bytes: dict[str, int]
+    notes: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        return sum(self.bytes.values())
+
+
+def model_shape(place: str, size: str) -> tuple[ModelConfig, str]:
+    """The shape of the model at `place` (a training workdir, or a model from elsewhere), and where it is known from.
+
+    Where nothing is there yet, it is the preset of `size`.
+
+    Raises:
+      UserError: there is neither.
+    """
+    about = Path(place) / "model.json"
+    if place and about.exists():
+        return ModelConfig.from_json(json.loads(about.read_text())["config"]), place
+    if place and Path(place).expanduser().exists():
+        return open_pretrained(place).config, place
+    if size in PRESETS:
+        return PRESETS[size], f"preset {size}"
+    raise UserError(f"no model at {place}, and no preset of size {size!r}; presets are {', '.join(PRESETS)}")
+
+
+def plan_training(config: ml_collections.ConfigDict) -> Plan:
+    """What train.py needs on one device of the mesh made of all devices JAX shows.
+
+    Raises:
+      UserError: the mesh or the batch does not fit the devices, or a setting is wrong.
+    """
+    mesh = parallel.make_mesh(**config.mesh)
+    rows = parallel.batch_rows(config.batch_rows, mesh)
+    if config.init:
+        model, origin = model_shape(config.init, config.size)
+    else:
+        model, origin = ModelConfig(**config.model), "--config.model"
+    lora = LoRA.requested(config.init, **config.lora)
+    state = _abstract_state(config, model, mesh, lora)[2]
+    counts = [sum(x.size for x in jax.tree.leaves(p)) for p in (state.params, state.frozen)]
+    weights, frozen, optimizer = (_shards(x) for x in (state.params, state.frozen, state.opt_state))
+    temporary = _by_depth(lambda m: {"step": _step_memory(config, m, mesh, lora)}, model, scanned=config.scan)
+    held = {"weights": weights + frozen, "optimizer": optimizer, "gradients": weights}
+    held["activations"] = max(temporary - weights, 0)
+    facts: dict[str, JSON] = {
+        "run": f"{config.kind}, {config.loss}" + (f", adapters of rank {lora.rank}" if lora else ""),
+        "model": origin,
+        "mesh": dict(mesh.shape),
+        "batch": f"{config.batch_rows} rows of {config.row_length} tokens, {rows * jax.process_count() // _ways(mesh)} a device",
+        "computed in": config.dtype,
+    }
+    notes = ["activations: saved layer inputs, gathered weights and workspace, as planned by XLA's CPU compiler"]
+    return Plan(
+        facts, {"trained": counts[0], "frozen": counts[1]}, held, _notes(notes, config.dtype, config.scan, model)
+    )
+
+
+def plan_search(config: ml_collections.ConfigDict) -> Plan:
+    """What search.py needs on the device of one process: an engine for the policy, and one for a reward model if there is one."""
+    models = {"policy": config.policy}
+    if config.reward_model:
+        models["reward model"] = config.reward_model
+    held: dict[str, int] = {}
+    facts: dict[str, JSON] = {"run": config.method}
+    parameters = {}
+    batch = loading = 0
+    for name, place in models.items():
+        model, origin = model_shape(place, config.size)
+        facts[name] = origin
+        sizes = _engine_sizes(model, config.engine, policy=name == "policy")
+        parameters[name] = sizes.parameters
+        held |= {f"{name} weights": sizes.weights, f"{name} KV cache": sizes.pool}
+        memory = functools.partial(_engine_memory, sizes=config.engine, policy=name == "policy")
+        batch = max(batch, _by_depth(memory, model, scanned=False))
+        loading = max(loading, sum(held.values()) + sizes.parameters * 4)
+    held["batch"] = batch
+    held["loading"] = max(loading - sum(held.values()), 0)
+    e = config.engine
+    facts |= {
+        "engine": f"{e.cache_tokens} cached tokens, {e.rows[-1]} rows of {e.context[-1]} tokens, {e.samples} samples a row",
+        "computed in": e.dtype,
+    }
+    notes = [
+        "every process searches with engines of its own on one device; they take turns",
+        "batch: the largest batch of new or sampled tokens with its caches, as planned by XLA's CPU compiler",
+    ]
+    if held["loading"]:
+        notes.append("loading: what is needed more while float32 weights are turned into the engine's")
+    return Plan(facts, parameters, held, _notes(notes, e.dtype, False, model))
+
+
+# --- training ------------------------------------------------------------------------------------------------------------
+
+
+def _abstract_state(
+    config: ml_collections.ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, lora: LoRA | None
+) -> tuple[Any, nnx.GraphDef, training.TrainState, training.TrainState]:
+    """Optimizer, graph definition, shapes and shardings, as train.py makes them."""
+    about: dict[str, JSON] = {"lm_head": config.kind == "policy", "value_head": config.kind == "explicit"}
+    if lora:
+        about["lora"] = lora.to_json()
+    held = jnp.dtype(config.dtype) if lora else jnp.float32
+    tx = training.make_optimizer(
+        learning_rate=config.learning_rate,
+        warmup=config.warmup,
+        total_steps=config.total_steps,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+    )
+
+    def make_model(rngs: nnx.Rngs) -> Transformer:
+        return build_model(model, rngs, about, scan=config.scan, remat=config.remat, dtype=held)
+
+    return tx, *training.abstract_state(make_model, tx, mesh)
+
+
+def _step_memory(
+    config: ml_collections.ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, lora: LoRA | None
+) -> int:
+    """Bytes of a device that one training step needs beside the state it updates in place: batch, temporaries, metrics."""
+    tx, graphdef, shape, placed = _abstract_state(config, model, mesh, lora)
+    loss = training.make_loss(config.loss, jnp.dtype(config.dtype))
+    step = training.make_train_step(graphdef, tx, loss, placed, mesh)
+    rows = jax.sharding.NamedSharding(mesh, parallel.BATCH)
+    kinds = dict.fromkeys(("tokens", "positions", "subtree_end", "previous"), jnp.int32)
+    kinds |= dict.fromkeys(("loss_weight", "value", "value_weight"), jnp.float32)
+    size = (config.batch_rows, config.row_length)
+    batch = {k: jax.ShapeDtypeStruct(size, kind, sharding=rows) for k, kind in kinds.items()}
+    memory = step.lower(shape, batch).compile().memory_analysis()  # type: ignore[attr-defined]
+    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.temp_size_in_bytes + new + _shards(batch)
+
+
+def _shards(tree: Any) -> int:
+    """Bytes of one device's shards."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _ways(mesh: jax.sharding.Mesh) -> int:
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+# --- engines -------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _EngineSizes:
+    parameters: int
+    weights: int
+    pool: int
+
+
+def _engine_parts(model: ModelConfig, sizes: Mapping[str, Any], policy: bool) -> tuple[Transformer, Any, Any]:
+    """Shapes of the model as it is loaded, of the engine's weights, and of its pool."""
+    dtype = jnp.dtype(sizes["dtype"])
+
+    def make() -> Transformer:
+        return Transformer(model, rngs=nnx.Rngs(0), lm_head=policy, value_head=not policy)
+
+    loaded = nnx.eval_shape(make)
+    weights = jax.eval_shape(lambda m: kernels.Weights(m, dtype), loaded)
+    return loaded, weights, jax.eval_shape(lambda: kernels.empty_pool(model, sizes["cache_tokens"], dtype))
+
+
+def _engine_sizes(model: ModelConfig, sizes: Mapping[str, Any], policy: bool) -> _EngineSizes:
+    loaded, weights, pool = _engine_parts(model, sizes, policy)
+    return _EngineSizes(
+        sum(x.size for x in jax.tree.leaves(nnx.state(loaded, nnx.Param))), _bytes(weights), _bytes(pool)
+    )
+
+
+def _engine_memory(model: ModelConfig, sizes: Mapping[str, Any], policy: bool) -> dict[str, int]:
+    """Bytes that each of the engine's larger programs needs beside weights and pool: its batch, temporaries and results."""
+    _, weights, pool = _engine_parts(model, sizes, policy)
+    e = EngineConfig(**{k: v for k, v in sizes.items() if k != "dtype"})
+    needs = {}
+    for new in {e.new_tokens[0], e.new_tokens[-1]}:
+        tile = layout.tile(new)
+        batch = layout.tiles([], [], (-(-e.batch_tokens[-1] // tile), tile), new, e.context[-1], nowhere=0)[0]
+        read = jax.jit(kernels.read, static_argnums=1)
+        needs[f"read {new}"] = _needs(read, (weights, model, pool, batch), batch)
+    if not policy:
+        return needs
+    u, n, columns = e.rows[-1], e.samples, e.context[-1]
+    first = {
+        "context": np.zeros((u, columns), np.int32),
+        "context_length": np.ones(u, np.int32),
+        "hidden": np.zeros((u, model.d_model), jnp.dtype(sizes["dtype"])),
+        "temperature": np.zeros(u, np.float32),
+        "seeds": np.zeros((u, n), np.uint32),
+        "wanted": np.zeros((u, n), bool),
+    }
+    start = jax.jit(functools.partial(kernels.start, max_new=e.max_new, end_id=0), static_argnums=1)
+    decode = jax.jit(functools.partial(kernels.decode, columns=columns, end_id=0), static_argnums=1, donate_argnums=2)
+    state = start.eval_shape(weights, model, pool, first)
+    needs["start"] = _needs(start, (weights, model, pool, first), first)
+    needs["decode"] = _needs(decode, (weights, model, state, np.int32(e.max_new)), state)
+    return needs
+
+
+def _needs(program: Any, args: tuple[Any, ...], passing: Any) -> int:
+    """Bytes a program needs for `passing` (those of its arguments that do not stay), its temporaries and what it returns."""
+    # Unrolled layers take long to optimise for speed, which changes little about their memory.
+    memory = program.lower(*args).compile(compiler_options={"xla_backend_optimization_level": 0}).memory_analysis()
+    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return _bytes(passing) + memory.temp_size_in_bytes + new
+
+
+def _bytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+# --- both ----------------------------------------------------------------------------------------------------------------
+
+
+def _by_depth(memory: Callable[[ModelConfig], dict[str, int]], model: ModelConfig, *, scanned: bool) -> int:
+    """The most of `memory(model)`; of a deep model with unrolled layers, each is the line through two shallow ones."""
+    if scanned or model.num_layers <= _SHALLOW[1]:
+        return max(memory(model).values())
+    low, high = (memory(_with_layers(model, n)) for n in _SHALLOW)
+    more = (model.num_layers - _SHALLOW[0]) / (_SHALLOW[1] - _SHALLOW[0])
+    return max(int(low[name] + (high[name] - low[name]) * more) for name in low)
+
+
+def _with_layers(model: ModelConfig, n: int) -> ModelConfig:
+    windows, rotates = model.window_layers[:n], model.rope_layers[:n]
+    return dataclasses.replace(model, num_layers=n, window_layers=windows, rope_layers=rotates)
+
+
+def _notes(notes: list[str], dtype: str, scanned: bool, model: ModelConfig) -> tuple[str, ...]:
+    if dtype == "bfloat16":
+        notes.append("that compiler computes bfloat16 in float32, so its part is rather high for accelerators")
+    if not scanned and model.num_layers > _SHALLOW[1]:
+        shallow = " and ".join(map(str, _SHALLOW))
+        notes.append(f"its part is the line through models of {shallow} layers, to {model.num_layers}")
+    return tuple(notes)
+
+
+def table(plan: Plan, memory_gb: float | None) -> str:
+    """The plan for people; GB are 10^9 bytes."""
+    lines = [f"{name:<24} {_show(value)}" for name, value in plan.facts.items()]
+    for name, count in plan.parameters.items():
+        if count:
+            lines.append(f"{name + ' parameters':<24} {count:,}")
+    lines += ["", f"{'per device':<24} {'GB':>9}"]
+    lines += [f"{name:<24} {size / 1e9:>9.3f}" for name, size in plan.bytes.items() if size]
+    lines.append(f"{'total':<24} {plan.total / 1e9:>9.3f}")
+    if memory_gb is not None:
+        verdict = "fits" if plan.total <= memory_gb * 1e9 else "does not fit"
+        lines.append(f"{verdict} in {memory_gb:g} GB a device ({plan.total / memory_gb / 1e7:.0f}%)")
+    return "\n".join([*lines, "", *plan.notes])
+
+
+def _show(value: JSON) -> str:
+    return " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
+def as_json(plan: Plan, memory_gb: float | None) -> dict[str, JSON]:
+    """The plan for programs, in bytes."""
+    fits = None if memory_gb is None else plan.total <= memory_gb * 1e9
+    return {
+        **plan.facts,
+        "parameters": plan.parameters,
+        "bytes_per_device": plan.bytes,
+        "total_bytes_per_device": plan.total,
+        "memory_gb": memory_gb,
+        "fits": fits,
+        "notes": list(plan.notes),
+    }
+
+
+def _own_flags(argv: Sequence[str]) -> tuple[int, float | None, bool, list[str]]:
+    """Devices, memory, whether JSON is wanted, and what is left for the config."""
+    devices, memory, as_dict, rest = 1, None, False, []
+    for arg in argv:
+        name, _, value = arg.partition("=")
+        try:
+            if name == "--devices":
+                devices = int(value)
+            elif name == "--memory-gb":
+                memory = float(value)
+            elif arg == "--json":
+                as_dict = True
+            elif name == "--config" or name.startswith("--config."):
+                rest.append(arg)
+            else:
+                raise UserError(f"cannot read {arg!r}; {_USAGE}")
+        except ValueError:
+            raise UserError(f"{arg}: must be a number; {_USAGE}") from None
+    if not any(arg.startswith("--config=") for arg in rest):
+        raise UserError(f"--config is missing; {_USAGE}")
+    if devices < 1 or (memory is not None and not memory > 0):
+        raise UserError(f"--devices and --memory-gb must be more than 0; {_USAGE}")
+    return devices, memory, as_dict, rest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code: 0 also if the run does not fit, 2 for what the user can mend."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(f"{(__doc__ or '').strip()}\n\n{_USAGE}")
+        return 0
+    try:
+        devices, memory_gb, as_dict, rest = _own_flags(argv)
+        config, _ = cli.parse(rest)
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", devices)
+        jax.config.update("jax_enable_compilation_cache", False)  # a program from the cache does not say what it needs
+        if "engine" in config:
+            plan = plan_search(config)
+        elif "batch_rows" in config:
+            plan = plan_training(config)
+        else:
+            raise UserError("this config is neither for train.py nor for search.py")
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(json.dumps(as_json(plan, memory_gb)) if as_dict else table(plan, memory_gb))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
