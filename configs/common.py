@@ -102,6 +102,7 @@ def engine(size: str) -> ml_collections.ConfigDict:
         ),
     )
     sizes.samples = 5
+    sizes.tensor = 1  # devices of a process that share each model
     sizes.dtype = "float32" if size in ("nano", "smollm2") else "bfloat16"
     return sizes
 

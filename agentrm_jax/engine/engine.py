@@ -3,6 +3,7 @@
 Shapes are rounded up to a few sizes, so after warm-up nothing is compiled; paths that share a beginning share its cache.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,10 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
 
+from agentrm_jax import parallel
 from agentrm_jax.engine import kernels, layout
 from agentrm_jax.engine.prefix import PrefixCache
 from agentrm_jax.engine.requests import EngineConfig, EngineStats, GenerateRequest, Sample
@@ -32,14 +36,14 @@ class _Job:
 
 
 class Engine:
-    """Policy or reward model (or both) on the local device. Calls are synchronous and must not overlap.
+    """Policy or reward model (or both) on local devices. Calls are synchronous and must not overlap.
 
     Args:
       end_id: the end-of-turn token.
       dtype: of weights, activations and cache.
 
     Raises:
-      UserError: the cache cannot hold one path of the longest allowed length.
+      UserError: the cache cannot hold one path of the longest allowed length, or there are not `config.tensor` devices.
     """
 
     def __init__(self, model: Transformer, config: EngineConfig, *, end_id: int, dtype: jnp.dtype = jnp.float32):
@@ -50,12 +54,18 @@ class Engine:
                 "raise --config.engine.cache_tokens"
             )
         self.stats = EngineStats()
-        self._weights = jax.jit(lambda m: kernels.Weights(m, dtype))(model)
+        mesh = local_mesh(config.tensor)
+        self._placed: Callable[[], Any] = functools.partial(jax.set_mesh, mesh) if mesh else contextlib.nullcontext
+        if mesh:
+            graph, params = nnx.split(model)
+            model = nnx.merge(graph, jax.device_put(params, parallel.shardings(params, mesh)))
+        with self._placed():
+            self._weights = jax.jit(lambda m: kernels.Weights(m, dtype))(model)
+            empty = jax.jit(kernels.empty_pool, static_argnums=(0, 1, 2))
+            self._pool = empty(model.config, config.cache_tokens, dtype)
         self._cache = PrefixCache(config.cache_tokens)
-        self._pool = kernels.empty_pool(model.config, config.cache_tokens, dtype)
-        self._value = np.full(
-            config.cache_tokens, np.nan, np.float32
-        )  # of every cached token that was read, not sampled
+        # The value at every cached token; not a number where it was sampled and not read.
+        self._value = np.full(config.cache_tokens, np.nan, np.float32)
         self._read = jax.jit(kernels.read, static_argnums=1)
         self._write = jax.jit(kernels.write, donate_argnums=0)
         self._start = jax.jit(functools.partial(kernels.start, max_new=config.max_new, end_id=end_id), static_argnums=1)
@@ -86,7 +96,9 @@ class Engine:
                 raise UserError(
                     f"a history of {len(request.tokens)} tokens leaves no room for {self.config.max_new} more in {limit}"
                 )
-        return [samples for part in self._portions(requests, lambda r: r.tokens) for samples in self._generate(part)]
+        with self._placed():
+            parts = [self._generate(part) for part in self._portions(requests, lambda r: r.tokens)]
+        return [samples for part in parts for samples in part]
 
     def score(self, paths: Sequence[np.ndarray]) -> np.ndarray:
         """float32[len(paths)]: the value at the end of every path. Of many paths, every distinct token is read once.
@@ -99,7 +111,8 @@ class Engine:
                 raise UserError(
                     f"a history of {len(path)} tokens is longer than the engine's {self.config.context[-1]}"
                 )
-        parts = [self._values(part) for part in self._portions(paths, lambda path: path)]
+        with self._placed():
+            parts = [self._values(part) for part in self._portions(paths, lambda path: path)]
         return np.concatenate([np.zeros(0, np.float32), *parts])
 
     def _portions(self, requests: Sequence[J], path: Callable[[J], np.ndarray]) -> list[list[J]]:
@@ -337,6 +350,18 @@ class Engine:
         self.stats.calls += 1
         self.stats.rows += rows
         self.stats.padded_rows += padded_to - rows
+
+
+def local_mesh(tensor: int) -> Mesh | None:
+    """The first `tensor` devices of this process as a mesh; None for one.
+
+    Raises:
+      UserError: there are fewer.
+    """
+    devices = jax.local_devices()
+    if not 1 <= tensor <= len(devices):
+        raise UserError(f"--config.engine.tensor={tensor}: this process has {len(devices)} devices")
+    return None if tensor == 1 else parallel.make_mesh(1, 1, tensor, devices=devices[:tensor])
 
 
 def make_engine(model: Transformer, sizes: Mapping[str, Any], *, end_id: int) -> Engine:

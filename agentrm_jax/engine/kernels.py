@@ -3,6 +3,7 @@
 Letters: u rows (histories, or tiles of new tokens), w tokens of a tile, r new and s cached tokens of a history, n samples of a
 row, m sampled tokens, k key/value heads, g query heads per key/value head, h head dim, d model, v vocabulary; in decoding c
 columns of the cache, cut into b blocks of w columns.
+Where heads and rows share an axis it is [k * u], heads first: on a mesh each device holds whole heads (`_by_heads`).
 The pool holds, for every layer, keys and values of all cached tokens: a pair of [slots, k * h] arrays. It is written by a
 program of its own (`write`): a program that also read it would be compiled with a copy of the whole pool.
 
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.layers import rms_norm
@@ -43,7 +45,11 @@ class Weights(nnx.Pytree):
 def empty_pool(config: ModelConfig, slots: int, dtype: jnp.dtype) -> Entries:
     """Room for `slots` tokens; one flat row a token, so that gathers of rows are memory copies."""
     shape = (slots, config.num_kv_heads * config.head_dim)
-    return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
+    kv = config.num_kv_heads
+    return [
+        (_by_heads(jnp.zeros(shape, dtype), kv, 1), _by_heads(jnp.zeros(shape, dtype), kv, 1))
+        for _ in range(config.num_layers)
+    ]
 
 
 def write(pool: Entries, slots: jax.Array, entries: Entries) -> Entries:
@@ -97,14 +103,14 @@ def read(
                 )
                 for cached, x in zip(pool[l], (k, v), strict=True)
             ]
-            keys = both[0].transpose(0, 2, 3, 1).reshape(u * kv, h, s + r)
-            vals = both[1].transpose(0, 2, 1, 3).reshape(u * kv, s + r, h)
-            q = (q * h**-0.5).reshape(u, w, kv, g, h).transpose(0, 2, 1, 3, 4).reshape(u * kv, w * g, h)
-            scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32).reshape(u, kv, w, g, s + r)
-            scores = jnp.where(mask[:, None, :, None], scores, _HIDDEN)
-            seen_weights = jax.nn.softmax(scores, axis=-1).astype(vals.dtype).reshape(u * kv, w * g, s + r)
-            out = (seen_weights @ vals).reshape(u, kv, w, g, h)
-            return out.transpose(0, 2, 1, 3, 4).reshape(u, w, config.num_heads, h)
+            keys = both[0].transpose(2, 0, 3, 1).reshape(kv * u, h, s + r)
+            vals = both[1].transpose(2, 0, 1, 3).reshape(kv * u, s + r, h)
+            q = (q * h**-0.5).reshape(u, w, kv, g, h).transpose(2, 0, 1, 3, 4).reshape(kv * u, w * g, h)
+            scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32).reshape(kv, u, w, g, s + r)
+            scores = jnp.where(mask[:, :, None], scores, _HIDDEN)
+            seen_weights = jax.nn.softmax(scores, axis=-1).astype(vals.dtype).reshape(kv * u, w * g, s + r)
+            out = (seen_weights @ vals).reshape(kv, u, w, g, h)
+            return out.transpose(1, 2, 0, 3, 4).reshape(u, w, config.num_heads, h)
 
         x = block(x, positions, attend, _rotates(config, l))
     hidden = rms_norm(x, weights.final_norm_d, config.norm_eps)
@@ -139,8 +145,9 @@ def start(
 
     def collect(pool_k: jax.Array, pool_v: jax.Array) -> tuple[jax.Array, jax.Array]:
         k, v = (jnp.pad(_gather(a, batch["context"], kv), ((0, 0), (0, pad), (0, 0), (0, 0))) for a in (pool_k, pool_v))
-        keys = k.reshape(u, blocks, width, kv, h).transpose(0, 3, 1, 4, 2)
-        return keys.reshape(u * kv, blocks, h, width), v.transpose(0, 2, 1, 3).reshape(u * kv, blocks * width, h)
+        keys = k.reshape(u, blocks, width, kv, h).transpose(3, 0, 1, 4, 2).reshape(kv * u, blocks, h, width)
+        vals = v.transpose(2, 0, 1, 3).reshape(kv * u, blocks * width, h)
+        return _by_heads(keys, kv, 0), _by_heads(vals, kv, 0)
 
     hidden = jnp.broadcast_to(batch["hidden"][:, None], (u, n, batch["hidden"].shape[-1]))
     token, logprob = _pick(weights, config, hidden, batch["temperature"], batch["seeds"], jnp.int32(0))
@@ -210,7 +217,8 @@ def keep_rows(state: State, rows: jax.Array) -> State:
     u = len(state["length"])
 
     def take(x: jax.Array) -> jax.Array:
-        return x.reshape(u, -1, *x.shape[1:])[rows].reshape(-1, *x.shape[1:])
+        kv = x.shape[0] // u
+        return _by_heads(x.reshape(kv, u, *x.shape[1:])[:, rows].reshape(-1, *x.shape[1:]), kv, 0)
 
     out = {k: state[k][rows] for k in by_row}
     return out | {
@@ -228,8 +236,8 @@ def sampled_entries(config: ModelConfig, state: State, *, columns: int) -> Entri
     first = -(-columns // width)
 
     def own(keys: jax.Array, vals: jax.Array) -> tuple[jax.Array, jax.Array]:
-        k = keys[:, first:].reshape(u, kv, -1, h, width).transpose(0, 2, 4, 1, 3).reshape(u, -1, n, kv * h)
-        v = vals[:, first * width :].reshape(u, kv, -1, h).transpose(0, 2, 1, 3).reshape(u, -1, n, kv * h)
+        k = keys[:, first:].reshape(kv, u, -1, h, width).transpose(1, 2, 4, 0, 3).reshape(u, -1, n, kv * h)
+        v = vals[:, first * width :].reshape(kv, u, -1, h).transpose(1, 2, 0, 3).reshape(u, -1, n, kv * h)
         return k.transpose(0, 2, 1, 3)[:, :, :max_new], v.transpose(0, 2, 1, 3)[:, :, :max_new]
 
     return [own(*cache) for cache in state["caches"]]
@@ -273,9 +281,10 @@ class _Columns:
         u, n, kv, h = k.shape
         steps = self._width // n
         zero, block, inside = jnp.int32(0), self._first + at // steps, at % steps * n
-        k, v = k.transpose(0, 2, 3, 1).reshape(u * kv, 1, h, n), v.transpose(0, 2, 1, 3).reshape(u * kv, n, h)
+        k, v = k.transpose(2, 0, 3, 1).reshape(kv * u, 1, h, n), v.transpose(2, 0, 1, 3).reshape(kv * u, n, h)
         keys = jax.lax.dynamic_update_slice(keys, k, (zero, block, zero, inside))
-        return keys, jax.lax.dynamic_update_slice(vals, v, (zero, block * self._width + inside, zero))
+        vals = jax.lax.dynamic_update_slice(vals, v, (zero, block * self._width + inside, zero))
+        return _by_heads(keys, kv, 0), _by_heads(vals, kv, 0)
 
 
 def _width(n: int) -> int:
@@ -284,7 +293,7 @@ def _width(n: int) -> int:
 
 
 def _attend_blocks(q_unxh: jax.Array, keys: jax.Array, vals: jax.Array, bias: jax.Array) -> jax.Array:
-    """Attention of n samples a row over keys [u * k, b, h, w] and values [u * k, b * w, h]: [u, n, heads, h].
+    """Attention of n samples a row over keys [k * u, b, h, w] and values [k * u, b * w, h]: [u, n, heads, h].
 
     Shapes are those of the caches: a reshape of what was just written would make XLA copy it.
     """
@@ -292,15 +301,15 @@ def _attend_blocks(q_unxh: jax.Array, keys: jax.Array, vals: jax.Array, bias: ja
     _, blocks, _, width = keys.shape
     kv = keys.shape[0] // u
     g = heads // kv
-    q = (q_unxh * h**-0.5).reshape(u, n, kv, g, h).transpose(0, 2, 1, 3, 4).reshape(u * kv, 1, n * g, h)
-    q = jnp.broadcast_to(q, (u * kv, blocks, n * g, h))
+    q = (q_unxh * h**-0.5).reshape(u, n, kv, g, h).transpose(2, 0, 1, 3, 4).reshape(kv * u, 1, n * g, h)
+    q = jnp.broadcast_to(q, (kv * u, blocks, n * g, h))
     scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32)
-    scores = scores.reshape(u, kv, blocks, n, g, width) + bias[:, None, :, :, None]
+    scores = scores.reshape(kv, u, blocks, n, g, width) + bias[:, :, :, None]
     scores = jnp.exp(scores - scores.max((2, 5), keepdims=True))
-    total = scores.sum((2, 5)).reshape(u * kv, n * g, 1)
-    rows = scores.astype(vals.dtype).transpose(0, 1, 3, 4, 2, 5).reshape(u * kv, n * g, blocks * width)
+    total = scores.sum((2, 5)).reshape(kv * u, n * g, 1)
+    rows = scores.astype(vals.dtype).transpose(0, 1, 3, 4, 2, 5).reshape(kv * u, n * g, blocks * width)
     out = jnp.matmul(rows, vals) / total
-    return out.reshape(u, kv, n, g, h).transpose(0, 2, 1, 3, 4).reshape(u, n, heads, h).astype(q_unxh.dtype)
+    return out.reshape(kv, u, n, g, h).transpose(1, 2, 0, 3, 4).reshape(u, n, heads, h).astype(q_unxh.dtype)
 
 
 def _pick(
@@ -368,6 +377,14 @@ def _gather(pool: jax.Array, slots_us: jax.Array, kv: int) -> jax.Array:
     """[u, s, k, h]: keys or values of cached tokens."""
     u, s = slots_us.shape
     return pool.at[slots_us.reshape(-1)].get(mode="clip").reshape(u, s, kv, pool.shape[1] // kv)
+
+
+def _by_heads(x: jax.Array, kv: int, axis: int) -> jax.Array:
+    """`x`, whose `axis` begins with key/value heads, split by heads over the mesh axis `tensor`; as it is without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or kv % mesh.shape["tensor"]:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(None,) * axis, "tensor"))
 
 
 def _window(config: ModelConfig, l: int) -> int | None:

@@ -36,6 +36,7 @@ class EngineConfig:
       context: allowed numbers of cached tokens of a row, ascending; the last one bounds the path.
       samples: samples of one history drawn together.
       max_new: tokens a sample may have.
+      tensor: devices that share weights and cache, by heads and vocabulary.
     """
 
     cache_tokens: int = 65536
@@ -45,6 +46,7 @@ class EngineConfig:
     context: tuple[int, ...] = (256, 512, 1024)
     samples: int = 5
     max_new: int = 64
+    tensor: int = 1
 
 
 @dataclasses.dataclass

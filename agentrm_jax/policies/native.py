@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from agentrm_jax import tree
-from agentrm_jax.engine.engine import Engine, make_engine
+from agentrm_jax.engine.engine import Engine, local_mesh, make_engine
 from agentrm_jax.engine.requests import GenerateRequest, Sample
 from agentrm_jax.engine.service import Batcher
 from agentrm_jax.envs.spec import EnvSpec
@@ -51,6 +51,6 @@ def load_policy(
     place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, examples: int = 0, template: str = ""
 ) -> NativePolicy:
     """The policy of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes."""
-    loaded = load_model(place, template=template)
+    loaded = load_model(place, template=template, mesh=local_mesh(engine.tensor))
     encoder = Encoder(loaded.chat, specs, "policy", examples)
     return NativePolicy(make_engine(loaded.model, engine, end_id=loaded.chat.end_id), encoder)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from agentrm_jax import tree
-from agentrm_jax.engine.engine import Engine, make_engine
+from agentrm_jax.engine.engine import Engine, local_mesh, make_engine
 from agentrm_jax.engine.service import Batcher
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.prompts import Encoder
@@ -55,7 +55,7 @@ def load_reward_model(
     Raises:
       UserError: the workdir holds a model without a value head.
     """
-    loaded = load_model(place, template=template)
+    loaded = load_model(place, template=template, mesh=local_mesh(engine.tensor))
     if not hasattr(loaded.model, "value_d"):
         raise UserError(f"{place} holds a model without a value head; train one with configs/explicit.py")
     encoder = Encoder(loaded.chat, specs, "reward")

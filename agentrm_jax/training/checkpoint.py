@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
+from agentrm_jax import parallel
 from agentrm_jax.chat import Chat, load_chat
 from agentrm_jax.data.tokenizer import load_tokenizer
 from agentrm_jax.models import weights
@@ -161,11 +162,17 @@ def open_model(place: Path | str, *, step: int | None = None, template: str = ""
     return OpenedModel(config, chat, has, lambda wanted: _load_checkpoint(folder, wanted, step))
 
 
-def load_model(place: Path | str, *, step: int | None = None, template: str = "") -> LoadedModel:
-    """The same, ready for use on one device of this process."""
+def load_model(
+    place: Path | str, *, step: int | None = None, template: str = "", mesh: Mesh | None = None
+) -> LoadedModel:
+    """The same, ready for use: on one device of this process, or each shard read into its place on `mesh`."""
     opened = open_model(place, step=step, template=template)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    here = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), opened.has)
+    where: Any = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if mesh:
+        where = nnx.to_pure_dict(parallel.shardings(nnx.state(weights.build(opened.config, opened.has)), mesh))
+    else:
+        where = jax.tree.map(lambda _: where, opened.has)
+    here = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), opened.has, where)
     params, number, meta = opened.load(here)
     return LoadedModel(weights.build(opened.config, params), opened.chat, number, meta)
 

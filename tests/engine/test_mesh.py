@@ -1,0 +1,110 @@
+"""An engine on several devices answers as one on one does, with whole heads of weights and cache on each of them.
+
+Run as a script, this file compares them on eight simulated devices.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.requests import EngineConfig, GenerateRequest
+from agentrm_jax.testing.tiny import tiny_model
+from agentrm_jax.types import UserError
+
+SIZES: dict[str, Any] = {"cache_tokens": 256, "rows": (2, 4), "batch_tokens": (24, 96), "new_tokens": (8, 24)}
+SIZES |= {"context": (32, 64), "samples": 3, "max_new": 6}
+WAYS = (2, 4)
+
+
+def make(tensor: int) -> Engine:
+    model = tiny_model(vocab_size=96, tie_embeddings=False, num_heads=8, num_kv_heads=4)
+    return Engine(model, EngineConfig(**SIZES, tensor=tensor), end_id=3)
+
+
+def answers(engine: Engine) -> dict[str, Any]:
+    """Samples after shared and longer histories, values of paths, and the same again from the cache."""
+    rng = np.random.default_rng(0)
+    trunk = rng.integers(4, 96, 20).astype(np.int32)
+    paths = [np.concatenate([trunk, rng.integers(4, 96, n).astype(np.int32)]) for n in (3, 9, 30, 5)]
+    tokens, logprobs, values = [], [], []
+    for _ in range(2):
+        for temperature in (0.0, 1.0):
+            requests = [GenerateRequest(p, 3, temperature, seed) for seed, p in enumerate(paths)]
+            for samples in engine.generate(requests):
+                tokens += [s.tokens.tolist() for s in samples]
+                logprobs += [s.logprob for s in samples]
+        values += engine.score(paths).tolist()
+    return {"tokens": tokens, "logprobs": logprobs, "values": values}
+
+
+def share(arrays: list[jax.Array]) -> float:
+    """The part of some arrays that one device holds."""
+    return sum(x.addressable_shards[0].data.size for x in arrays) / sum(x.size for x in arrays)
+
+
+def main() -> None:
+    report: dict[str, Any] = {}
+    for tensor in (1, *WAYS):
+        engine = make(tensor)
+        before = engine.compilations
+        found = answers(engine)
+        found["programs"] = engine.compilations - before
+        weights = engine._weights
+        block = weights.layers[0]
+        maps = [getattr(block, n)[...] for n in ("wq_dnh", "wk_dkh", "wv_dkh", "wo_nhd", "w_gate_df", "w_down_fd")]
+        batch = {"context": np.zeros((2, 32), np.int32), "context_length": np.ones(2, np.int32)}
+        batch |= {"hidden": np.zeros((2, 32), np.float32), "temperature": np.zeros(2, np.float32)}
+        batch |= {"seeds": np.zeros((2, 3), np.uint32), "wanted": np.ones((2, 3), bool)}
+        with engine._placed():
+            state = engine._start(weights, engine.model_config, engine._pool, batch)
+            state = engine._decode(weights, engine.model_config, state, np.int32(3), columns=32)
+        report[str(tensor)] = found | {
+            "weights": share([*maps, weights.embed_vd, weights.head_dv]),
+            "pool": share(jax.tree.leaves(engine._pool)),
+            "caches": share(jax.tree.leaves(state["caches"])),
+        }
+    print(json.dumps(report))
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("tensor", WAYS)
+def test_samples_and_values_are_those_of_one_device(report, tensor):
+    one, many = report["1"], report[str(tensor)]
+    assert many["tokens"] == one["tokens"]
+    np.testing.assert_allclose(many["logprobs"], one["logprobs"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(many["values"], one["values"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tensor", WAYS)
+def test_every_device_holds_its_part_of_weights_pool_and_decoding_caches(report, tensor):
+    for name in ("weights", "pool", "caches"):
+        assert report[str(tensor)][name] == 1 / tensor, name
+
+
+@pytest.mark.parametrize("tensor", WAYS)
+def test_no_program_is_compiled_again_because_its_input_came_laid_out_otherwise(report, tensor):
+    assert report[str(tensor)]["programs"] == report["1"]["programs"]
+
+
+def test_more_devices_than_there_are_is_refused():
+    with pytest.raises(UserError, match=r"--config\.engine\.tensor=64: this process has \d+ devices"):
+        make(64)
+
+
+if __name__ == "__main__":
+    main()
