@@ -8,7 +8,7 @@ from typing import Literal
 from agentrm_jax.chat import Chat
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.tree import Segment
-from agentrm_jax.types import Action, Message, State, Step, Trajectory
+from agentrm_jax.types import Action, Message, State, Step, Task, Trajectory
 
 Reader = Literal["policy", "reward"]
 
@@ -36,15 +36,12 @@ class Encoder:
       specs: environment name -> its texts.
       reader: who will read the segments.
       examples: worked examples shown to the policy.
-      keeps_ids: actions carry ids of this very tokenizer (they were sampled by a policy that shares it), so they are used as
-        they are; otherwise the text is tokenised.
     """
 
     chat: Chat
     specs: Mapping[str, EnvSpec]
     reader: Reader = "policy"
     examples: int = 0
-    keeps_ids: bool = True
 
     def __post_init__(self) -> None:
         self._known: weakref.WeakKeyDictionary[State, tuple[Segment, ...]] = weakref.WeakKeyDictionary()
@@ -54,7 +51,7 @@ class Encoder:
         if state not in self._known:
             assert state.outcome is not None
             if state.parent is None:
-                self._known[state] = (self.prompt(state.task.env, state.goal, state.outcome.observation),)
+                self._known[state] = (self.prompt(state.task, state.goal, state.outcome.observation),)
             else:
                 self._known[state] = (*self.turn(state), self.chat.observation(state.outcome.observation))
         return self._known[state]
@@ -67,26 +64,28 @@ class Encoder:
 
     def trajectory(self, trajectory: Trajectory) -> list[Segment]:
         """All segments of a trajectory up to its last action."""
-        segments = [self.prompt(trajectory.task.env, trajectory.goal, trajectory.observation)]
+        segments = [self.prompt(trajectory.task, trajectory.goal, trajectory.observation)]
         for i, step in enumerate(trajectory.steps):
             if i:
                 segments.append(self.chat.observation(trajectory.steps[i - 1].outcome.observation))
             segments.append(self.action(step.action))
         return segments
 
-    def prompt(self, env: str, goal: str, observation: str) -> Segment:
-        spec = self.specs[env]
+    def prompt(self, task: Task, goal: str, observation: str) -> Segment:
+        spec = self.specs[task.env].texts(task)
         return self.chat.prompt(opening(spec, goal, observation, reader=self.reader, examples=self.examples))
 
     def action(self, action: Action) -> Segment:
-        if self.keeps_ids and action.tokens:
-            return self.chat.sampled(action.tokens)
+        """The very ids that were sampled, if they are ids of this tokenizer (a policy may have another); else the text."""
+        ids = action.tokens
+        if ids and max(ids) < len(self.chat.tokenizer) and self.chat.decode(ids) == action.text:
+            return self.chat.sampled(ids)
         return self.chat.action(action.text)
 
 
 def transcript(spec: EnvSpec, trajectory: Trajectory) -> list[Message]:
     """A trajectory as chat messages, as the policy saw it."""
-    messages = opening(spec, trajectory.goal, trajectory.observation, reader="policy")
+    messages = opening(spec.texts(trajectory.task), trajectory.goal, trajectory.observation, reader="policy")
     for step in _all_but_last_observation(trajectory.steps):
         messages += step
     return messages

@@ -3,10 +3,10 @@
     python -m benchmarks.environment_costs [TASK ...] [--seconds 2] [--workers 2] [--json FILE]
 
 The expert's episodes on a few tasks are played over and over: alone (one engine, its own process, no pool), then through the pool with
-1, 2, 8 and 64 episodes at a time. `fork` is what it takes to get back to the middle of an episode and on: snapshot and restore where
-the engine can, a reset and half the steps otherwise. `same` is the share of episodes whose every answer was the same in the pool's
-processes as alone. `MB` is the resident memory (with child processes, such as a JVM) after making the engine, `+MB` its growth over
-the run.
+1, 2, 8 and 64 episodes at a time (what is unfinished when the time is up counts for speed only). `fork` is what it takes to get back to
+the middle of an episode and on: snapshot and restore where the engine can, a reset and half the steps otherwise. `same` is the share of
+episodes whose every answer was the same in the pool's processes as alone. `MB` is the resident memory (with child processes, such as a
+JVM) after making the engine, `+MB` its growth over the run.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import asyncio
 import hashlib
 import itertools
 import json
+import math
 import subprocess
 import sys
 import time
@@ -160,19 +161,22 @@ async def _pooled(
 ) -> tuple[list[tuple[str, str]], dict[str, float]]:
     """Digests of finished episodes by task, and what the pool did while `at_once` episodes were played all the time."""
     found: list[tuple[str, str]] = []
-    # an environment without snapshots holds an engine per episode: replays are cheaper than 64 Java machines
-    live = min(8, -(-at_once // workers))
+    live = min(8, -(-at_once // workers))  # an environment without snapshots holds an engine per episode
     async with EnvironmentPool({name: LIGHT.get(name, {})}, workers, 60.0, live=live) as pool:
 
-        async def episode(d: Demonstration) -> State:
+        async def episode(d: Demonstration, end: float) -> State | None:
+            """The last state, or None if the time was up before."""
             state = await pool.reset(d.task)
             for command in d.commands:
                 if state.done:
                     break
+                if time.perf_counter() >= end:
+                    return None
                 state = await pool.step(state, Action(render_action("", command)))
             return state
 
-        await asyncio.gather(*(episode(demonstrated[0]) for _ in range(workers)))  # starts them, and fills their caches
+        # starts the workers, and fills their caches
+        await asyncio.gather(*(episode(demonstrated[0], math.inf) for _ in range(workers)))
         before, begin = pool.stats.steps, time.perf_counter()
         end = begin + seconds
 
@@ -181,7 +185,8 @@ async def _pooled(
                 if time.perf_counter() >= end:
                     return
                 d = demonstrated[i % len(demonstrated)]
-                found.append((d.task.key, _digest(_path(await episode(d)))))
+                if (last := await episode(d, end)) is not None:
+                    found.append((d.task.key, _digest(_path(last))))
 
         await asyncio.gather(*(play(i) for i in range(at_once)))
         spent = time.perf_counter() - begin

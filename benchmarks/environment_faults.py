@@ -2,8 +2,9 @@
 
     python -m benchmarks.environment_faults [TASK ...] [--faults 1000] [--step-timeout 2] [--workers 2] [--json FILE]
 
-Random episodes are played undisturbed first, then again with hangs, crashes, exceptions and nonsense thrown in, each of them once.
-Prints a line per environment; exit code 1 if an episode was lost or came out differently.
+Random episodes are played undisturbed first, then again with hangs, crashes, exceptions and nonsense thrown in, each of them once, and
+with a share of the engines taking longer to start than a step may take (on top of the faults asked for). Prints a line per environment
+with the faults that happened; exit code 1 if an episode was lost or came out differently.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from agentrm_jax.types import EnvironmentFault, State, UserError
 
 # Hangs cost the step timeout each, so there are fewer of them.
 RATES = {"hang": 0.02, "crash": 0.06, "error": 0.08, "garbage": 0.08}
+_SLOW_STARTS = 0.1
 _TASKS = 12
 _MAX_STEPS = 15
 _MAX_SAMPLES = 400  # an environment may have too few different steps
@@ -45,14 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("agentrm_jax.envs.pool").setLevel(logging.ERROR)  # it would tell of every fault
     names = arguments.env or installed()
     each = -(-arguments.faults // len(names))
-    print(f"{'task':15} episodes  steps  hangs crashes errors nonsense  restarts replayed   lost changed  seconds")
+    print(
+        f"{'task':15} episodes  steps  hangs crashes errors nonsense   slow  restarts replayed   lost changed  seconds"
+    )
     rows = []
     for name in names:
         row = _measure(name, each, arguments.step_timeout, arguments.workers)
         rows.append(row)
         print(
             f"{name:15} {row['episodes']:8} {row['steps']:6}  {row['hang']:5} {row['crash']:7} {row['error']:6} "
-            f"{row['garbage']:8}  {row['restarts']:8} {row['replayed_steps']:8}  {row['lost']:5} {row['changed']:7} "
+            f"{row['garbage']:8} {row['slow']:6}  {row['restarts']:8} {row['replayed_steps']:8}  {row['lost']:5} {row['changed']:7} "
             f"{row['seconds']:8.1f}",
             flush=True,
         )
@@ -76,19 +80,21 @@ def _measure(name: str, wanted: int, step_timeout: float, workers: int) -> dict[
         samples = max(samples, min(_MAX_SAMPLES, int(samples * wanted / max(1, expected.total()))) - 4)
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        spec = faulty(by_name(name), **RATES, seed=_SEED, once_in=folder)
+        late = {"slow_start": step_timeout + 1.0, "slow_starts": _SLOW_STARTS}
+        spec = faulty(by_name(name), **RATES, **late, seed=_SEED, once_in=folder)
         count = len(undisturbed) // len(demonstrated)
         disturbed, stats = _play(
             name, demonstrated, count, workers=workers, step_timeout=step_timeout, specs={name: spec}
         )
-        happened = len(list(Path(folder).iterdir()))
+        happened = Counter(path.name.rpartition("-")[0] for path in Path(folder).iterdir())
     pairs = list(zip(undisturbed, disturbed, strict=True))
     return {
         "task": name,
         "episodes": len(pairs),
         "steps": steps,
-        **{kind: expected[kind] for kind in RATES},
-        "faults": happened,
+        **{kind: happened[kind] for kind in (*RATES, "slow")},
+        "due": expected.total(),
+        "faults": sum(happened[kind] for kind in (*RATES, "slow")),
         "restarts": stats.restarts,
         "timeouts": stats.timeouts,
         "replayed_steps": stats.replayed_steps,

@@ -2,15 +2,19 @@
 
 import asyncio
 import hashlib
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_collections
+
 from agentrm_jax import tree
 from agentrm_jax.chat import Chat, load_chat
 from agentrm_jax.data import formats, pipeline, targets
 from agentrm_jax.data.tokenizer import load_tokenizer, train_tokenizer
+from agentrm_jax.envs._official_prompts import with_prompts
 from agentrm_jax.envs.experts import ExpertCounts, stream_expert_trajectories
 from agentrm_jax.envs.spec import EnvSpec, find
 from agentrm_jax.prompts import Encoder, opening
@@ -18,9 +22,14 @@ from agentrm_jax.types import Task, Trajectory, UserError
 
 
 def env_options(env: Any, name: str) -> dict[str, Any]:
-    """Options of one environment as its module takes them."""
-    options = dict(env.options.get(name, {}))
-    return options | ({"data": env.data} if env.data else {})
+    """Options of one environment as its module takes them; its own `data` counts more than that of all.
+
+    Raises:
+      UserError: the environment does not exist or does not know one of its options.
+    """
+    options = ({"data": env.data} if env.data else {}) | dict(env.options.get(name, {}))
+    find(name).check(options)
+    return options
 
 
 def tasks(env: Any, name: str) -> list[Task]:
@@ -38,7 +47,8 @@ def tasks(env: Any, name: str) -> list[Task]:
 
 
 def specs(env: Any) -> dict[str, EnvSpec]:
-    return {name: find(name) for name in env.names}
+    """Environment name -> its spec, with the texts of the folder `env.prompts` if one is named."""
+    return {name: with_prompts(find(name), env.get("prompts", ""), env_options(env, name)) for name in env.names}
 
 
 def expert_trajectories(env: Any, folder: Path) -> list[Trajectory]:
@@ -118,7 +128,7 @@ def step_values(config: Any, workdir: Path, chat: Chat) -> Any:
     if source is not None:
         return source
     trees = formats.read_trees(Path(config.trees) / "trees")
-    known = {name: find(name) for name in {t.task.env for t in trees}}
+    known = _told_before(Path(config.trees), {t.task.env for t in trees})
     encoder = Encoder(chat, known, reader="reward")
     flat, histogram, wanted = [], [0] * 10, 0
     for one in trees:
@@ -133,10 +143,20 @@ def step_values(config: Any, workdir: Path, chat: Chat) -> Any:
                 histogram = [a + b for a, b in zip(histogram, counts, strict=True)]
     print(f"{len(trees)} trees, {sum(histogram)} target states; by value in tenths: {histogram}")
     if lost := wanted - sum(histogram):
-        print(f"{lost} states lie deeper than {config.row_length} tokens and are left out; --config.row_length raises it")
+        print(
+            f"{lost} states lie deeper than {config.row_length} tokens and are left out; --config.row_length raises it"
+        )
     _report(flat, 0, config.row_length)
     pipeline.write_dataset(workdir / "data", flat, meta={"kind": "step_values", "states": sum(histogram)})
     return pipeline.read_dataset(workdir / "data")
+
+
+def _told_before(workdir: Path, names: set[str]) -> dict[str, EnvSpec]:
+    """The specs with the prompts of the search that made the trees, so that the reward model reads what it will read in search."""
+    path = workdir / "config.json"
+    env = ml_collections.ConfigDict(json.loads(path.read_text()).get("env", {}) if path.exists() else {})
+    prompts, options = env.get("prompts", ""), env.get("options", {})
+    return {name: with_prompts(find(name), prompts, options.get(name, {})) for name in names}
 
 
 def _texts(trajectories: list[Trajectory], known: Mapping[str, EnvSpec]) -> list[str]:
@@ -144,7 +164,7 @@ def _texts(trajectories: list[Trajectory], known: Mapping[str, EnvSpec]) -> list
     texts = []
     for t in trajectories:
         for reader in ("policy", "reward"):
-            texts += [m.content for m in opening(known[t.task.env], t.goal, t.observation, reader=reader)]
+            texts += [m.content for m in opening(known[t.task.env].texts(t.task), t.goal, t.observation, reader=reader)]
         texts += [s.action.text for s in t.steps] + [s.outcome.observation for s in t.steps]
     return texts
 

@@ -52,7 +52,7 @@ def value_tree(
         if needed[i] and (p := tree.nodes[i].parent) >= 0:
             needed[p] = True
     root = tree.nodes[0].outcome
-    nodes = [Node(encoder.prompt(tree.task.env, tree.goal, root.observation), -1, weight=0.0)]
+    nodes = [Node(encoder.prompt(tree.task, tree.goal, root.observation), -1, weight=0.0)]
     history = {0: 0}  # tree node -> index of the segment that its children follow
     turn_of: dict[int, int] = {}  # tree node -> index of its action's segment
     for i, n in enumerate(tree.nodes[1:], 1):

@@ -25,7 +25,8 @@ from agentrm_jax.envs.spec import EnvSpec, Options, find, names
 from agentrm_jax.types import Task, Trajectory, UserError
 
 _SPLITS = ("train", "dev", "test")
-_COLUMNS = ("task", "engine", "installed", *_SPLITS, "expert", "licence", "extra")
+_COLUMNS = ("task", "engine", "installed", *_SPLITS, "expert", "steps/s", "licence", "extra")
+_LIST_SECONDS = 0.2  # how long each environment is stepped for the list
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,7 +99,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _options(arguments: argparse.Namespace) -> Options:
+def _options(arguments: argparse.Namespace, spec: EnvSpec) -> Options:
     """The options of the command line; a value is read as Python where it can be, as text otherwise."""
     options = {"data": arguments.data} if arguments.data else {}
     for item in arguments.option:
@@ -109,6 +110,7 @@ def _options(arguments: argparse.Namespace) -> Options:
             options[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             options[key] = text
+    spec.check(options)
     return options
 
 
@@ -132,12 +134,12 @@ def _list(arguments: argparse.Namespace) -> int:
             rows.append((name, *["-"] * (len(_COLUMNS) - 1)))
             notes.append(_note(name, str(error)))
             continue
-        made = _obstacle(spec)
+        made, speed = _tried(spec)
         counts = {split: _count(spec, split, {}) for split in _SPLITS}
         expert = "yes" if spec.expert else "no"
         installed = "no" if made else "yes"
         shown = [str(counts[split] or "-") for split in _SPLITS]
-        rows.append((name, spec.engine, installed, *shown, expert, spec.licence, spec.extra or "-"))
+        rows.append((name, spec.engine, installed, *shown, expert, speed, spec.licence, spec.extra or "-"))
         if made:
             notes.append(_note(name, made))
         if arguments.data:
@@ -154,14 +156,14 @@ def _note(name: str, text: str) -> str:
     return text if text.startswith(name) else f"{name}: {text}"
 
 
-def _obstacle(spec: EnvSpec) -> str:
-    """Why the engine cannot be built, in a line; empty if it can. Builds it to find out."""
+def _tried(spec: EnvSpec) -> tuple[str, str]:
+    """(why the engine cannot be built, in a line, empty if it can; steps a second of the expert's episode). Builds it to find out."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # some engines greet
-            spec.make({}).close()
+            rate = _cli_check.steps_per_second(spec, _LIST_SECONDS)
     except UserError as error:
-        return str(error)
-    return ""
+        return str(error), "-"
+    return "", f"{rate:,.0f}" if rate else "-"
 
 
 def _count(spec: EnvSpec, split: str, options: Options) -> int:
@@ -192,7 +194,8 @@ def _official(spec: EnvSpec, data: str) -> str:
 
 
 def _play(arguments: argparse.Namespace) -> int:
-    spec, options = find(arguments.env), _options(arguments)
+    spec = find(arguments.env)
+    options = _options(arguments, spec)
     tasks = _tasks(spec, arguments, options)
     wanted = arguments.task
     chosen = [t for t in tasks if wanted in (t.id, t.key)] or ([] if wanted else [tasks[0]])
@@ -207,7 +210,8 @@ def _play(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    spec, options = find(arguments.env), _options(arguments)
+    spec = find(arguments.env)
+    options = _options(arguments, spec)
     tasks = _tasks(spec, arguments, options)
     n = min(arguments.n, len(tasks))
     spread = [tasks[i * len(tasks) // n] for i in range(n)]
@@ -215,7 +219,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _experts(arguments: argparse.Namespace) -> int:
-    spec, options = find(arguments.env), _options(arguments)
+    spec = find(arguments.env)
+    options = _options(arguments, spec)
     tasks = _tasks(spec, arguments, options)[: arguments.n]
     out = arguments.out
     if out.is_dir() or not out.parent.is_dir():
@@ -229,7 +234,8 @@ def _experts(arguments: argparse.Namespace) -> int:
 
 
 def _speed(arguments: argparse.Namespace) -> int:
-    spec, options = find(arguments.env), _options(arguments)
+    spec = find(arguments.env)
+    options = _options(arguments, spec)
     return _cli_check.speed(spec, options, arguments.split, arguments.seconds)
 
 

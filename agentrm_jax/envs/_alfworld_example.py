@@ -1,8 +1,8 @@
 """The worked example shown to an ALFWorld policy: the explorer's episode in the generated household `train` 32."""
 
-from agentrm_jax.types import Message
+from agentrm_jax.envs.react import worked
 
-_START = """Goal: put a cool egg in sinkbasin.
+_START = """\
 You are in the middle of a room. Looking quickly around you, you see a cabinet 8, a cabinet 7, a cabinet 6, a cabinet 5, a cabinet 4, \
 a cabinet 3, a cabinet 2, a cabinet 1, a coffeemachine 1, a countertop 1, a drawer 5, a drawer 4, a drawer 3, a drawer 2, a drawer 1, \
 a fridge 1, a garbagecan 1, a microwave 1, a sinkbasin 1, a stoveburner 4, a stoveburner 3, a stoveburner 2, a stoveburner 1, and a \
@@ -51,14 +51,4 @@ _TURNS = (
     ),
 )
 
-EXAMPLE = (
-    Message("user", _START),
-    *(
-        message
-        for thought, command, observation in _TURNS
-        for message in (
-            Message("assistant", f"Thought: {thought}\nAction: {command}", loss=True),
-            Message("user", f"Observation: {observation}"),
-        )
-    ),
-)
+EXAMPLE = worked("put a cool egg in sinkbasin.", _START, _TURNS)

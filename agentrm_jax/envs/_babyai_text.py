@@ -130,6 +130,10 @@ def _where(view: View, pos: Pos) -> tuple[int, int]:
     return dx * fx + dy * fy, dy * fx - dx * fy
 
 
+def inventory(carrying: Cell) -> str:
+    return f"You are carrying a {name_of(carrying)}." if carrying else "You are not carrying anything."
+
+
 def describe(view: View, carrying: Cell) -> str:
     """The observation in words, equal to AgentBoard's."""
     parts = ["In front of you in this room, you can see several objects: "]
@@ -147,7 +151,7 @@ def describe(view: View, carrying: Cell) -> str:
     ahead_of_me = sorted((ahead, kind) for (ahead, right), kind in barriers if right == 0)
     if ahead_of_me:
         parts.append(f"You are facing a {ahead_of_me[0][1]} {ahead_of_me[0][0]} steps away. ")
-    parts.append(f"You are carrying a {name_of(carrying)}." if carrying else "You are not carrying anything.")
+    parts.append(inventory(carrying))
     return "".join(parts)
 
 

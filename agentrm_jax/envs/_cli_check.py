@@ -107,13 +107,31 @@ def experts(
     return 0
 
 
+def steps_per_second(spec: EnvSpec, seconds: float) -> float:
+    """Steps of an expert's episode in this process, played again and again for `seconds`; 0 where there is no expert or no task."""
+    episode = Episode(spec.make({}), spec)
+    try:
+        tasks = spec.tasks("test", {})
+        if spec.expert is None or not tasks:
+            return 0.0
+        (plan,) = _plans(spec, episode, tasks, 1)
+        spent: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
+        end = time.perf_counter() + seconds
+        while not counts or time.perf_counter() < end:
+            _timed_episode(episode, *plan, spent, counts)
+    finally:
+        episode.close()
+    return counts["steps"] / max(float(spent["steps"]), 1e-9)
+
+
 def speed(spec: EnvSpec, options: Options, split: str, seconds: float) -> int:
     """Prints how long making, resetting, stepping and forking take in this process, over expert episodes."""
     begin = time.perf_counter()
-    episode = Episode(spec.make(options), spec)
+    episode = Episode(spec.make(options), spec.at_threshold(options))
     made = time.perf_counter() - begin
     try:
-        plans = _plans(spec, episode, spec.tasks(split, options))
+        plans = _plans(spec, episode, spec.tasks(split, options), 3)
         spent: Counter[str] = Counter()
         counts: Counter[str] = Counter()
         end = time.perf_counter() + seconds
@@ -133,8 +151,8 @@ def speed(spec: EnvSpec, options: Options, split: str, seconds: float) -> int:
     return 0
 
 
-def _plans(spec: EnvSpec, episode: Episode, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:
-    """The expert's turns on up to three tasks; without an expert, five times a nonsense command on each."""
+def _plans(spec: EnvSpec, episode: Episode, tasks: Sequence[Task], wanted: int) -> list[tuple[Task, list[str]]]:
+    """The expert's turns on up to `wanted` tasks; without an expert, five times a nonsense command on each."""
     found: list[tuple[Task, list[str]]] = []
     for task in tasks[:: max(1, len(tasks) // _MAX_TRIED)]:
         episode.reset(task)
@@ -147,7 +165,7 @@ def _plans(spec: EnvSpec, episode: Episode, tasks: Sequence[Task]) -> list[tuple
                     break
         if turns:
             found.append((task, turns))
-        if len(found) == 3:
+        if len(found) == wanted:
             break
     if not found:
         raise UserError(f"the expert of {spec.name} did nothing on any of {_MAX_TRIED} tasks")

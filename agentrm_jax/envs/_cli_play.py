@@ -16,8 +16,8 @@ class Game:
     """One episode with a way back: every turn with the outcome it had, and the state before it where the engine can copy."""
 
     def __init__(self, spec: EnvSpec, options: Options, task: Task):
-        self.spec, self.options, self.task = spec, options, task
-        self.episode = Episode(spec.make(options), spec)
+        self.spec, self.options, self.task = spec.at_threshold(options), options, task
+        self.episode = Episode(spec.make(options), self.spec)
         self.start = self.episode.reset(task)
         self.turns: list[tuple[str, Outcome]] = []
         self._before: list[Snapshot | None] = []

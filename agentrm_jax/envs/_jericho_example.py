@@ -1,13 +1,15 @@
 """The worked example shown to a policy that plays text adventures: the expert's episode of the generated story `errands-train-2`."""
 
-from agentrm_jax.types import Message
+from agentrm_jax.envs.react import worked
 
-_START = (
-    "Goal: Welcome to another life changing episode of TextWorld! Here is your task for today. First "
+_GOAL = (
+    "Welcome to another life changing episode of TextWorld! Here is your task for today. First "
     "off, if it's not too much trouble, I need you to try to go to the east. After that, venture south. "
     "Then, pick up the broom from the bench. If you can get your hands on the broom, go north. Once you "
     "succeed at that, open the non-euclidean locker. After you have opened the non-euclidean locker, "
-    "deposit the broom inside the non-euclidean locker. And if you do that, you're the winner!\n"
+    "deposit the broom inside the non-euclidean locker. And if you do that, you're the winner!"
+)
+_START = (
     "-= Laundry Place =-\n"
     "You find yourself in a laundry place. An ordinary one.\n"
     "\n"
@@ -86,14 +88,4 @@ _TURNS = (
     ),
 )
 
-EXAMPLE = (
-    Message("user", _START),
-    *(
-        message
-        for thought, command, observation in _TURNS
-        for message in (
-            Message("assistant", f"Thought: {thought}\nAction: {command}", loss=True),
-            Message("user", f"Observation: {observation}"),
-        )
-    ),
-)
+EXAMPLE = worked(_GOAL, _START, _TURNS)

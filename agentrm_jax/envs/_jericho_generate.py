@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from agentrm_jax.envs.spec import Options
 from agentrm_jax.types import JSON, UserError
 
 KINDS = ("cooking", "errands")
+_LAYOUT = 2  # of the cache: stories made under other rules are made again
+_ATTEMPTS = 8
 _FOOD = {"train": "train", "dev": "valid", "test": "test"}  # TextWorld splits food items and ways to prepare them
 
 
@@ -43,27 +45,36 @@ def story(kind: str, split: str, seed: int, folder: Path) -> tuple[Path, dict[st
         raise UserError("textworld is not installed: pip install 'agentrm_jax[envs]'")
     from importlib.metadata import version
 
-    home = folder / version("textworld") / f"{kind}-{split}-{seed}"
+    home = folder / f"{version('textworld')}-{_LAYOUT}" / f"{kind}-{split}-{seed}"
     if not (home / "facts.json").is_file():
         _compile(kind, split, seed, home)
     return home / "story.z8", json.loads((home / "facts.json").read_text())
 
 
 def _compile(kind: str, split: str, seed: int, home: Path) -> None:
-    """Writes the finished story to a folder beside and renames it, so that several processes may do the same at once."""
+    """Writes the finished story to a folder beside and renames it, so that several processes may do the same at once.
+
+    Now and then the story's parser cannot tell two things apart (a safe and an old safe), so that the walkthrough fails: then the next
+    story of the same seed is taken.
+    """
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=home.parent, prefix=".making-"))
     except OSError as e:
         raise UserError(f"jericho: cannot write stories to {home.parent} ({e.strerror}); set env.options.cache") from e
     try:
-        with _quiet():
-            from textworld.generator import compile_game
+        for attempt in range(_ATTEMPTS):
+            rng = random.Random(f"{kind}-{split}-{seed}" + (f"-{attempt}" if attempt else ""))
+            with _quiet():
+                from textworld.generator import compile_game
 
-            game, options = _cooking(split, seed) if kind == "cooking" else _errands(split, seed)
-            options.path = str(work / "story.z8")
-            compile_game(game, options)
-        facts = {"goal": game.objective, "max_score": game.max_score, "walkthrough": list(game.metadata["walkthrough"])}
+                game, options = _cooking(split, rng) if kind == "cooking" else _errands(rng)
+                options.path = str(work / "story.z8")
+                compile_game(game, options)
+            walkthrough = list(game.metadata["walkthrough"])
+            if _is_won(work / "story.z8", walkthrough):
+                break
+        facts = {"goal": game.objective, "max_score": game.max_score, "walkthrough": walkthrough}
         (work / "facts.json").write_text(json.dumps(facts, indent=1))
         for file in work.iterdir():
             if file.name not in ("story.z8", "facts.json"):
@@ -95,10 +106,20 @@ def _options(seed: int) -> Any:
     return options
 
 
-def _cooking(split: str, seed: int) -> tuple[Any, Any]:
+def _is_won(path: Path, commands: Sequence[str]) -> bool:
+    """Whether the commands bring the story to its good end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from jericho import FrotzEnv
+
+        interpreter = FrotzEnv(str(path))
+    interpreter.reset()
+    return any("*** The End ***" in interpreter.step(command)[0] for command in commands)
+
+
+def _cooking(split: str, rng: random.Random) -> tuple[Any, Any]:
     from textworld.challenges.tw_cooking import cooking
 
-    rng = random.Random(f"cooking-{split}-{seed}")
     recipe = rng.randint(1, 2)
     settings = {
         "recipe": recipe,
@@ -115,10 +136,9 @@ def _cooking(split: str, seed: int) -> tuple[Any, Any]:
     return cooking.make(settings, options), options
 
 
-def _errands(split: str, seed: int) -> tuple[Any, Any]:
+def _errands(rng: random.Random) -> tuple[Any, Any]:
     from textworld.generator import make_game
 
-    rng = random.Random(f"errands-{split}-{seed}")
     options = _options(rng.randrange(2**31))
     options.nb_rooms = rng.randint(2, 4)
     options.nb_objects = rng.randint(6, 10)

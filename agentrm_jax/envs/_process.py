@@ -114,14 +114,6 @@ class WorkerProcess:
         limit = self._start_timeout if not self.ready or head is None else head.limit
         self.lose("timeouts", f"no {what} within {limit:g} s")
 
-    def memory(self) -> int:
-        """Resident bytes of the process; 0 where the system does not tell."""
-        try:
-            with open(f"/proc/{self.pid}/statm") as f:
-                return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, ValueError, IndexError):
-            return 0
-
     def lose(self, kind: str, reason: str) -> None:
         """Kills the process with all it started, and hands its unanswered requests back to the owner."""
         self._disconnect()
@@ -284,6 +276,23 @@ class WorkerProcess:
             with contextlib.suppress(ValueError):
                 return f" by {signal.Signals(-status).name}"
         return f" with status {status}"
+
+
+def resident_by_session() -> dict[int, int]:
+    """Resident bytes by session: what a worker, which leads a session, takes with all that it started (a Java machine).
+
+    Empty where the system does not tell.
+    """
+    found: dict[int, int] = {}
+    with contextlib.suppress(OSError):
+        page = os.sysconf("SC_PAGE_SIZE")
+        for name in filter(str.isdecimal, os.listdir("/proc")):
+            with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as f:
+                fields = (
+                    f.read().rpartition(b")")[2].split()
+                )  # from the third field on: state, parent, group, session, ...
+                found[int(fields[3])] = found.get(int(fields[3]), 0) + int(fields[21]) * page
+    return found
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

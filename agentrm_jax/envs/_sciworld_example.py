@@ -1,6 +1,6 @@
 """The worked example shown to a ScienceWorld policy: the expert's episode of a train variation (mixing a secondary colour)."""
 
-from agentrm_jax.types import Message
+from agentrm_jax.envs.react import worked
 
 _ROOM = """This room is called the art studio. In it, you see:\x20
 \tthe agent
@@ -39,18 +39,5 @@ _TURNS = (
     ),
 )
 
-EXAMPLE = (
-    Message(
-        "user",
-        "Goal: Your task is to use chemistry to create green paint. When you are done, focus on the green paint.\n"
-        + _FULL,
-    ),
-    *(
-        message
-        for thought, command, observation in _TURNS
-        for message in (
-            Message("assistant", f"Thought: {thought}\nAction: {command}", loss=True),
-            Message("user", f"Observation: {observation}"),
-        )
-    ),
-)
+_GOAL = "Your task is to use chemistry to create green paint. When you are done, focus on the green paint."
+EXAMPLE = worked(_GOAL, _FULL, _TURNS)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agentrm_jax.types import JSON, Environment, Expert, Message, Task
+from agentrm_jax.types import JSON
 
 FINISH, CHECK = "finish", "check_valid_actions"
 _CALL = re.compile(r"\s*[`\"']?(\w+)[`\"']?\s*(?:with\s+action\s+input\s*:?\s*(.*))?", re.I | re.S)
@@ -153,13 +153,3 @@ def _plain(value: Any) -> str:
 def shown(value: Any) -> str:
     """A tool's result as the agent reads it: JSON, or plain text."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def played(env: Environment, task: Task, expert: Expert, prefix: str = "Observation: ") -> tuple[Message, ...]:
-    """An expert's episode as the messages of a worked example."""
-    start = env.reset(task)
-    messages = [Message("user", f"Goal: {start.goal}\n{start.observation}")]
-    for thought, command in expert(env, task):
-        messages.append(Message("assistant", f"Thought: {thought}\nAction: {command}", loss=True))
-        messages.append(Message("user", prefix + env.step(command).observation))
-    return tuple(messages)

@@ -61,15 +61,12 @@ class Shop:
     products: Sequence[Product]
     goals: Sequence[Goal]
     splits: Mapping[str, Sequence[int]]
-
-    @functools.cached_property
-    def by_asin(self) -> dict[str, Product]:
-        return {p.asin: p for p in self.products}
+    index: Index | None = None
 
     @functools.cached_property
     def find(self) -> Callable[[str], tuple[Product, ...]]:
         """Products for a query, best first, at most `SEARCH_DEPTH`; the index is built on first use."""
-        index = Index(map(document, self.products))
+        index = self.index or Index(map(document, self.products))
 
         @functools.lru_cache(4096)
         def find(query: str) -> tuple[Product, ...]:
@@ -100,10 +97,7 @@ def read_shop(data: Path, setting: str = "", num_products: int | None = None) ->
     Raises:
       UserError: a file is missing, no product is wanted by a goal, or the goals do not fit ETO's session numbers.
     """
-    folder = data / "webshop"
-    if not setting:
-        full = _find(folder, "items_shuffle") is not None
-        setting = ("eto" if _find(folder, "train_indices") else "original") if full else "small"
+    folder, setting = data / "webshop", setting or _setting_of(data)
     rng = random.Random(SEED)
     if setting == "small":
         attributes = _read(folder, "items_ins_v2_1000")
@@ -121,6 +115,22 @@ def read_shop(data: Path, setting: str = "", num_products: int | None = None) ->
     return Shop(
         name, products, goals, split_by_product(goals) if setting == "small" else _full_splits(folder, setting, goals)
     )
+
+
+def _setting_of(data: Path) -> str:
+    """The setting that the files allow."""
+    if _find(data / "webshop", "items_shuffle") is None:
+        return "small"
+    return "eto" if _find(data / "webshop", "train_indices") else "original"
+
+
+def shop_files(data: Path, setting: str) -> list[Path]:
+    """The files that `read_shop` reads, as far as they are there."""
+    stems = ["items_shuffle", "items_ins_v2", "items_human_ins", "train_indices", "test_indices"]
+    if (setting or _setting_of(data)) == "small":
+        stems = ["items_shuffle_1000", "items_ins_v2_1000"]
+    found = (_find(data / "webshop", stem) for stem in stems)
+    return [path for path in found if path is not None]
 
 
 def _full_splits(folder: Path, setting: str, goals: Sequence[Goal]) -> dict[str, Sequence[int]]:

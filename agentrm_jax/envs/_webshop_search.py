@@ -7,13 +7,16 @@ character, and equal scores keep the order of the catalogue.
 
 import collections
 import functools
+import pickle
 import re
 from array import array
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
 K1, B = 0.9, 0.4
+_ARRAYS = ("_docs", "_starts", "_weights")
 
 _STOP_LIST = (
     "a,an,and,are,as,at,be,but,by,for,if,in,into,is,it,no,not,of,on,or,such,that,the,their,then,there,these,they,this,"
@@ -68,6 +71,21 @@ class Index:
         self._starts = np.concatenate([[0], np.cumsum(document_frequency)])
         idf = np.log(1 + (self.size - document_frequency + 0.5) / (document_frequency + 0.5))
         self._weights = idf[ids[order]] * frequency / (frequency + norm[self._docs])
+
+    def save(self, folder: Path) -> None:
+        """Writes the index to files of `folder`, for `load`."""
+        for name in _ARRAYS:
+            np.save(folder / f"index{name}.npy", getattr(self, name))
+        (folder / "index_terms.pickle").write_bytes(pickle.dumps((self.size, self._terms), 5))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Index":
+        """The index that was saved to `folder`; its arrays are mapped, so that processes share them."""
+        index = cls.__new__(cls)
+        index.size, index._terms = pickle.loads((folder / "index_terms.pickle").read_bytes())
+        for name in _ARRAYS:
+            setattr(index, name, np.load(folder / f"index{name}.npy", mmap_mode="r"))
+        return index
 
     def search(self, query: str, k: int) -> list[tuple[int, float]]:
         """The `k` best of the documents that hold a query term, best first, as (document, BM25 score)."""

@@ -13,9 +13,10 @@ Options:
   max_steps, full_reward: instead of the kind's.
   env_field, index_field, reward_field: as the server calls them (`_agentgym_http.Dialect`).
   rules: text before the first observation, instead of the kind's (the servers themselves tell no commands).
+  success_threshold: reward from which on an episode is a success; 1 by default.
   timeout, patience: seconds for a request (20), and to wait for a server that is not up yet (10).
 
-Several servers in one run, or another threshold of success: write a module with `SPEC = agentgym.served("textcraft", base_url=...)`
+Several servers in one run: write a module with `SPEC = agentgym.served("textcraft", base_url=...)`
 and name it by its import path.
 """
 
@@ -45,7 +46,7 @@ _OPTIONS = {
     "reward_field",
     "rules",
 }
-_OPTIONS |= {"timeout", "patience", "data"}
+_OPTIONS |= {"timeout", "patience", "data", "live", "success_threshold"}
 _GOAL = re.compile(
     r"(?:your task is to:?|your goal:|your goal is to|goal:|accomplish the goal:|task description:|instruction:(?: \[SEP\])?)\s*(.+)",
     re.IGNORECASE,

@@ -4,8 +4,9 @@ Reward is 1 when the goal is reached and 0 otherwise. Progress, by option `setti
 
 - `eto` (default): the share of the goal's changeable conditions reached under the best choice of objects, beyond those that held at
   the start; the maximum so far. A goal with one such condition (put X in Y) goes from 0 to 1.
-- `agentboard`: sub-goals reached / (sub-goals + 1), 1 when won, as AgentBoard counts. Its labels are not public in a form we could
-  read, so the sub-goals are derived from the goal (`_alfworld_engine.milestones`). It also knows `check valid actions`.
+- `agentboard`: sub-goals reached / (sub-goals + 1), 1 when won, as AgentBoard counts: its labels if `data` holds them
+  (`agentboard/alfworld/test.jsonl`), else sub-goals derived from the goal (`_alfworld_engine.milestones`). It also knows
+  `check valid actions`.
 
 Options: `data` (folder of the official games; without it, generated households), `setting`, `max_steps` (default 20, as in the AgentRM
 paper; 30 for `agentboard`; ETO's own limit is 40), `wording` (`put X in/on Y`, or `move X to Y` as newer releases say; either
@@ -19,13 +20,14 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from agentrm_jax.envs import _agentboard as agentboard
 from agentrm_jax.envs import _alfworld_engine as engine
 from agentrm_jax.envs import _alfworld_experts as experts
 from agentrm_jax.envs import _alfworld_games as games
 from agentrm_jax.envs import _alfworld_generate as generate
 from agentrm_jax.envs._alfworld_example import EXAMPLE
-from agentrm_jax.envs.spec import EnvSpec, Options
-from agentrm_jax.types import EngineStep, Environment, Start, Task, UserError
+from agentrm_jax.envs.spec import EnvSpec, Options, whole
+from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
 
 _MAX_STEPS = {"eto": 20, "agentboard": 30}
 _GENERATED = {"train": 1200, "dev": 120, "test": 134}
@@ -60,10 +62,12 @@ slice an object, examine something, list its inventory, or look around."""
 
 
 class Snapshot(NamedTuple):
-    """A state of play of one game; both parts are immutable, so this is a reference."""
+    """A state of play of one game, and the labelled sub-goals seen; all parts are immutable, so this is a reference."""
 
     world: engine.World
     position: engine.Position
+    labels: tuple[str, ...] = ()
+    reached: frozenset[int] = frozenset()
 
 
 class Alfworld:
@@ -75,11 +79,14 @@ class Alfworld:
         self.setting, self.wording = _setting(options), _wording(options)
         self.world: engine.World | None = None
         self.position = engine.Position({})
+        self.labels: tuple[str, ...] = ()
+        self.reached: frozenset[int] = frozenset()
 
     def reset(self, task: Task) -> Start:
         game = _game(self.options, task)
         self.world = _world(game, self.wording)
         self.position = engine.start(self.world)
+        self.labels, self.reached = tuple(task.args.get("subgoals", ())), frozenset()
         return Start(game.goal, engine.room_description(self.world))
 
     def step(self, command: str) -> EngineStep:
@@ -94,10 +101,10 @@ class Alfworld:
         return self._answer(said, True)
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(self._playing(), self.position)
+        return Snapshot(self._playing(), self.position, self.labels, self.reached)
 
     def restore(self, snapshot: Snapshot) -> None:
-        self.world, self.position = snapshot
+        self.world, self.position, self.labels, self.reached = snapshot
 
     def close(self) -> None:
         self.world = None
@@ -109,7 +116,10 @@ class Alfworld:
 
     def _answer(self, observation: str, valid: bool) -> EngineStep:
         won = self.position.won
-        if self.setting == "agentboard":
+        if self.labels:
+            self.reached = agentboard.matched(self.reached, self.labels, observation)
+            progress = 1.0 if won else len(self.reached) / (len(self.labels) + 1)
+        elif self.setting == "agentboard":
             progress = engine.milestones(self._playing(), self.position)
         else:
             progress = self.position.best
@@ -156,12 +166,19 @@ def make(options: Options) -> Environment:
 
 def tasks(split: str, options: Options) -> Sequence[Task]:
     """Official games of the split if `data` is given (dev: valid_seen, test: valid_unseen), generated ones otherwise."""
-    max_steps = int(options.get("max_steps") or _MAX_STEPS[_setting(options)])
+    max_steps = whole(options, "max_steps", _MAX_STEPS[_setting(options)])
     if options.get("data"):
         found = games.official_games(str(options["data"]), split)
-        return [Task("alfworld", name, split, max_steps, where) for name, where in found]
-    count = int(options.get("games") or _GENERATED[split])
+        labels = _labels(str(options["data"])) if _setting(options) == "agentboard" and split == "test" else {}
+        return [Task("alfworld", name, split, max_steps, where | labels.get(name, {})) for name, where in found]
+    count = whole(options, "games", _GENERATED[split])
     return [Task("alfworld", f"household-{split}-{n}", split, max_steps, {"seed": n}) for n in range(count)]
+
+
+def _labels(data: str) -> dict[str, dict[str, JSON]]:
+    """Name of a game -> AgentBoard's sub-goals as a task argument."""
+    rows = agentboard.rows(data, "alfworld")
+    return {str(row["additional_info"]["description"]): {"subgoals": row["subgoals"]} for row in rows}
 
 
 def expert(env: Environment, task: Task) -> Iterator[tuple[str, str]]:
@@ -197,6 +214,7 @@ SPEC = EnvSpec(
     rm_instruction=RM_INSTRUCTION,
     expert=expert,
     example=EXAMPLE,
+    options=("setting", "max_steps", "wording", "expert", "games"),
     engine="alfworld",
     licence="MIT",
     extra="envs",

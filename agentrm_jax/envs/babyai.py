@@ -16,7 +16,8 @@ still give look-alike worlds.
 
 Deviations from AgentBoard's wrapper, all of them for commands that would do harm or nothing there: an object is called by the number
 the observation gives it, also when another one is out of reach; a command stops once the mission is verified; a blocked `move forward`
-is invalid; `toggle` also closes an open door and opens a box; `pick up` is `pickup`; the goal keeps "then" and "after you".
+is invalid; `toggle` also closes an open door and opens a box; `pick up` is `pickup`, `check valid actions` is `check available
+actions`, and `inventory` is known; the goal keeps "then" and "after you".
 """
 
 import contextlib
@@ -29,7 +30,8 @@ from typing import Any, NamedTuple
 
 from agentrm_jax.envs import _babyai_goals as goals
 from agentrm_jax.envs import _babyai_text as text
-from agentrm_jax.envs.spec import EnvSpec, Options
+from agentrm_jax.envs._babyai_example import EXAMPLE
+from agentrm_jax.envs.spec import EnvSpec, Options, several, whole
 from agentrm_jax.types import EngineStep, Environment, Start, Task, UserError
 
 # AgentBoard's level numbers and names, in its order; every level is played with four seeds from 1234 on.
@@ -121,8 +123,10 @@ class BabyAI:
     def step(self, command: str) -> EngineStep:
         command = text.tidy(command)
         assert self.view is not None
-        if command == text.CHECK:
+        if command in (text.CHECK, "check valid actions"):
             return self._answer("You can do: " + ", ".join(text.available(self.view, self.level.carrying)) + ".")
+        if command == "inventory":
+            return self._answer(text.inventory(self.level.carrying))
         primitives = text.primitives_for(command, self.view, self.level.carrying)
         if isinstance(primitives, text.Refused):
             return self._answer(primitives.reason, valid=False)
@@ -258,18 +262,18 @@ def tasks(split: str, options: Options) -> Sequence[Task]:
     """
     if split not in _FIRST_SEED:
         raise UserError(f"BabyAI has no split {split!r}; choose train, dev or test")
-    max_steps = int(options.get("max_steps") or _MAX_STEPS)
+    max_steps = whole(options, "max_steps", _MAX_STEPS)
     if split == "test" and options.get("data"):
-        wanted = set(level_ids(options["levels"])) if options.get("levels") else None
+        wanted = set(level_ids(several(options, "levels", ()))) if options.get("levels") else None
         return [t for t in official_tasks(options["data"], max_steps) if wanted is None or t.args["level"] in wanted]
-    count, first = int(options.get("seeds_per_level") or _SEEDS_PER_LEVEL[split]), _FIRST_SEED[split]
+    count, first = whole(options, "seeds_per_level", _SEEDS_PER_LEVEL[split]), _FIRST_SEED[split]
     if first + count > min((s for s in _FIRST_SEED.values() if s > first), default=2**31):
         raise UserError(
             f"babyai: seeds_per_level={count} is too many for the {split} split; its seeds would run into the next split's"
         )
     return [
         Task("babyai", f"{_short(level)}-{seed}", split, max_steps, {"level": level, "seed": seed})
-        for level in level_ids(options.get("levels") or DEFAULT_LEVELS)
+        for level in level_ids(several(options, "levels", DEFAULT_LEVELS))
         for seed in range(first, first + count)
     ]
 
@@ -325,6 +329,8 @@ SPEC = EnvSpec(
     instruction=INSTRUCTION,
     rm_instruction=RM_INSTRUCTION,
     expert=_expert,
+    example=EXAMPLE,
+    options=("levels", "seeds_per_level", "max_steps"),
     engine="minigrid",
     licence="MIT",
 )

@@ -7,9 +7,11 @@ Where an environment breaks depends on the seed, the task and the commands given
 again when it is tried again, for good, unless `once_in` names a directory in which all workers note what already happened.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -35,6 +37,7 @@ def faulty(
     garbage: float = 0.0,
     drift: float = 0.0,
     slow_start: float = 0.0,
+    slow_starts: float = 1.0,
     seed: int = 0,
     once_in: str | None = None,
 ) -> EnvSpec:
@@ -44,14 +47,17 @@ def faulty(
       spec: any environment made of module-level functions.
       hang, crash, error, garbage, drift: probability per step that the engine sleeps for ever, ends its process, raises, answers
         something that is no EngineStep, answers with a different observation every time; their sum is at most 1.
-      slow_start: seconds that building an engine takes.
+      slow_start: seconds that building an engine takes, if it is a slow one.
+      slow_starts: share of engines that are slow to build; below 1 it needs `once_in`, where builds are numbered over all workers.
       seed: of the places where it breaks.
-      once_in: an existing directory; each place then breaks only once.
+      once_in: an existing directory; each place then breaks only once, and leaves a file `KIND-PLACE` there.
     """
     rates = {"hang": hang, "crash": crash, "error": error, "garbage": garbage, "drift": drift}
     if sum(rates.values()) > 1 + 1e-9 or min(rates.values()) < 0:
         raise ValueError(f"fault rates must be probabilities with a sum of at most 1, but are {rates}")
-    make = functools.partial(_make, spec, rates, slow_start, seed, once_in)
+    if slow_starts < 1 and once_in is None:
+        raise ValueError("a share of slow starts needs once_in, the directory in which builds are counted")
+    make = functools.partial(_make, spec, rates, (slow_start, slow_starts), seed, once_in)
     expert = functools.partial(_expert, spec.expert) if spec.expert else None
     return dataclasses.replace(spec, make=make, expert=expert)
 
@@ -106,7 +112,7 @@ class FaultyEnvironment:
 
     def _fault(self) -> str | None:
         kind = fault_at(self._rates, self._seed, self._path)
-        return kind if kind and self._first_time(_digest(self._seed, self._path).hex()) else None
+        return kind if kind and self._first_time(f"{kind}-{_digest(self._seed, self._path).hex()}") else None
 
     def _first_time(self, place: str) -> bool:
         if self._once_in is None:
@@ -123,10 +129,28 @@ def _digest(seed: int, path: tuple[str, ...]) -> bytes:
 
 
 def _make(
-    spec: EnvSpec, rates: Mapping[str, float], slow_start: float, seed: int, once_in: str | None, options: Options
+    spec: EnvSpec,
+    rates: Mapping[str, float],
+    slow: tuple[float, float],
+    seed: int,
+    once_in: str | None,
+    options: Options,
 ) -> FaultyEnvironment:
-    time.sleep(slow_start)
+    seconds, share = slow
+    if share == 1 or _is_slow(share, seed, Path(str(once_in))):
+        time.sleep(seconds)
     return FaultyEnvironment(spec.make(options), rates, seed, once_in)
+
+
+def _is_slow(share: float, seed: int, folder: Path) -> bool:
+    """Whether this build, the next one by number, is a slow one; notes it in `folder` as `slow-NUMBER` if it is."""
+    for number in itertools.count():
+        drawn = int.from_bytes(_digest(seed, ("build", str(number))), "big") / 2**64
+        place = folder / f"{'slow' if drawn < share else 'built'}-{number}"
+        with contextlib.suppress(FileExistsError):
+            place.touch(exist_ok=False)
+            return drawn < share
+    raise AssertionError("an endless count ended")
 
 
 def _expert(expert: Expert, env: Environment, task: Task) -> Iterator[tuple[str, str]]:

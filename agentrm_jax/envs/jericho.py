@@ -3,9 +3,9 @@
 Both run in Jericho's interpreter, so that a state is a copy of its memory: forks cost microseconds.
 
 Reward and progress are the same number. Stories: points so far / all points of the story, each point a sub-goal of a quest. Games, by
-option `progress`: `score` (the game's score / its maximum) or `checkpoints` (the default: places and score rises along the game's own
-walkthrough, as many as fit in the step limit, reached so far / all). AgentBoard counts sub-goals that people wrote down; those labels are
-not public in a form we could read, so its figures are not ours.
+option `progress`: `labels` (the default: AgentBoard's sub-goals, one a command at most, if `data` holds `agentboard/jericho/test.jsonl`),
+`checkpoints` (also where there are no labels, so that figures are not AgentBoard's: places and score rises along the game's own
+walkthrough, as many as fit in the step limit, reached so far / all), or `score` (the game's score / its maximum).
 
 Options: `data` (folder with games `*.z3 ... *.z8`, anywhere below, and AgentBoard's `jericho/agentboard_goals.json` if there is one:
 then its games, in its order, are the test split and all others train, every fifth of them dev), `max_steps` (default 30), `progress`,
@@ -21,10 +21,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from agentrm_jax.envs import _agentboard as agentboard
 from agentrm_jax.envs import _jericho_generate as generate
 from agentrm_jax.envs._jericho_example import EXAMPLE
-from agentrm_jax.envs.spec import EnvSpec, Options
-from agentrm_jax.types import EngineStep, Environment, Start, Task, UserError
+from agentrm_jax.envs.spec import EnvSpec, Options, whole
+from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
 
 _MAX_STEPS = 30
 _STORIES = {"train": 60, "dev": 12, "test": 20}
@@ -65,7 +66,7 @@ class Snapshot(NamedTuple):
 
     game: "Game"
     memory: Any
-    reached: frozenset[str]
+    reached: frozenset[str] | frozenset[int]
     best: float
 
 
@@ -78,7 +79,8 @@ class Game(NamedTuple):
       max_score: points to be had; 0 if unknown.
       walkthrough: commands that solve it, possibly none.
       generated: it is a TextWorld story, whose score is read from its own tags.
-      checkpoints: marks along the walkthrough, in order; empty where progress is the score.
+      checkpoints: marks along the walkthrough, in order; empty where progress is something else.
+      labels: AgentBoard's sub-goals; empty where progress is something else.
     """
 
     path: str
@@ -87,6 +89,7 @@ class Game(NamedTuple):
     walkthrough: tuple[str, ...]
     generated: bool
     checkpoints: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 class Jericho:
@@ -97,7 +100,7 @@ class Jericho:
         self.interpreter: Any = None
         self.loaded = ""
         self.game: Game | None = None
-        self.reached: frozenset[str] = frozenset()
+        self.reached: frozenset[Any] = frozenset()  # checkpoints, or numbers of labels
         self.best = 0.0
 
     def reset(self, task: Task) -> Start:
@@ -126,7 +129,9 @@ class Jericho:
         self._load(str(path))
         walkthrough = tuple(self.interpreter.get_walkthrough() or ()) if self.interpreter.is_fully_supported else ()
         game = Game(str(path), str(task.args["goal"]), self._max_score(), walkthrough, False)
-        if str(self.options.get("progress") or "checkpoints") == "checkpoints" and walkthrough:
+        if "subgoals" in task.args:
+            return game._replace(labels=tuple(task.args["subgoals"]))
+        if _progress(self.options) != "score" and walkthrough:
             game = game._replace(checkpoints=self._checkpoints(game, task.max_steps))
         return game
 
@@ -141,6 +146,9 @@ class Jericho:
             over = won or "*** You lost! ***" in text
             now = 1.0 if won else max(0, score) / game.max_score
             text = _clean(text)
+        elif game.labels:
+            self.reached = agentboard.matched_first(self.reached, game.labels, text)
+            now = len(self.reached) / len(game.labels)
         elif game.checkpoints:
             self.reached |= {mark for mark in game.checkpoints if self._at(mark)}
             now = len(self.reached) / len(game.checkpoints)
@@ -265,11 +273,10 @@ def make(options: Options) -> Environment:
 
 def tasks(split: str, options: Options) -> Sequence[Task]:
     """The user's games if `data` is given, generated stories (cooking and errands by turns) otherwise."""
-    max_steps = int(options.get("max_steps") or _MAX_STEPS)
-    if str(options.get("progress") or "checkpoints") not in ("checkpoints", "score"):
-        raise UserError(f"jericho: no progress {options['progress']!r}; choose checkpoints or score")
+    max_steps = whole(options, "max_steps", _MAX_STEPS)
+    progress = _progress(options)
     if not options.get("data"):
-        count = int(options.get("stories") or _STORIES[split])
+        count = whole(options, "stories", _STORIES[split])
         kinds = [(generate.KINDS[i % 2], i // 2) for i in range(count)]
         return [Task("jericho", f"{k}-{split}-{s}", split, max_steps, {"kind": k, "seed": s}) for k, s in kinds]
     root = Path(str(options["data"])).expanduser()
@@ -284,7 +291,29 @@ def tasks(split: str, options: Options) -> Sequence[Task]:
         "dev": others[::5] if board else [],
         "train": [name for i, name in enumerate(others) if i % 5] if board else [],
     }[split]
-    return [Task("jericho", n, split, max_steps, {"game": n, "goal": board.get(n, _NO_GOAL)}) for n in chosen]
+    labels = _labels(str(options["data"]), list(board)) if progress == "labels" else {}
+    return [
+        Task("jericho", n, split, max_steps, {"game": n, "goal": board.get(n, _NO_GOAL), **labels.get(n, {})})
+        for n in chosen
+    ]
+
+
+def _progress(options: Options) -> str:
+    """What reward and progress are; by default AgentBoard's labels, or checkpoints where there are none."""
+    chosen = str(options.get("progress") or "labels")
+    if chosen not in ("labels", "checkpoints", "score"):
+        raise UserError(f"jericho: no progress {chosen!r}; choose labels, checkpoints or score")
+    return chosen
+
+
+def _labels(data: str, games: Sequence[str]) -> dict[str, dict[str, JSON]]:
+    """Game -> AgentBoard's sub-goals as a task argument; its file names no games, but has them in its order."""
+    rows = agentboard.rows(data, "jericho")
+    if rows and len(rows) != len(games):
+        raise UserError(
+            f"jericho: agentboard/jericho/test.jsonl labels {len(rows)} games, agentboard_goals.json names {len(games)}"
+        )
+    return {name: {"subgoals": row["subgoals"]} for name, row in zip(games, rows, strict=False)}
 
 
 def expert(env: Environment, task: Task) -> Iterator[tuple[str, str]]:
@@ -331,6 +360,7 @@ SPEC = EnvSpec(
     rm_instruction=RM_INSTRUCTION,
     expert=expert,
     example=EXAMPLE,
+    options=("max_steps", "progress", "cache", "stories"),
     engine="jericho and textworld",
     licence="GPL-2.0-or-later (jericho), MIT (textworld)",
     extra="envs",

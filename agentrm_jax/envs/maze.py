@@ -20,7 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from agentrm_jax.envs.spec import EnvSpec, Options
+from agentrm_jax.envs.react import played
+from agentrm_jax.envs.spec import EnvSpec, Options, several, whole
 from agentrm_jax.types import EngineStep, Environment, Start, Task, UserError
 
 Pos = tuple[int, int]
@@ -196,13 +197,13 @@ def tasks(split: str, options: Options) -> Sequence[Task]:
     """
     if split not in _FIRST_SEED:
         raise UserError(f"maze has no split {split!r}; choose train, dev or test")
-    max_steps = int(options.get("max_steps") or _MAX_STEPS)
+    max_steps = whole(options, "max_steps", _MAX_STEPS)
     if split == "test" and options.get("data"):
         return official_tasks(options["data"], max_steps)
-    sizes = [int(s) for s in options.get("sizes") or _SIZES]
+    sizes = [int(s) if str(s).isdecimal() else 0 for s in several(options, "sizes", _SIZES)]
     if any(s < 3 for s in sizes):  # smaller ones have too few layouts to keep the splits apart
-        raise UserError(f"maze: sizes must be 3 or more, got {min(sizes)}")
-    first, count = _FIRST_SEED[split], int(options.get("seeds") or _SEEDS[split])
+        raise UserError(f"maze: sizes must be 3 or more, not {options['sizes']!r}")
+    first, count = _FIRST_SEED[split], whole(options, "seeds", _SEEDS[split])
     if first + count > min((s for s in _FIRST_SEED.values() if s > first), default=2**31):
         raise UserError(
             f"maze: seeds={count} is too many for the {split} split; its seeds would run into the next split's"
@@ -262,6 +263,8 @@ RM_INSTRUCTION = """\
 An agent looks for the way through a maze, seeing only the walls next to it. \
 Judge how well it is getting on with this task: {goal}"""
 
+_EXAMPLE = Task("maze", "example", "train", _MAX_STEPS, {"size": 3, "seed": _FIRST_SEED["train"]})
+
 SPEC = EnvSpec(
     name="maze",
     make=make,
@@ -269,6 +272,8 @@ SPEC = EnvSpec(
     instruction=INSTRUCTION,
     rm_instruction=RM_INSTRUCTION,
     expert=solve,
+    example=played(MazeGame(), _EXAMPLE, solve),
+    options=("sizes", "seeds", "max_steps"),
     engine="built in",
     licence="Apache-2.0",
 )

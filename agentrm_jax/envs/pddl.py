@@ -27,9 +27,9 @@ from agentrm_jax.envs._pddl_domains import WORLDS, World
 from agentrm_jax.envs._pddl_engine import Atom, Operator, Problem, State, apply, ground, read_problem, satisfied
 from agentrm_jax.envs._pddl_generate import DIFFICULTIES, generate, seeds
 from agentrm_jax.envs._pddl_plan import plan
-from agentrm_jax.envs.react import render_action
-from agentrm_jax.envs.spec import EnvSpec, Options
-from agentrm_jax.types import EngineStep, Environment, Message, Start, Task, UserError
+from agentrm_jax.envs.react import played
+from agentrm_jax.envs.spec import EnvSpec, Options, several, whole
+from agentrm_jax.types import EngineStep, Environment, Start, Task, UserError
 
 MAX_STEPS = 30
 CHECK, LOOK = "check valid actions", "look around"
@@ -181,7 +181,7 @@ def _capital(text: str) -> str:
 
 
 def _domains(options: Options) -> list[str]:
-    chosen = list(options.get("domains") or WORLDS)
+    chosen = several(options, "domains", WORLDS)
     for name in chosen:
         if name not in WORLDS:
             raise UserError(f"pddl has no domain {name!r}; known: {', '.join(WORLDS)}")
@@ -202,7 +202,7 @@ def tasks(split: str, options: Options) -> Sequence[Task]:
     levels = [options["difficulty"]] if options.get("difficulty") else list(DIFFICULTIES)
     if levels[0] not in DIFFICULTIES:
         raise UserError(f"pddl has no difficulty {levels[0]!r}; known: {', '.join(DIFFICULTIES)}")
-    share = -(-int(options.get("count") or _COUNTS[split]) // (len(domains) * len(levels)))
+    share = -(-whole(options, "count", _COUNTS[split]) // (len(domains) * len(levels)))
     return [
         Task(
             "pddl",
@@ -256,17 +256,6 @@ def expert(env: Environment, task: Task) -> Iterator[tuple[str, str]]:
         yield thought, sentence(world.commands, step)
 
 
-def _played(task: Task) -> tuple[Message, ...]:
-    """The expert's episode as a conversation."""
-    env = Pddl()
-    start = env.reset(task)
-    messages = [Message("user", f"Goal: {start.goal}\n{start.observation}")]
-    for thought, command in expert(env, task):
-        messages.append(Message("assistant", render_action(thought, command), loss=True))
-        messages.append(Message("user", "Observation: " + env.step(command).observation))
-    return tuple(messages)
-
-
 _EXAMPLE = Task(
     "pddl",
     "blockworld-example",
@@ -281,7 +270,7 @@ _EXAMPLE = Task(
 
 
 def make(options: Options) -> Environment:
-    """One engine; it takes no options."""
+    """One engine; which problems it plays is the tasks' concern."""
     return Pddl()
 
 
@@ -301,7 +290,8 @@ Action: <command>""",
 the goal hold at the same time. A command whose conditions are not met changes nothing.
 {goal}""",
     expert=expert,
-    example=_played(_EXAMPLE),
+    example=played(Pddl(), _EXAMPLE, expert),
+    options=("domains", "difficulty", "count"),
     engine="own STRIPS engine and planner",
     licence="Apache-2.0",
 )

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agentrm_jax.envs._process import Call, WorkerProcess
+from agentrm_jax.envs._process import Call, WorkerProcess, resident_by_session
 from agentrm_jax.envs.episode import next_key, start_key
 from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.envs.worker import History, Settings
@@ -80,9 +80,11 @@ class EnvironmentPool:
       start_timeout: seconds a process or an engine may take to start.
       retries: how often a request is tried again, by checked replay, after a worker hung, died or diverged (at most once after
         an exception), before it raises EnvironmentFault.
-      live: engines a worker holds per environment. An environment without snapshots wants one for each episode in flight.
+      live: engines a worker holds per environment at most, unless its option `live` says how many; its spec may say less. An
+        environment without snapshots wants one for each episode in flight.
       snapshots: states a worker can go back to without replay.
-      memory_limit: bytes of resident memory at which a worker is replaced; not enforced where there is no /proc.
+      memory_limit: bytes of resident memory, with that of processes it started, at which a worker is replaced; not enforced where
+        there is no /proc.
       heartbeat: seconds after which a silent idle worker is asked whether it is alive.
       specs: environment name -> spec to use instead of the one its name stands for; must pickle.
     """
@@ -294,11 +296,12 @@ class EnvironmentPool:
         now = loop.time()
         measure = self._memory_limit is not None and now - self._memory_checked >= _MEMORY_PERIOD
         self._memory_checked = now if measure else self._memory_checked
+        resident = resident_by_session() if measure else {}
         for worker in self._workers:
             worker.check(now)
             if worker.pid is None or not worker.ready:
                 continue
-            if measure and worker.memory() > (self._memory_limit or 0) and worker.answered:
+            if resident.get(worker.pid, 0) > (self._memory_limit or 0) and worker.answered:
                 worker.lose("recycled", "it grew too large")
             elif not worker.pending and now - worker.heard > self._heartbeat:
                 future: asyncio.Future[JSON] = loop.create_future()

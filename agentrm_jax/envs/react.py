@@ -9,10 +9,10 @@ span lines (SQL, code) declare it; their command is the fenced block after the l
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from agentrm_jax.envs.spec import EnvSpec
-from agentrm_jax.types import State
+from agentrm_jax.types import Environment, Expert, Message, State, Task
 
 _LABEL = re.compile(r"[ \t]*(?P<emphasis>[*_]{0,3})action[ \t]*[*_]{0,3}[ \t]*:", re.I)
 _NEXT = re.compile(r"[ \t]*[*_]{0,3}(?:observation|thought|action)[ \t]*[*_]{0,3}[ \t]*:", re.I)
@@ -113,3 +113,20 @@ def command_reader(specs: Mapping[str, EnvSpec]) -> Callable[[State], str]:
         return parsed.command or state.action.text
 
     return command
+
+
+def worked(
+    goal: str, observation: str, turns: Iterable[tuple[str, str, str]], prefix: str = "Observation: "
+) -> tuple[Message, ...]:
+    """A worked example in the form in which a policy meets its task; `turns` are (thought, command, observation)."""
+    messages = [Message("user", f"Your task: {goal}\n\n{observation}")]
+    for thought, command, seen in turns:
+        messages += [Message("assistant", render_action(thought, command)), Message("user", prefix + seen)]
+    return tuple(messages)
+
+
+def played(env: Environment, task: Task, expert: Expert, prefix: str = "Observation: ") -> tuple[Message, ...]:
+    """The expert's episode as a worked example."""
+    start = env.reset(task)
+    turns = ((thought, command, env.step(command).observation) for thought, command in expert(env, task))
+    return worked(start.goal, start.observation, turns, prefix)

@@ -3,13 +3,17 @@
 Reward and progress are max(0, score) / 100 of the simulator, the maximum so far, as in ETO. A wrong `focus on` scores -100 there and
 ends the episode; here it ends it with the reward reached before, and success means the full score, not having ended.
 
+In the setting `agentboard` episodes have 30 steps. If `data` holds AgentBoard's labels (`agentboard/scienceworld/test.jsonl`), its tasks
+with its goals and simplifications are the test split, reward and progress are the share of labelled sub-goals seen, and all of them end
+the episode; otherwise tasks and scores are as in the setting `eto`, so figures are not AgentBoard's.
+
 Options: `data` (folder with ETO's `sciworld/{train,dev,test}_indices.json` and `max_steps.json`; without it, the simulator's own
-train, dev and test variations), `setting` (`eto`: a step limit per kind of task; `agentboard`: 30 steps), `max_steps` (one limit for
-all), `tasks` (kinds of task, when `data` is not given; the default leaves three out whose solutions are very long), `variations` (how
-many of each kind in a split, spread evenly), `simplifications` (default `easy`: doors are open, one can teleport, pots water themselves).
+train, dev and test variations), `setting` (`eto`: a step limit per kind of task; `agentboard`), `max_steps` (one limit for all),
+`tasks` (kinds of task, when `data` is not given; the default leaves three out whose solutions are very long), `variations` (how many of
+each kind in a split, spread evenly), `simplifications` (default `easy`: doors are open, one can teleport, pots water themselves).
 
 There are no snapshots: an earlier state is reached by replay, which is exact, since the simulator runs with constant identity hashes
-and one episode at a time in a Java process of its own.
+and one episode at a time in a Java process of its own. A worker holds at most four of these (option `live`): each takes up to 0.5 GB.
 """
 
 import json
@@ -18,10 +22,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from agentrm_jax.envs import _agentboard as agentboard
 from agentrm_jax.envs._sciworld_example import EXAMPLE
 from agentrm_jax.envs._sciworld_server import Simulator, java, simulator_jar
-from agentrm_jax.envs.spec import EnvSpec, Options
-from agentrm_jax.types import EngineStep, Environment, Start, Task, UserError
+from agentrm_jax.envs.spec import EnvSpec, Options, several, whole
+from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
 
 # Kind of task -> (variations in the simulator, commands of the longest of four gold paths: first and middle train, first dev, first
 # test variation; only the first for the last kind). Without ETO's table the step limit is a quarter more than that path, in tens.
@@ -61,6 +66,7 @@ _LONGEST = 120  # kinds with a longer gold path are left out unless asked for; E
 _VARIATIONS = {"train": 40, "dev": 4, "test": 7}
 DEFAULT_TASKS = tuple(name for name, (_, path) in TASKS.items() if path <= _LONGEST)
 _AGENTBOARD_STEPS = 30
+_AGENTBOARD_WORLD = "selfWateringFlowerPots,openContainers,openDoors,noElectricalAction"
 _UNKNOWN = "No known action matches"  # how the simulator begins its answer to a command it cannot read
 
 INSTRUCTION = """You are in a house with several rooms, an outside and a workshop, and do one science experiment by text commands. Look \
@@ -95,17 +101,25 @@ class ScienceWorld:
         self.simplifications = str(options.get("simplifications") or "easy")
         self.simulator = Simulator()
         self.best = 0.0
+        self.labels: tuple[str, ...] = ()  # AgentBoard's sub-goals, and which of them were seen
+        self.reached: frozenset[int] = frozenset()
 
     def reset(self, task: Task) -> Start:
-        self.best = 0.0
+        self.best, self.labels, self.reached = 0.0, tuple(task.args.get("subgoals", ())), frozenset()
         if not self.simulator.alive:
             self.simulator.close()
             self.simulator = Simulator()
         description, first = self.simulator.load(*self._where(task))
+        if "goal" in task.args:
+            return Start(str(task.args["goal"]), f"{first}\n{self.simulator.step('inventory')[0]}")
         return Start(description, first)
 
     def step(self, command: str) -> EngineStep:
         observation, score, over = self.simulator.step(command)
+        if self.labels:
+            self.reached = agentboard.matched(self.reached, self.labels, observation)
+            score = len(self.reached) / len(self.labels)
+            over = over or score == 1.0
         self.best = max(self.best, score)
         return EngineStep(observation, self.best, self.best, over, not observation.startswith(_UNKNOWN))
 
@@ -137,7 +151,8 @@ class ScienceWorld:
         return answers
 
     def _where(self, task: Task) -> tuple[str, int, str]:
-        return str(task.args["task"]), int(task.args["variation"]), self.simplifications
+        simplifications = str(task.args.get("simplifications") or self.simplifications)
+        return str(task.args["task"]), int(task.args["variation"]), simplifications
 
     def snapshot(self) -> Any:
         raise NotImplementedError("the simulator cannot copy a state; replay the commands")
@@ -172,24 +187,36 @@ def step_limit(name: str) -> int:
 
 def tasks(split: str, options: Options) -> Sequence[Task]:
     """ETO's items of the split if `data` is given, an even choice of the simulator's variations otherwise."""
-    if options.get("data"):
-        pairs, limits = _eto(Path(str(options["data"])).expanduser(), split)
-    else:
-        count = int(options.get("variations") or _VARIATIONS[split])
-        pairs = [(name, v) for name in _kinds(options) for v in _spread(splits(name)[split], count)]
-        limits = {}
     setting = str(options.get("setting") or "eto")
     if setting not in ("eto", "agentboard"):
         raise UserError(f"sciworld: no setting {setting!r}; choose eto or agentboard")
-    fixed = int(options.get("max_steps") or (_AGENTBOARD_STEPS if setting == "agentboard" else 0))
+    fixed = whole(options, "max_steps", _AGENTBOARD_STEPS if setting == "agentboard" else 0)
+    labelled = agentboard.rows(str(options["data"]), "scienceworld") if options.get("data") else ()
+    if setting == "agentboard" and split == "test" and labelled:
+        return [_labelled(row, fixed) for row in labelled]
+    if options.get("data"):
+        pairs, limits = _eto(Path(str(options["data"])).expanduser(), split)
+    else:
+        count = whole(options, "variations", _VARIATIONS[split])
+        pairs = [(name, v) for name in _kinds(options) for v in _spread(splits(name)[split], count)]
+        limits = {}
     return [
         Task("sciworld", f"{n}-{v}", split, fixed or limits.get(n) or step_limit(n), {"task": n, "variation": v})
         for n, v in pairs
     ]
 
 
+def _labelled(row: dict[str, JSON], max_steps: int) -> Task:
+    """A task of AgentBoard's, played as there: no teleport, open containers and doors."""
+    info = row["additional_info"]
+    name, variation = short_name(info["env_name"]), int(info["var"])
+    args = {"task": name, "variation": variation, "goal": row["goal"], "subgoals": row["subgoals"]}
+    args["simplifications"] = _AGENTBOARD_WORLD
+    return Task("sciworld", f"agentboard-{name}-{variation}", "test", max_steps, args)
+
+
 def _kinds(options: Options) -> list[str]:
-    chosen = [short_name(str(name)) for name in options.get("tasks") or DEFAULT_TASKS]
+    chosen = [short_name(str(name)) for name in several(options, "tasks", DEFAULT_TASKS)]
     if unknown := [name for name in chosen if name not in TASKS]:
         raise UserError(f"sciworld: no kind of task {unknown[0]!r}; known: {', '.join(TASKS)}")
     return chosen
@@ -274,6 +301,8 @@ SPEC = EnvSpec(
     rm_instruction=RM_INSTRUCTION,
     expert=expert,
     example=EXAMPLE,
+    options=("setting", "max_steps", "tasks", "variations", "simplifications"),
+    live=4,
     engine="scienceworld",
     licence="Apache-2.0",
     extra="envs",

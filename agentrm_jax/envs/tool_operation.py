@@ -28,9 +28,10 @@ from agentrm_jax.envs import _tool_sheet as sheets
 from agentrm_jax.envs import _tool_sheet_tasks as sheet_tasks
 from agentrm_jax.envs import _tool_todo as todo
 from agentrm_jax.envs import _tool_todo_tasks as todo_tasks
-from agentrm_jax.envs._tool_calls import CHECK, FINISH, Tool, ToolError, checked, listed, played, read_call, render_call
+from agentrm_jax.envs._tool_calls import CHECK, FINISH, Tool, ToolError, checked, listed, read_call, render_call
 from agentrm_jax.envs._tool_calls import shown as rendered
-from agentrm_jax.envs.spec import EnvSpec, Options
+from agentrm_jax.envs.react import played
+from agentrm_jax.envs.spec import EnvSpec, Options, several, whole
 from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
 
 MAX_STEPS = 30
@@ -221,7 +222,7 @@ def make(options: Options) -> ToolOperation:
         try:
             import openpyxl  # noqa: F401
         except ImportError as e:
-            raise UserError("official sheet tasks need openpyxl: pip install 'agentrm-jax[tool]'") from e
+            raise UserError("official sheet tasks need openpyxl: pip install 'agentrm_jax[tool]'") from e
         if not (_folder(options) / "sheets.xlsx").exists():
             raise UserError(
                 f"{_folder(options) / 'sheets.xlsx'} is missing; option `data` must name the folder above it"
@@ -230,7 +231,7 @@ def make(options: Options) -> ToolOperation:
 
 
 def _kinds(options: Options) -> list[str]:
-    chosen = list(options.get("kinds") or KINDS)
+    chosen = several(options, "kinds", KINDS)
     for kind in chosen:
         if kind not in KINDS:
             raise UserError(f"tool_operation has no kind {kind!r}; known: {', '.join(KINDS)}")
@@ -249,7 +250,7 @@ def tasks(split: str, options: Options) -> Sequence[Task]:
     if split == "test" and options.get("data"):
         return [task for kind in kinds for task in _official(kind, _folder(options) / f"{kind}.jsonl")]
     made = []
-    for i in range(int(options.get("count") or _COUNTS[split])):
+    for i in range(whole(options, "count", _COUNTS[split])):
         kind, seed = kinds[i % len(kinds)], _FIRST_SEED[split] + i // len(kinds)
         made.append(Task("tool_operation", f"{kind}-{seed}", split, MAX_STEPS, {"kind": kind, "seed": seed}))
     return made
@@ -312,6 +313,7 @@ asks for, answer questions correctly, and then finish.
     example=played(
         ToolOperation({}), Task("tool_operation", "e", "train", MAX_STEPS, {"kind": "todo", "seed": 7}), expert
     ),
+    options=("kinds", "count"),
     engine="own spreadsheet and to-do list",
     licence="Apache-2.0",
     extra="tool",

@@ -5,9 +5,10 @@ originals are live services. Reward is 1 if `finish`, which ends the episode, wa
 Progress is the share of sub-goals found (`_tool_question.progress`): facts the agent has seen, and the right answer.
 A call that is refused answers `ERROR | ...`, is invalid, and changes nothing.
 
-Official questions (`<data>/tool/{weather,movie,academia}.jsonl`) need answers of those services: with the options `data` and
-`cassette` the test split is theirs. A cassette is a JSON file, a list of {"tool": ..., "args": {...}, "result": ...}, recorded
-elsewhere. Their recorded sub-goals are compared with results and answer.
+With the option `data` the test split are the official questions (`<data>/tool/{weather,movie,academia}.jsonl`), which need answers of those
+services: for academia AgentBoard's own networks, if `<data>/agentboard/tool-query/academia/raw` holds its pickles; otherwise a
+`cassette`, a JSON file with a list of {"tool": ..., "args": {...}, "result": ...} that was recorded elsewhere. For live
+services, play AgentGym's servers (`agentgym`, kinds weather and movie). Recorded sub-goals are compared with results and answer.
 
 Options:
   kinds: `weather`, `movie`, `academia`, or several (all by default).
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agentrm_jax.envs import _tool_academia as academia
+from agentrm_jax.envs import _tool_academia_files as academia_files
 from agentrm_jax.envs import _tool_movie as movie
 from agentrm_jax.envs import _tool_weather as weather
 from agentrm_jax.envs._tool_calls import (
@@ -31,14 +33,14 @@ from agentrm_jax.envs._tool_calls import (
     ToolError,
     checked,
     listed,
-    played,
     read_call,
     render_call,
     same_answer,
     shown,
 )
 from agentrm_jax.envs._tool_question import Question, progress
-from agentrm_jax.envs.spec import EnvSpec, Options
+from agentrm_jax.envs.react import played
+from agentrm_jax.envs.spec import EnvSpec, Options, several, whole
 from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
 
 MAX_STEPS = 30
@@ -80,7 +82,7 @@ class ToolQuery:
 
     def reset(self, task: Task) -> Start:
         self.kind, self.recorded = str(task.args["kind"]), "goal" in task.args
-        self.question = question = _question(task, str(self.options.get("cassette", "")))
+        self.question = question = _question(task, self.options)
         self.world, self.seen, self.solved, self.over = question.world, frozenset(), False, False
         return Start(question.goal, f"Tools:\n{listed(TOOLS[self.kind].values())}")
 
@@ -119,12 +121,14 @@ class ToolQuery:
         return EngineStep(observation, float(self.solved), found, self.over, valid)
 
 
-def _question(task: Task, cassette: str) -> Question[Any]:
+def _question(task: Task, options: Options) -> Question[Any]:
     args = task.args
     if "seed" in args:
         return _generated(str(args["kind"]), int(args["seed"]), str(args["data_split"]))
     fixed = {"get_user_current_date": args["date"], "get_user_current_location": args["location"]}
-    world = Recording(_cassette(cassette), {k: v for k, v in fixed.items() if v is not None})
+    results = _cassette(str(options["cassette"])) if options.get("cassette") else {}
+    folder = academia_files.folder_of(str(options.get("data"))) if args["kind"] == "academia" else None
+    world = Recording(results, {k: v for k, v in fixed.items() if v is not None}, folder)
     answer, others = args["subgoals"][-1], args["subgoals"][:-1]
     needed = frozenset(_key(goal) for goal in others)
     return Question(str(args["goal"]), world, needed, answer, [("", render_call(FINISH, answer=answer))])
@@ -136,10 +140,12 @@ def _generated(kind: str, seed: int, split: str) -> Question[Any]:
 
 
 class Recording(NamedTuple):
-    """Recorded results by call, and what the user's own tools answer."""
+    """Recorded results by call, what the user's own tools answer, the folder of networks if any, and which of them were loaded."""
 
     results: Mapping[str, Any]
     fixed: Mapping[str, JSON]
+    networks: Path | None = None
+    loaded: frozenset[str] = frozenset()
 
 
 def _key(value: Any) -> str:
@@ -159,24 +165,33 @@ def _cassette(path: str) -> dict[str, Any]:
 def _replayed(name: str) -> Callable[[Recording, Mapping[str, Any]], tuple[Recording, Any, frozenset[str]]]:
     def play(world: Recording, arguments: Mapping[str, Any]) -> tuple[Recording, Any, frozenset[str]]:
         call = f"{name} {_key(arguments)}"
-        if name not in world.fixed and call not in world.results:
+        if world.networks is not None:
+            result = academia_files.answer(academia_files.read_files(world.networks), world.loaded, name, arguments)
+            if name.startswith("load"):
+                world = world._replace(loaded=world.loaded | {name.removeprefix("load")})
+        elif name in world.fixed:
+            result = world.fixed[name]
+        elif call in world.results:
+            result = world.results[call]
+        else:
             raise ToolError(f"No answer was recorded for {call}.")
-        result = world.fixed[name] if name in world.fixed else world.results[call]
         return world, result, frozenset({_key(result)})
 
     return play
 
 
 def make(options: Options) -> ToolQuery:
-    """Raises UserError if a cassette is named that cannot be read."""
-    _kinds(options)
+    """Raises UserError if a cassette is named that cannot be read, or networks are there that cannot be."""
+    kinds = _kinds(options)
     if options.get("cassette"):
         _cassette(str(options["cassette"]))
+    if options.get("data") and "academia" in kinds and (folder := academia_files.folder_of(str(options["data"]))):
+        academia_files.read_files(folder)
     return ToolQuery(options)
 
 
 def _kinds(options: Options) -> list[str]:
-    chosen = list(options.get("kinds") or _ACTIONS)
+    chosen = several(options, "kinds", _ACTIONS)
     for kind in chosen:
         if kind not in _ACTIONS:
             raise UserError(f"tool_query has no kind {kind!r}; known: {', '.join(_ACTIONS)}")
@@ -184,24 +199,26 @@ def _kinds(options: Options) -> list[str]:
 
 
 def tasks(split: str, options: Options) -> Sequence[Task]:
-    """Generated questions, no two the same; the official ones as `test` if `data` and `cassette` are given.
+    """Generated questions, no two the same; the official ones as `test` if `data` is given.
 
     Raises:
-      UserError: unknown split or kind, a cassette without `data`, or official files missing.
+      UserError: unknown split or kind, official files missing, or `data` and `cassette` one without the other.
     """
     if split not in _COUNTS:
         raise UserError(f"tool_query has no split {split!r}; known: {', '.join(_COUNTS)}")
     kinds = _kinds(options)
-    if options.get("cassette"):
-        if not options.get("data"):
-            raise UserError("option `cassette` needs `data` too: the folder with the official questions")
-        if split == "test":
-            return [
-                task
-                for kind in kinds
-                for task in _official(kind, Path(str(options["data"])) / "tool" / f"{kind}.jsonl")
-            ]
-    share = -(-int(options.get("count") or _COUNTS[split]) // len(kinds))
+    if options.get("cassette") and not options.get("data"):
+        raise UserError("option `cassette` needs `data` too: the folder with the official questions")
+    if options.get("data") and split == "test":
+        own = {"academia"} if academia_files.folder_of(str(options["data"])) else set()
+        if not options.get("cassette") and (without := [kind for kind in kinds if kind not in own]):
+            raise UserError(
+                f"tool_query: the official questions of {', '.join(without)} in `data` need recorded answers of their services: name the "
+                "file with option `cassette`, or set option `data` of tool_query to '' to play generated questions"
+            )
+        folder = Path(str(options["data"])) / "tool"
+        return [task for kind in kinds for task in _official(kind, folder / f"{kind}.jsonl")]
+    share = -(-whole(options, "count", _COUNTS[split]) // len(kinds))
     return [
         Task(
             "tool_query", f"{kind}-{split}-{seed}", split, MAX_STEPS, {"kind": kind, "seed": seed, "data_split": split}
@@ -265,6 +282,7 @@ network of papers and authors. It is to find out what it needs and then finish w
 {goal}""",
     expert=expert,
     example=played(ToolQuery({}), _EXAMPLE, expert),
+    options=("kinds", "count", "cassette"),
     engine="own generated databases",
     licence="Apache-2.0",
 )

@@ -6,6 +6,8 @@ approximation). Without any file it sells made-up products; `options["data"]` na
 Where the original behaves differently: an impossible action there shows the page again, here it is called invalid;
 the prefixes <r>, <a>, <c> and <q>, which bypass its search, are ordinary text here; an option whose value contains "[" can be chosen.
 
+The full catalogue is read and indexed once, when its tasks are first listed (`_webshop_cache`).
+
 Options: `data`, `setting` (`generated`, `small`, `original`, `eto`; see `_webshop_catalogue.read_shop`), `num_products`, and
 `seed` of the made-up catalogue.
 """
@@ -17,11 +19,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agentrm_jax.envs import _webshop_pages as pages
-from agentrm_jax.envs._webshop_catalogue import Goal, Product, Shop, read_shop
+from agentrm_jax.envs._webshop_cache import is_large, prepared
+from agentrm_jax.envs._webshop_catalogue import Goal, Product, Shop, read_shop, shop_files
 from agentrm_jax.envs._webshop_expert import solve
 from agentrm_jax.envs._webshop_generate import generate_shop
 from agentrm_jax.envs._webshop_reward import reward
-from agentrm_jax.envs.react import render_action
+from agentrm_jax.envs.react import played
 from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.types import EngineStep, Environment, Message, Start, Task, UserError
 
@@ -183,9 +186,11 @@ def _shop_of(options: Options) -> Shop:
 
 @functools.lru_cache(4)
 def _cached_shop(data: str, setting: str, num_products: int | None, seed: int) -> Shop:
-    if data:
-        return read_shop(Path(data), setting, num_products)
-    return generate_shop(num_products, seed)
+    if not data:
+        return generate_shop(num_products, seed)
+    read = functools.partial(read_shop, Path(data), setting, num_products)
+    files = shop_files(Path(data), setting)
+    return prepared(files, (setting, num_products), read) if is_large(files) else read()
 
 
 INSTRUCTION = """You shop on a web site for a customer. Find the product the instruction asks for, choose its options, and buy it. \
@@ -213,12 +218,8 @@ def expert(env: Environment, task: Task) -> Iterator[tuple[str, str]]:
 def _example() -> tuple[Message, ...]:
     """The expert's episode for the first goal of a made-up shop of few products."""
     env = WebShop(generate_shop(num_products=3, seed=_EXAMPLE_SEED))
-    start = env.reset(Task("webshop", "example", "train", MAX_STEPS, {"shop": env.shop.name, "session": 0}))
-    user, messages = f"Goal: {start.goal}\n{start.observation}", []
-    for thought, command in solve(env):
-        messages += [Message("user", user), Message("assistant", render_action(thought, command), loss=True)]
-        user = _PREFIX + env.step(command).observation
-    return tuple(messages)
+    task = Task("webshop", "example", "train", MAX_STEPS, {"shop": env.shop.name, "session": 0})
+    return played(env, task, expert, _PREFIX)
 
 
 _PREFIX = "Observation:\n"
@@ -234,6 +235,7 @@ SPEC = EnvSpec(
     example=_example(),
     observation_prefix=_PREFIX,
     exhausted_reward="zero",
+    options=("setting", "num_products", "seed"),
     engine="own",
     licence="Apache-2.0",
 )

@@ -32,7 +32,7 @@ from typing import Any, BinaryIO
 
 from agentrm_jax.envs.episode import Episode, Snapshot, next_key, start_key
 from agentrm_jax.envs.react import render_action
-from agentrm_jax.envs.spec import EnvSpec, Options, find
+from agentrm_jax.envs.spec import EnvSpec, Options, find, whole
 from agentrm_jax.types import JSON, Outcome, Start, Task, UserError
 
 FRAME = struct.Struct("!I")
@@ -47,7 +47,7 @@ class Settings:
     Attributes:
       options: environment name or module path -> its options.
       specs: environment name -> spec that replaces what the name stands for; must pickle.
-      live: engines held per environment.
+      live: engines held per environment at most, unless its options say how many; its spec may say less.
       snapshots: snapshots held, over all environments.
       frozen_after: seconds after which a process in which no Python code can run any more ends itself.
     """
@@ -209,12 +209,13 @@ class Episodes:
         if self.free.get(env):
             return self.free[env].pop()
         mine = [key for key, episode in self.live.items() if episode.task is not None and episode.task.env == env]
-        if len(mine) >= self.settings.live:
+        spec, options = self._spec(env)
+        most = min(spec.live or self.settings.live, self.settings.live)
+        if len(mine) >= whole(options, "live", most):
             episode = self.live.pop(mine[0])
             with self._owned(episode):
                 self._remember(mine[0], episode)
             return episode
-        spec, options = self._spec(env)
         self.notify("slow")
         episode = Episode(spec.make(options), spec)
         self.notify("tick")
@@ -226,7 +227,9 @@ class Episodes:
             options = self.settings.options
             # tasks name a user's environment by its spec's name, the settings may name it by its module path
             path = env if env in options else next((p for p in options if "." in p and find(p).name == env), env)
-            self.specs[env] = self.settings.specs.get(env) or find(path), options.get(path, {})
+            spec, own = self.settings.specs.get(env) or find(path), options.get(path, {})
+            spec.check(own)
+            self.specs[env] = spec.at_threshold(own), own
         return self.specs[env]
 
     @contextlib.contextmanager

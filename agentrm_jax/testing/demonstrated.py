@@ -55,15 +55,25 @@ def _make(name: str, options: Options) -> Environment:
 
 
 def demonstrations(
-    name: str, count: int, *, split: str = "test", max_steps: int = 1000, time_limit: float = 60.0, workers: int = 1
+    name: str,
+    count: int,
+    *,
+    split: str = "test",
+    options: Options | None = None,
+    max_steps: int = 1000,
+    time_limit: float = 60.0,
+    workers: int = 1,
 ) -> list[Demonstration]:
     """Expert commands of `count` tasks spread over the split, fewer if the expert fails on some.
 
-    `max_steps` cuts the tasks short (not the commands, which may then lead beyond the end of the episode).
+    Tasks are those of `options`, of `LIGHT` where none are given. `max_steps` cuts them short (not the commands, which may then lead
+    beyond the end of the episode).
     Raises EnvironmentFault if the expert fails on all.
     """
-    every = find(name).tasks(split, LIGHT.get(name, {}))
-    chosen = [every[i * len(every) // count] for i in range(min(count, len(every)))]
+    options = LIGHT.get(name, {}) if options is None else options
+    every = find(name).tasks(split, options)
+    count = min(count, len(every))
+    chosen = [every[i * len(every) // count] for i in range(count)]
 
     errors: list[str] = []
 
@@ -78,7 +88,7 @@ def demonstrations(
         return Demonstration(shorter, commands) if commands else None
 
     async def go() -> list[Demonstration | None]:
-        async with EnvironmentPool({name: LIGHT.get(name, {})}, workers, time_limit, live=1, retries=0) as pool:
+        async with EnvironmentPool({name: options}, workers, time_limit, live=1, retries=0) as pool:
             return await asyncio.gather(*(one(pool, task) for task in chosen))
 
     found = [d for d in asyncio.run(go()) if d is not None]

@@ -410,3 +410,20 @@ def test_a_server_under_a_name_of_its_own(serve):
 
     outcome = asyncio.run(go())
     assert (outcome.reward, outcome.success) == (0.5, True)
+
+
+def test_the_threshold_of_success_is_an_option_too(serve):
+    options = {"kind": "custom", "base_url": serve(full=2).url, "full_reward": 4, "indices": "2"}
+
+    async def go(threshold):
+        async with EnvironmentPool({"agentgym": {**options, **threshold}}, workers=1) as pool:
+            (chosen,) = agentgym.tasks("test", options)
+            state = await pool.reset(chosen)
+            for _ in range(2):
+                state = await pool.step(state, Action("Action: up"))
+            return state.outcome.success
+
+    assert not asyncio.run(go({}))
+    assert asyncio.run(go({"success_threshold": 0.5}))
+    with pytest.raises(UserError, match="success_threshold must be a number above 0 and up to 1, not 7"):
+        asyncio.run(go({"success_threshold": 7}))

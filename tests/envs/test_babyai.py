@@ -10,6 +10,7 @@ import pytest
 from agentrm_jax.envs import _babyai_goals as goals
 from agentrm_jax.envs import _babyai_text as text
 from agentrm_jax.envs import babyai
+from agentrm_jax.envs.react import played
 from agentrm_jax.types import Task, UserError
 
 DATA = Path(__file__).parents[2] / "../shared/data"
@@ -124,6 +125,20 @@ def test_invalid_commands_change_nothing_and_say_so(env, command):
     assert answer.observation != start.observation
     assert (answer.reward, answer.progress, answer.over) == (0.0, 0.0, False)
     assert babyai._changing(env.level) == before
+
+
+def test_agentboards_other_commands_are_known_too(env):
+    env.reset(one(25, seed=100_003))  # the worked example's world
+    assert env.step("check valid actions") == env.step("check available actions")
+    assert env.step("inventory").observation == "You are not carrying anything."
+    for command in ("turn left", "go to red box 1", "turn right", "pick up red key 1"):
+        assert env.step(command).valid
+    assert env.step("Inventory").observation == "You are carrying a red key."
+
+
+def test_the_worked_example_is_the_experts_episode(env):
+    task = one(25, seed=100_003)
+    assert babyai.SPEC.example == played(env, task, babyai.SPEC.expert)
 
 
 def test_every_available_command_is_accepted_and_does_something(env):

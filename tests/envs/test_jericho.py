@@ -49,6 +49,15 @@ def test_a_story_is_won_by_its_walkthrough_sub_goal_by_sub_goal(options):
 
 
 @engine
+def test_a_story_whose_things_the_parser_confuses_is_replaced_by_one_that_can_be_won(options):
+    env = jericho.make(options)
+    confused = Task("jericho", "errands-test-0", "test", 30, {"kind": "errands", "seed": 0})
+    _, commands, answers = solve(env, confused)
+    assert answers[-1].reward == 1.0
+    assert len(commands) <= confused.max_steps
+
+
+@engine
 def test_replay_and_forks_give_the_same_answers(options):
     env, other = jericho.make(options), jericho.make(options)
     start, commands, answers = solve(env, STORY)

@@ -52,7 +52,10 @@ def test_the_list_has_a_line_for_every_environment(run):
     table, _, notes = out.partition("\n\n")
     rows = {line.split()[0]: line for line in table.splitlines()[1:]}
     assert sorted(rows) == names()
-    assert rows["maze"].split()[1:] == ["built", "in", "yes", "900", "30", "60", "yes", "Apache-2.0", "-"]
+    *counts, speed, licence, extra = rows["maze"].split()[1:]
+    assert counts == ["built", "in", "yes", "900", "30", "60", "yes"]
+    assert int(speed.replace(",", "")) > 100
+    assert (licence, extra) == ("Apache-2.0", "-")
     assert "agentgym: option base_url is missing; set it to the address of a server" in notes
 
 

@@ -322,6 +322,45 @@ def test_a_worker_that_grew_too_large_is_replaced_between_requests():
     run(go, memory_limit=1)
 
 
+def test_the_memory_of_a_worker_is_that_of_all_it_started(tmp_path, monkeypatch):
+    (tmp_path / "hungry_env.py").write_text(
+        "import dataclasses, subprocess, sys\n"
+        "from agentrm_jax.testing import toy_env\n"
+        "CODE = 'import sys; kept = bytearray(200_000_000); print(flush=True); sys.stdin.read()'\n"
+        "class Hungry(toy_env.ToyEnv):\n"
+        "    def __init__(self, options):\n"
+        "        super().__init__(options)\n"
+        "        pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}\n"
+        "        self.child = subprocess.Popen([sys.executable, '-c', CODE], **pipes)\n"
+        "        self.child.stdout.readline()\n"
+        "SPEC = dataclasses.replace(toy_env.SPEC, make=Hungry)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    async def go(pool):
+        state = await play(pool, "b")
+        end = time.monotonic() + 10
+        while pool.stats.recycled == 0 and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        assert pool.stats.recycled == 1
+        assert (await play(pool, "bb", state)).outcome.reward == 0.965
+
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("this system does not tell the memory of a process")
+    run(go, memory_limit=200_000_000, specs={"toy": importlib.import_module("hungry_env").SPEC})
+
+
+@pytest.mark.parametrize(("spec_live", "option"), [(1, None), (0, 1), (5, 1)])
+def test_a_spec_or_an_option_bounds_the_engines_a_worker_holds(spec_live, option, tmp_path):
+    async def go(pool):
+        return await explore_all(pool)
+
+    spec = faulty(dataclasses.replace(toy_env.SPEC, live=spec_live), slow_starts=0.0, once_in=str(tmp_path))
+    explored = run(go, workers=1, specs={"toy": spec}, options={"live": option} if option else {})
+    assert len(list(tmp_path.iterdir())) == 1
+    assert outcomes(explored) == truth()
+
+
 def test_noise_in_the_socket_is_a_crash(tmp_path, monkeypatch):
     (tmp_path / "noisy_env.py").write_text(
         "import dataclasses, os\n"

@@ -1,6 +1,10 @@
 import json
+import pickle
 import re
+import sys
+import types
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -232,12 +236,97 @@ def test_a_cassette_answers_official_questions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"kinds": ["sports"]}, {"cassette": "c.json"}, {"cassette": "c.json", "data": "/nowhere"}]
+    "options",
+    [{"kinds": ["sports"]}, {"cassette": "c.json"}, {"cassette": "c.json", "data": "/nowhere"}, {"data": "/nowhere"}],
 )
 def test_wrong_options_end_in_one_line(options):
     with pytest.raises(UserError) as e:
         query.tasks("test", options)
     assert "\n" not in str(e.value)
+
+
+def test_official_questions_without_recorded_answers_are_not_replaced_by_others_in_silence():
+    with pytest.raises(UserError, match=r"need recorded answers.*`cassette`"):
+        query.tasks("test", {"data": "anywhere"})
+    assert query.tasks("train", {"data": "anywhere"}) == query.tasks("train", {})
+    assert query.tasks("test", {"data": ""}) == query.tasks("test", {})
+
+
+def graph_pickle(nodes, edges):
+    """The pickle of a networkx graph, made without networkx."""
+    made = types.ModuleType("networkx")
+    kind, view = (type(name, (), {"__module__": "networkx"}) for name in ("Graph", "NodeView"))
+    vars(made).update(Graph=kind, NodeView=view)
+    neighbours = {n: {} for n in nodes}
+    for (one, two), attributes in edges.items():
+        neighbours[one][two] = neighbours[two][one] = attributes
+    graph = kind()
+    vars(graph).update(graph={}, _node=nodes, _adj=neighbours, nodes=view())
+    with mock.patch.dict(sys.modules, {"networkx": made}):
+        return pickle.dumps(graph)
+
+
+@pytest.fixture
+def networks(tmp_path):
+    """AgentBoard's layout with a made-up network of two papers by two authors, and a question about it."""
+    folder = tmp_path / "agentboard/tool-query/academia/raw"
+    folder.mkdir(parents=True)
+    (tmp_path / "tool").mkdir()
+    papers = graph_pickle(
+        {7: {"title": "Trees", "year": 2020}, 8: {"title": "Leaves", "year": 2021}}, {(7, 8): {"weight": 1}}
+    )
+    authors = graph_pickle(
+        {1: {"name": "Ada", "org": "Lab"}, 2: {"name": "Bo", "org": "Lab"}},
+        {(1, 2): {"weight": 1, "collaborative_papers": [8]}},
+    )
+    tables = {"title2id_dict": {"Trees": 7, "Leaves": 8}, "author2id_dict": {"Ada": 1, "Bo": 2}}
+    tables |= {"id2title_dict": {7: "Trees", 8: "Leaves"}, "id2author_dict": {1: "Ada", 2: "Bo"}}
+    for name, content in {"paper_net": papers, "author_net": authors}.items():
+        (folder / f"{name}.pkl").write_bytes(content)
+    for name, table in tables.items():
+        (folder / f"{name}.pkl").write_bytes(pickle.dumps(table))
+    info = {"init_config": None}
+    row = {"id": 0, "goal": "With whom did Ada write?", "subgoals": [["Bo"], "Bo"], "additional_info": info}
+    (tmp_path / "tool/academia.jsonl").write_text(json.dumps(row))
+    return tmp_path
+
+
+def test_agentboards_networks_answer_official_questions(networks):
+    options = {"data": str(networks), "kinds": "academia"}
+    (task,) = query.tasks("test", options)
+    env = query.SPEC.make(options)
+    env.reset(task)
+
+    def ask(name, **arguments):
+        return env.step(render_call(name, **arguments))
+
+    ada = {"graph": "AuthorNet", "node": "Ada"}
+    assert ask("neighbourCheck", **ada).observation == "ERROR | Please load the AuthorNet first."
+    assert ask("loadAuthorNet").observation == "AuthorNet is loaded."
+    state = env.snapshot()
+    assert json.loads(ask("authorEdgeCheck", node1="Ada", node2="Bo").observation)["collaborative_papers"] == ["Leaves"]
+    assert "Please load the PaperNet" in ask("paperNodeCheck", node="Trees").observation
+    ask("loadPaperNet")
+    assert json.loads(ask("paperNodeCheck", node="Trees").observation) == {"title": "Trees", "year": 2020}
+    assert json.loads(ask("paperEdgeCheck", node1="Trees", node2="Leaves").observation) == {"weight": 1}
+    assert "no node named Roots" in ask("paperNodeCheck", node="Roots").observation
+    env.restore(state)
+    assert "Please load the PaperNet" in ask("paperNodeCheck", node="Trees").observation
+    found = ask("neighbourCheck", **ada)
+    assert (json.loads(found.observation), found.progress) == (["Bo"], 0.5)
+    assert ask("finish", answer="Bo").reward == 1
+
+
+def test_official_questions_of_other_kinds_still_need_a_recording(networks):
+    with pytest.raises(UserError, match=r"official questions of weather, movie in `data` need recorded answers"):
+        query.tasks("test", {"data": str(networks)})
+
+
+def test_a_pickle_with_anything_but_a_graph_is_refused(networks):
+    place = networks / "agentboard/tool-query/academia/raw/paper_net.pkl"
+    place.write_bytes(pickle.dumps(Path("x")))
+    with pytest.raises(UserError, match=r"paper_net\.pkl cannot be read: it holds a pathlib"):
+        query.SPEC.make({"data": str(networks), "kinds": ["academia"]})
 
 
 def test_a_cassette_that_cannot_be_read_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """WebShop: search, reward, pages, made-up and official catalogues, expert."""
 
+import functools
 import hashlib
 import json
 import math
@@ -14,7 +15,8 @@ import pytest
 from agentrm_jax.envs import _webshop_reward as rewards
 from agentrm_jax.envs import _webshop_search as search
 from agentrm_jax.envs import webshop
-from agentrm_jax.envs._webshop_catalogue import Goal, Product
+from agentrm_jax.envs._webshop_cache import StoredProducts, is_large, prepared
+from agentrm_jax.envs._webshop_catalogue import Goal, Product, read_shop, shop_files
 from agentrm_jax.envs._webshop_generate import generate_records
 from agentrm_jax.envs._webshop_wares import OPTION_PHRASES, OPTIONS, WARES
 from agentrm_jax.envs.episode import Episode
@@ -386,9 +388,9 @@ def test_expert_searches_in_the_words_of_the_wish(env):
 
 def test_the_example_is_an_expert_episode():
     roles = [message.role for message in webshop.SPEC.example]
-    assert roles == ["user", "assistant"] * (len(roles) // 2)
-    assert webshop.SPEC.example[0].content.startswith("Goal: ")
-    assert webshop.SPEC.example[-1].content.endswith("Action: click[Buy Now]")
+    assert roles == [*["user", "assistant"] * (len(roles) // 2), "user"]
+    assert webshop.SPEC.example[0].content.startswith("Your task: ")
+    assert webshop.SPEC.example[-2].content.endswith("Action: click[Buy Now]")
 
 
 # --- official files ---
@@ -428,6 +430,38 @@ def test_full_catalogue_with_the_original_split(full_files):
     fewer = webshop.tasks("test", {**options, "num_products": 10})
     assert len(fewer) == 30
     assert fewer[0].id == "full-10-0"
+
+
+def test_a_large_catalogue_is_prepared_once_and_sells_the_same(full_files, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    files, read = shop_files(full_files, "original"), functools.partial(read_shop, full_files, "original")
+    assert not is_large(files)
+    plain, stored = read(), prepared(files, ("original",), read)
+    assert isinstance(stored.products, StoredProducts)
+    assert list(stored.products) == list(plain.products)
+    assert stored.products[-3:] == plain.products[-3:]
+    assert (stored.name, stored.goals, stored.splits) == (plain.name, plain.goals, plain.splits)
+    for goal in plain.goals[:50]:
+        assert stored.find(goal.text) == plain.find(goal.text)
+
+    def never():
+        raise AssertionError("it was prepared before")
+
+    assert prepared(files, ("original",), never).goals == plain.goals
+    with pytest.raises(AssertionError, match="prepared before"):
+        prepared(files, ("original", 10), never)
+    assert [p.name for p in (tmp_path / "agentrm_jax/webshop").iterdir() if p.name.startswith(".")] == []
+
+
+def test_an_episode_in_a_prepared_catalogue_is_that_in_any(full_files, tmp_path, monkeypatch):
+    options = {"data": str(full_files), "setting": "original", "num_products": 300}
+    rewards = solve_all(webshop.tasks("test", options)[:5], options)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("agentrm_jax.envs._webshop_cache.LARGE", 0)
+    webshop._cached_shop.cache_clear()
+    assert solve_all(webshop.tasks("test", options)[:5], options) == rewards
+    assert isinstance(webshop.make(options).shop.products, StoredProducts)
+    webshop._cached_shop.cache_clear()
 
 
 def test_eto_sessions_need_the_goals_they_were_made_for(full_files, monkeypatch):
