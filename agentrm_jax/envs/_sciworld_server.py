@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class Simulator:
             java_path=executable,
             die_on_exit=True,
             return_proc=True,
+            cwd=tempfile.gettempdir(),  # the simulator leaves a file (object_type_ids.tsv) wherever it runs
         )
         self._gateway = JavaGateway(gateway_parameters=GatewayParameters(port=port, auto_field=True))
         self._api = self._gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()

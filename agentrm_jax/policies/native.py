@@ -51,6 +51,6 @@ def load_policy(
     place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, examples: int = 0, template: str = ""
 ) -> NativePolicy:
     """The policy of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes."""
-    loaded = load_model(place, template=template, mesh=local_mesh(engine.tensor))
+    loaded = load_model(place, template=template, mesh=local_mesh(engine.get("tensor", 1)))
     encoder = Encoder(loaded.chat, specs, "policy", examples)
     return NativePolicy(make_engine(loaded.model, engine, end_id=loaded.chat.end_id), encoder)

@@ -55,7 +55,7 @@ def load_reward_model(
     Raises:
       UserError: the workdir holds a model without a value head.
     """
-    loaded = load_model(place, template=template, mesh=local_mesh(engine.tensor))
+    loaded = load_model(place, template=template, mesh=local_mesh(engine.get("tensor", 1)))
     if not hasattr(loaded.model, "value_d"):
         raise UserError(f"{place} holds a model without a value head; train one with configs/explicit.py")
     encoder = Encoder(loaded.chat, specs, "reward")
