@@ -25,7 +25,7 @@ def get_config(size: str = "nano"):
         lora=common.lora(),
         seed=0,
         mesh=common.config_dict(data=-1, fsdp=1, tensor=1) if nano else common.config_dict(data=1, fsdp=-1, tensor=1),
-        total_steps=60 if nano else 300,
+        total_steps=110 if nano else 300,
         learning_rate=3e-4 if nano else 1e-5,
         warmup=0.03,
         weight_decay=0.0,
