@@ -93,11 +93,11 @@ def engine(size: str) -> ml_collections.ConfigDict:
     }.get(
         size,
         config_dict(
-            cache_tokens=262144,
-            rows=(4, 16, 64),
-            batch_tokens=(1024, 8192),
+            cache_tokens=65536,
+            rows=(2, 8),
+            batch_tokens=(512, 2048),
             new_tokens=(64, 1024),
-            context=(2048, 8192),
+            context=(2048, 4096),
             max_new=256,
         ),
     )
