@@ -88,13 +88,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     held = dtype if lora else jax.numpy.float32
     if first:
         (workdir / "model.json").write_text(json.dumps(about, indent=2) + "\n")
-    tx = training.make_optimizer(
-        learning_rate=config.learning_rate,
-        warmup=config.warmup,
-        total_steps=config.total_steps,
-        weight_decay=config.weight_decay,
-        clip=config.clip,
-    )
+    tx = training.optimizer_of(config)
 
     # --- State: what it will be, and where -----------------------------------------------------------------------------
     def make_model(rngs: nnx.Rngs):

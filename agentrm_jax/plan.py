@@ -158,13 +158,7 @@ def _abstract_state(
     if lora:
         about["lora"] = lora.to_json()
     held = jnp.dtype(config.dtype) if lora else jnp.float32
-    tx = training.make_optimizer(
-        learning_rate=config.learning_rate,
-        warmup=config.warmup,
-        total_steps=config.total_steps,
-        weight_decay=config.weight_decay,
-        clip=config.clip,
-    )
+    tx = training.optimizer_of(config)
 
     def make_model(rngs: nnx.Rngs) -> Transformer:
         return build_model(model, rngs, about, scan=config.scan, remat=config.remat, dtype=held)

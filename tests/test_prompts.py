@@ -3,6 +3,7 @@
 import pytest
 
 from agentrm_jax.prompts import Encoder, opening, transcript
+from agentrm_jax.testing.scripted import walk
 from agentrm_jax.types import Action, Message, Outcome, State, Task, trajectory_of
 
 TASK = Task("hall", "1", "train", 5)
@@ -10,11 +11,6 @@ TASK = Task("hall", "1", "train", 5)
 
 def start() -> State:
     return State(TASK, "leave", outcome=Outcome("A door."))
-
-
-def walk(state: State, text: str, observation: str, tokens: tuple[int, ...] = ()) -> State:
-    proposed = state.propose(Action(text, tokens))
-    return State(TASK, state.goal, state, proposed.action, Outcome(observation), proposed.depth)
 
 
 def ids(segments) -> list[list[int]]:

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_collections
-
 from agentrm_jax import tree
 from agentrm_jax.chat import Chat, load_chat
 from agentrm_jax.data import formats, pipeline, targets
@@ -154,7 +152,7 @@ def step_values(config: Any, workdir: Path, chat: Chat) -> Any:
 def _told_before(workdir: Path, names: set[str]) -> dict[str, EnvSpec]:
     """The specs with the prompts of the search that made the trees, so that the reward model reads what it will read in search."""
     path = workdir / "config.json"
-    env = ml_collections.ConfigDict(json.loads(path.read_text()).get("env", {}) if path.exists() else {})
+    env = json.loads(path.read_text()).get("env", {}) if path.exists() else {}
     prompts, options = env.get("prompts", ""), env.get("options", {})
     return {name: with_prompts(find(name), prompts, options.get(name, {})) for name in names}
 

@@ -31,6 +31,7 @@ def fold(seed: int, index: int) -> int:
 
 
 def common_length(a: np.ndarray, b: np.ndarray) -> int:
+    """Length of the common beginning."""
     n = min(len(a), len(b))
     different = a[:n] != b[:n]
     return int(different.argmax()) if different.any() else n

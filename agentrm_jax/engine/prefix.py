@@ -9,6 +9,8 @@ import heapq
 
 import numpy as np
 
+from agentrm_jax.engine.layout import common_length
+
 
 @dataclasses.dataclass(eq=False, slots=True)
 class _Run:
@@ -49,7 +51,7 @@ class PrefixCache:
             child = run.children.get(int(tokens[at]))
             if child is None:
                 break
-            same = _common(child.tokens, tokens[at:])
+            same = common_length(child.tokens, tokens[at:])
             if same < len(child.tokens):
                 child = self._cut(child, same)  # what lies beyond stays evictable
             child.used = self._clock
@@ -81,7 +83,7 @@ class PrefixCache:
             if child is None:
                 run.children[int(tokens[at])] = _Run(tokens[at:].copy(), slots[at:].copy(), run, self._clock)
                 break
-            same = _common(child.tokens, tokens[at:])
+            same = common_length(child.tokens, tokens[at:])
             ours, theirs = slots[at : at + same], child.slots[:same]
             held[at : at + same] = theirs
             if (spare := ours[ours != theirs]).size:
@@ -120,10 +122,3 @@ class PrefixCache:
             if not parent.children and parent.parent is not None and parent.used < self._clock:
                 heapq.heappush(heap, (parent.used, id(parent), parent))
         return self._top >= count
-
-
-def _common(a: np.ndarray, b: np.ndarray) -> int:
-    """Length of the common beginning."""
-    n = min(len(a), len(b))
-    different = a[:n] != b[:n]
-    return int(different.argmax()) if different.any() else n

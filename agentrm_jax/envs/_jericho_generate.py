@@ -8,7 +8,6 @@ import contextlib
 import importlib.util
 import io
 import json
-import os
 import random
 import shutil
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from agentrm_jax.envs._cache import cache_folder
 from agentrm_jax.envs.spec import Options
 from agentrm_jax.types import JSON, UserError
 
@@ -27,12 +27,11 @@ _ATTEMPTS = 8
 _FOOD = {"train": "train", "dev": "valid", "test": "test"}  # TextWorld splits food items and ways to prepare them
 
 
-def cache_folder(options: Options) -> Path:
+def stories_folder(options: Options) -> Path:
     """Option `cache`, or the user's cache folder."""
     if options.get("cache"):
         return Path(str(options["cache"])).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "agentrm_jax" / "textworld"
+    return cache_folder("textworld")
 
 
 def story(kind: str, split: str, seed: int, folder: Path) -> tuple[Path, dict[str, JSON]]:

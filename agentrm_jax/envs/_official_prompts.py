@@ -19,11 +19,8 @@ from agentrm_jax.types import JSON, Message, Task, UserError
 
 _ENVIRONMENTS = {"alfworld", "babyai", "jericho", "maze", "pddl", "sciworld", "tool_operation", "tool_query", "webshop"}
 _BY_SETTING = {"alfworld", "sciworld"}
-_BY_TASK = {
-    "pddl": "domain",
-    "tool_query": "kind",
-    "tool_operation": "kind",
-}  # the argument of a task that names its text
+# The argument of a task that names its text.
+_BY_TASK = {"pddl": "domain", "tool_query": "kind", "tool_operation": "kind"}
 _ROLES: dict[str, Literal["user", "assistant"]] = {
     "user": "user",
     "human": "user",

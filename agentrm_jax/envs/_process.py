@@ -288,9 +288,7 @@ def resident_by_session() -> dict[int, int]:
         page = os.sysconf("SC_PAGE_SIZE")
         for name in filter(str.isdecimal, os.listdir("/proc")):
             with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as f:
-                fields = (
-                    f.read().rpartition(b")")[2].split()
-                )  # from the third field on: state, parent, group, session, ...
+                fields = f.read().rpartition(b")")[2].split()  # from the third: state, parent, group, session, ...
                 found[int(fields[3])] = found.get(int(fields[3]), 0) + int(fields[21]) * page
     return found
 

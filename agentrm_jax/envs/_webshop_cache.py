@@ -7,7 +7,6 @@ when the tasks are first listed, and kept in `$XDG_CACHE_HOME/agentrm_jax/websho
 import functools
 import hashlib
 import mmap
-import os
 import pickle
 import shutil
 import sys
@@ -18,6 +17,7 @@ from typing import overload
 
 import numpy as np
 
+from agentrm_jax.envs._cache import cache_folder
 from agentrm_jax.envs._webshop_catalogue import Product, Shop, document
 from agentrm_jax.envs._webshop_search import Index
 from agentrm_jax.types import UserError
@@ -64,7 +64,7 @@ def prepared(sources: Sequence[Path], chosen: Sequence[object], read: Callable[[
     """
     stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     key = hashlib.blake2b(repr((_LAYOUT, stamps, list(chosen))).encode(), digest_size=12).hexdigest()
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "agentrm_jax" / "webshop"
+    base = cache_folder("webshop")
     home = base / key
     if not home.is_dir():
         print(f"webshop: preparing the catalogue of {sources[0].parent} in {home}, once", file=sys.stderr, flush=True)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from agentrm_jax.envs import _agentboard as agentboard
 from agentrm_jax.envs import _jericho_generate as generate
 from agentrm_jax.envs._jericho_example import EXAMPLE
+from agentrm_jax.envs.react import reason
 from agentrm_jax.envs.spec import EnvSpec, Options, whole
 from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
 
@@ -106,7 +107,7 @@ class Jericho:
     def reset(self, task: Task) -> Start:
         if "seed" in task.args:
             path, facts = generate.story(
-                str(task.args["kind"]), task.split, int(task.args["seed"]), generate.cache_folder(self.options)
+                str(task.args["kind"]), task.split, int(task.args["seed"]), generate.stories_folder(self.options)
             )
             game = Game(str(path), str(facts["goal"]), int(facts["max_score"]), tuple(facts["walkthrough"]), True)
         else:
@@ -346,10 +347,7 @@ _REASONS = (
 
 def explain(command: str) -> str:
     """A short reason for a command of a walkthrough, from the command alone."""
-    for pattern, reason in _REASONS:
-        if found := re.fullmatch(pattern, command.strip().lower()):
-            return reason.format(*found.groups())
-    return "This is the next step of what the game asks for."
+    return reason(command.strip().lower(), _REASONS) or "This is the next step of what the game asks for."
 
 
 SPEC = EnvSpec(

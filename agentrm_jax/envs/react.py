@@ -115,6 +115,15 @@ def command_reader(specs: Mapping[str, EnvSpec]) -> Callable[[State], str]:
     return command
 
 
+def reason(command: str, reasons: Iterable[tuple[str, str]]) -> str:
+    """A thought for a command: that of the first (pattern, text) it matches as a whole, `{0}`, ... filled in; else none."""
+    for pattern, text in reasons:
+        if found := re.fullmatch(pattern, command):
+            thought = text.format(*found.groups())
+            return thought[0].upper() + thought[1:]
+    return ""
+
+
 def worked(
     goal: str, observation: str, turns: Iterable[tuple[str, str, str]], prefix: str = "Observation: "
 ) -> tuple[Message, ...]:

@@ -25,6 +25,7 @@ from typing import Any
 from agentrm_jax.envs import _agentboard as agentboard
 from agentrm_jax.envs._sciworld_example import EXAMPLE
 from agentrm_jax.envs._sciworld_server import Simulator, java, simulator_jar
+from agentrm_jax.envs.react import reason
 from agentrm_jax.envs.spec import EnvSpec, Options, several, whole
 from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
 
@@ -279,11 +280,7 @@ _REASONS = (
 
 def explain(command: str) -> str:
     """A short reason for a command of a gold path, from the command alone."""
-    for pattern, reason in _REASONS:
-        if found := re.fullmatch(pattern, command):
-            text = reason.format(*found.groups())
-            return text[0].upper() + text[1:]
-    return "This is the next step of the experiment."
+    return reason(command, _REASONS) or "This is the next step of the experiment."
 
 
 def expert(env: Environment, task: Task) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from agentrm_jax.testing.toy_env import optimum
-from agentrm_jax.types import Action, Policy, RewardModel, State
+from agentrm_jax.types import Action, Outcome, Policy, RewardModel, State
 
 
 def turn(command: str, thought: str = "") -> Action:
@@ -23,6 +23,12 @@ def commands_of(state: State) -> list[str]:
     """The commands on the way to `state`, a proposed one included, as `turn` writes them."""
     actions = [s.action for s in state.path() if s.action is not None]
     return [a.text.rpartition("Action: ")[2] for a in actions]
+
+
+def walk(state: State, text: str, observation: str, tokens: tuple[int, ...] = ()) -> State:
+    """The state after a turn that was answered with `observation`."""
+    proposed = state.propose(Action(text, tokens))
+    return State(state.task, state.goal, state, proposed.action, Outcome(observation), proposed.depth)
 
 
 class ScriptedPolicy(Policy):

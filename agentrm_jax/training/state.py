@@ -163,6 +163,17 @@ def make_loss(kind: str, dtype: Any) -> Loss:
     return imitate if kind == "imitation" else evaluate
 
 
+def optimizer_of(config: Any) -> optax.GradientTransformation:
+    """The optimizer that a training config asks for."""
+    return make_optimizer(
+        learning_rate=config.learning_rate,
+        warmup=config.warmup,
+        total_steps=config.total_steps,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+    )
+
+
 def make_optimizer(
     *, learning_rate: float, warmup: float, total_steps: int, weight_decay: float, clip: float, b2: float = 0.999
 ) -> optax.GradientTransformation:

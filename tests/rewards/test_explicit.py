@@ -9,17 +9,13 @@ from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.requests import EngineConfig
 from agentrm_jax.prompts import Encoder
 from agentrm_jax.rewards.explicit import ExplicitRewardModel
+from agentrm_jax.testing.scripted import walk
 from agentrm_jax.testing.tiny import dense_values, tiny_model
 from agentrm_jax.types import Action, Outcome, State, Task, UserError
 
 MODEL = tiny_model(vocab_size=330)
 SIZES = EngineConfig(cache_tokens=4096, rows=(4,), new_tokens=(128,), context=(192,))
 START = State(Task("hall", "1", "train", 9), "leave", outcome=Outcome("A door."))
-
-
-def walk(state, text, observation):
-    proposed = state.propose(Action(text))
-    return State(state.task, state.goal, state, proposed.action, Outcome(observation), proposed.depth)
 
 
 @pytest.fixture(scope="module")
