@@ -2,13 +2,13 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from agentrm_jax.types import UserError
 
@@ -24,7 +24,6 @@ RULES: Mapping[str, str] = {
 }
 
 BATCH = PartitionSpec(("data", "fsdp"))
-LOOKUP = PartitionSpec("data", None, "fsdp")  # looked-up embeddings, before every row goes to its own device
 
 
 def start_distributed() -> None:
@@ -80,24 +79,30 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = Non
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def partition(shape: Sequence[int], axes: Sequence[str], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """Where an array of named axes lies: by RULES, an axis that the mesh does not divide evenly being replicated.
+
+    A leading axis that `axes` does not name is the stack of layers.
+    """
+    names = (None,) * (len(shape) - len(axes)) + tuple(axes)
+    spec = []
+    for size, name in zip(shape, names, strict=True):
+        axis = RULES.get(name) if name else None
+        spec.append(axis if axis and size % mesh.shape[axis] == 0 else None)
+    return PartitionSpec(*spec)
+
+
 def shardings(tree: Any, mesh: Mesh) -> Any:
     """A NamedSharding for every array of a pytree of NNX variables, by the `axes` they declare.
 
-    A leading axis that the declaration does not mention is the stack of layers. An axis that the mesh does not divide evenly,
-    and every array without a declaration (step counters), is replicated.
+    Every array without a declaration (step counters) is replicated.
     """
 
     def place(x: Any) -> Any:
         if not isinstance(x, nnx.Variable):
             return NamedSharding(mesh, PartitionSpec())
-        value = x.get_value()
         axes = x.get_metadata().get("axes", ())
-        names = (None,) * (value.ndim - len(axes)) + tuple(axes)
-        spec = []
-        for size, name in zip(value.shape, names, strict=True):
-            axis = RULES.get(name) if name else None
-            spec.append(axis if axis and size % mesh.shape[axis] == 0 else None)
-        return x.replace(NamedSharding(mesh, PartitionSpec(*spec)))
+        return x.replace(NamedSharding(mesh, partition(x.get_value().shape, axes, mesh)))
 
     return jax.tree.map(place, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
 

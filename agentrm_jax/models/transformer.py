@@ -10,7 +10,8 @@ from agentrm_jax.models.attention import tree_attention
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.layers import Attend, Block, rms_norm
 from agentrm_jax.models.lora import LoRA
-from agentrm_jax.parallel import BATCH, LOOKUP, constrain
+from agentrm_jax.models.vocabulary import log_probabilities, look_up
+from agentrm_jax.parallel import BATCH, constrain
 
 AttendLayer = Callable[[int], Attend]
 
@@ -90,8 +91,7 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens_bt: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """Token embeddings [b, t, d]."""
-        found = constrain(self.embed_vd[...][tokens_bt].astype(dtype), LOOKUP)
-        return constrain(found, BATCH)
+        return constrain(look_up(self.embed_vd[...], tokens_bt, dtype), BATCH)
 
     def unstacked(self) -> list[Block]:
         """The layers one by one, as views on the stacked parameters."""
@@ -118,31 +118,11 @@ def values(model: Transformer, hidden_btd: jax.Array) -> jax.Array:
 
 
 def token_logprobs(
-    model: Transformer, hidden_btd: jax.Array, tokens_bt: jax.Array, previous_bt: jax.Array, *, chunk: int = 256
+    model: Transformer, hidden_btd: jax.Array, tokens_bt: jax.Array, previous_bt: jax.Array
 ) -> jax.Array:
     """log p(token | its path) for every token: float32[b, t]; 0 for a root's first token.
 
-    The prediction of token j is read at `previous[j]`, the token before it on its path. Logits exist for `chunk` positions at
-    a time, forward and backward, so no [b, t, v] array is ever made.
+    The prediction of token j is read at `previous[j]`, the token before it on its path.
     """
-    b, t, _ = hidden_btd.shape
     before = jnp.take_along_axis(hidden_btd, jnp.maximum(previous_bt, 0)[..., None], axis=1)
-    head_dv = output_map(model).astype(hidden_btd.dtype)
-    chunk = min(chunk, t)
-    pad = -t % chunk
-    before = jnp.pad(before, ((0, 0), (0, pad), (0, 0)))
-    targets = jnp.pad(tokens_bt, ((0, 0), (0, pad)))
-
-    @jax.checkpoint
-    def one(carry: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-        x_bcd, targets_bc = xs
-        scores = jnp.einsum("bcd,dv->bcv", x_bcd, head_dv, preferred_element_type=jnp.float32)
-        chosen = jnp.take_along_axis(scores, targets_bc[..., None], axis=-1)[..., 0]
-        return None, chosen - jax.nn.logsumexp(scores, axis=-1)
-
-    def chunks(a: jax.Array) -> jax.Array:
-        return a.reshape(b, (t + pad) // chunk, chunk, *a.shape[2:]).swapaxes(0, 1)
-
-    _, out = jax.lax.scan(one, None, (chunks(before), chunks(targets)))
-    out = out.swapaxes(0, 1).reshape(b, t + pad)[:, :t]
-    return jnp.where(previous_bt >= 0, out, 0.0)
+    return jnp.where(previous_bt >= 0, log_probabilities(output_map(model), before, tokens_bt), 0.0)

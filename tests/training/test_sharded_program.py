@@ -1,5 +1,7 @@
 """What the compiled training step keeps on a device: shards, and of what is whole only one layer at a time.
 
+The maps from and to the vocabulary are never whole either: one is looked up where its shards are, one is gathered in blocks.
+
 Run as a script, this file compiles the step for eight simulated devices and reports on the optimised program.
 """
 
@@ -89,7 +91,8 @@ def main() -> None:
         report[str(sizes)] = {
             "stacks": sorted(stacks & results(text)),
             "layer": sorted(gathered & layer),
-            "other": sorted(gathered - layer - vocabulary),
+            "vocabulary": sorted(vocabulary & results(text)),
+            "other": sorted(gathered - layer),
         }
         if sizes == MESHES[0]:
             temporary = [p.memory_analysis().temp_size_in_bytes for p in (program, compiled(sizes, 9)[0])]
@@ -113,7 +116,14 @@ def test_the_stack_of_layers_is_never_whole_its_layers_are_gathered_one_by_one(r
     found = report[str(sizes)]
     assert found["stacks"] == [], "all layers of a parameter, more of it than its shard"
     assert found["layer"], "one layer's weights are gathered for its rows"
-    assert found["other"] == [], "nothing else that big is gathered, but for the maps from and to the vocabulary"
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=lambda s: "x".join(map(str, s)))
+def test_the_maps_of_the_vocabulary_are_never_whole(report, sizes):
+    found = report[str(sizes)]
+    assert found["vocabulary"] == [], "more than a shard of the embeddings or the head, or of their gradients"
+    blocks = {tuple(dims) for dims in found["other"]}
+    assert all(math.prod(dims) <= D * 1000 / sizes[1] for dims in blocks), "nothing else that big is gathered"
 
 
 def test_one_layer_more_costs_its_gradients_shard_and_its_saved_input(report):

@@ -163,9 +163,7 @@ def test_a_token_is_predicted_at_the_token_before_it_on_its_path(tiny):
 
     def logprobs(previous):
         return np.asarray(
-            token_logprobs(
-                model, jnp.asarray(knows), jnp.asarray(flat.tokens)[None], jnp.asarray(previous)[None], chunk=7
-            )
+            token_logprobs(model, jnp.asarray(knows), jnp.asarray(flat.tokens)[None], jnp.asarray(previous)[None])
         )[0]
 
     right = logprobs(flat.previous)
