@@ -362,10 +362,16 @@ def _first_blocker(scene: Scene, spots: Sequence[Pos]) -> Pos | None:
 
 
 def _explore(scene: Scene, wanted: Sequence[Any], label: str = "") -> Move | None:
-    """See more of the world: where most new cells per turn can be expected; then locked doors, corners, blocked ways, boxes."""
+    """See more of the world: look round; behind locked doors that can be opened; where most new cells per turn can be expected;
+    behind locked doors that something bars; corners, blocked ways, boxes."""
     label = label or _label(wanted)
-    plan, corner = _lookouts(scene, 6 if all(o.type == "door" for o in wanted) else _DOOR_GAIN)
-    if plan is None and (move := _unlock_some_door(scene, wanted)):
+    doors = all(o.type == "door" for o in wanted)
+    plan, corner = _lookouts(scene, 6 if doors else _DOOR_GAIN)
+    look_round = plan is not None and len(plan.commands) == 1 and plan.commands[0].startswith("turn")
+    # What is behind a lock can seldom be seen from elsewhere; a door can be, from its other side.
+    if not (doors or look_round) and (move := _unlock_some_door(scene, wanted, at_hand=True)):
+        return move
+    if plan is None and (move := _unlock_some_door(scene, wanted, at_hand=False)):
         return move
     if plan := plan or corner:
         return _exploring_thought(plan.commands[0], label), plan.commands[0]
@@ -394,13 +400,17 @@ def _lookouts(scene: Scene, door_gain: int) -> tuple[Plan | None, Plan | None]:
     return best, corner
 
 
-def _unlock_some_door(scene: Scene, wanted: Sequence[Any]) -> Move | None:
-    """Open a locked door whose key is carried or known."""
+def _unlock_some_door(scene: Scene, wanted: Sequence[Any], *, at_hand: bool) -> Move | None:
+    """Open a locked door whose key is carried or known; with `at_hand` only if one can walk up to both."""
     for pos in scene.find(lambda o: o.type == "door" and o.is_locked):
         door = scene.at(pos)
         if any(door is o for o in wanted):
             continue
-        if _fits(scene.carrying, door) or _spots(scene, _keys_for(scene, door)):
+        carried = _fits(scene.carrying, door)
+        keys = [] if carried else _spots(scene, _keys_for(scene, door))
+        if not carried and not keys:
+            continue
+        if not at_hand or (_approach(scene, [pos]) and (carried or _approach(scene, keys))):
             return _reach(scene, [door], "open")
     return None
 

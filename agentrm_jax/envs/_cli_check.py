@@ -24,16 +24,18 @@ def check(spec: EnvSpec, path: str, options: Options, tasks: Sequence[Task], tim
     """
     if spec.expert is None:
         raise UserError(f"environment {spec.name!r} has no expert to check it with")
-    counts = asyncio.run(_check(path, options, tasks, time_limit))
+    counts, earned = asyncio.run(_check(path, options, tasks, time_limit))
     print(
         f"{len(tasks)} tasks: {counts['solved']} solved, {counts['unsolved']} not solved, {counts['broken']} without an expert's "
-        f"episode, {counts['diverged']} diverged"
+        f"episode, {counts['diverged']} diverged; mean reward {earned / max(1, len(tasks)):.4f}"
     )
     return 1 if counts["diverged"] else 0
 
 
-async def _check(path: str, options: Options, tasks: Sequence[Task], time_limit: float) -> Counter[str]:
+async def _check(path: str, options: Options, tasks: Sequence[Task], time_limit: float) -> tuple[Counter[str], float]:
+    """(how many tasks ended how, sum of their rewards; 0 for a task without an expert's episode)."""
     counts: Counter[str] = Counter()
+    earned = 0.0
     limit = max(time_limit, 30.0)
     async with (
         EnvironmentPool({path: options}, 1, limit, live=1, retries=0) as playing,
@@ -47,13 +49,14 @@ async def _check(path: str, options: Options, tasks: Sequence[Task], time_limit:
                 print(f"broken    {error}", flush=True)
                 continue
             last = trajectory.last
+            earned += last.reward
             counts["solved" if last.success else "unsolved"] += 1
             difference = await _replay(replaying, trajectory)
             counts["diverged"] += bool(difference)
             solved = "solved" if last.success else "not solved"
             summary = f"{solved} in {len(trajectory.steps)} steps, reward {last.reward:.3g}"
             print(f"{'DIVERGED' if difference else 'equal':8}  {task.key}: {difference or summary}", flush=True)
-    return counts
+    return counts, earned
 
 
 async def _replay(pool: EnvironmentPool, trajectory: Trajectory) -> str:

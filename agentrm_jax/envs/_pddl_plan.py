@@ -3,6 +3,7 @@
 States are Python integers, one bit an atom. Two queues, one for all successors and one for those reached by helpful
 actions, are served in turn (Helmert 2006); successors inherit their parent's estimate until they are expanded.
 The plan is then shortened: operators that the rest does not need go first, then shorter ones are searched for.
+Problems of few states get a shortest plan (`_pddl_shortest`).
 """
 
 import dataclasses
@@ -14,7 +15,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from agentrm_jax.envs._pddl_engine import Atom, Operator, State, apply
+from agentrm_jax.envs._pddl_shortest import shortest
 
+_EXHAUSTIVE = 200_000  # states times operators for which all plans are looked at
 SHORTENING = (2.0, 1.0)  # weights of the estimate against the length so far in searches for a shorter plan
 
 
@@ -206,8 +209,9 @@ def _without_detours(c: Compiled, start: int, goal_mask: int, plan: list[int]) -
 def plan(operators: Mapping[Atom, Operator], init: State, goal: Sequence[Atom], seconds: float = 20.0) -> list[Atom]:
     """Names of operators that lead from `init` to `goal`; empty if there is nothing to do.
 
-    All goals at once and one after another (in two orders) are tried; the shortest plan is shortened further.
-    Budgets count expanded states, so the result is the same everywhere unless `seconds` runs out. Not always shortest.
+    A shortest plan, if the problem has few states. Else all goals at once and one after another (in two orders) are tried, and
+    the shortest plan is shortened further; it need not be a shortest one then.
+    Budgets count expanded states, so the result is the same everywhere unless `seconds` runs out.
 
     Raises:
       TimeoutError: nothing was found within `seconds` (or the goal is unreachable).
@@ -216,6 +220,8 @@ def plan(operators: Mapping[Atom, Operator], init: State, goal: Sequence[Atom], 
     state = sum(1 << index[atom] for atom in init if atom in index)
     if any(atom not in index and atom not in init for atom in goal):
         raise TimeoutError("the goal cannot be reached")
+    if (best_of_all := shortest(operators, init, goal, index, _EXHAUSTIVE // max(1, len(operators)))) is not None:
+        return best_of_all
     wanted = [index[atom] for atom in goal if atom in index]
     mask = sum(1 << atom for atom in wanted)
     deadline = time.monotonic() + seconds

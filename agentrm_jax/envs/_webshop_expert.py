@@ -1,8 +1,13 @@
-"""An expert shopper: knows the wanted product, searches for it in the words of the wish, opens it, chooses, buys."""
+"""An expert shopper: knows the wanted product, searches for it in the words of the wish, opens it, chooses, buys.
 
+Of the product's option values it chooses what the shop's reward counts highest. That is not always all that was asked for: see
+`choices`.
+"""
+
+import itertools
 import re
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from agentrm_jax.envs._webshop_catalogue import SEARCH_DEPTH, Goal, Product, Shop
 from agentrm_jax.envs._webshop_reward import MATCH, first_colour, token_set_ratio
@@ -27,20 +32,33 @@ class Session(Protocol):
     goal: Goal
 
 
-def solve(session: Session) -> Iterator[tuple[str, str]]:
-    """(thought, command) pairs from the search page to the purchase."""
+class Choice(NamedTuple):
+    """A value that can be clicked: the numbers of the wanted options that it meets, and whether it is just what was asked for."""
+
+    option: str
+    value: str
+    meets: frozenset[int]
+    asked: bool
+
+
+def solve(session: Session, turns: int) -> Iterator[tuple[str, str]]:
+    """(thought, command) pairs from the search page to the purchase, which is among the first `turns`."""
     goal, product = session.goal, session.goal.product
     query, rank = best_query(session.shop, goal)
     if rank == SEARCH_DEPTH:
         return  # cannot be found
     yield f"The customer wants {' '.join(key_words(goal))}. I search for that.", f"search[{query}]"
-    for page in range(1, rank // _PAGE + 1):
-        yield f"Nothing on page {page} fits, so I look at the next one.", "click[Next >]"
+    pages = rank // _PAGE
+    for page in range(1, pages + 1):
+        yield f"What I look for is not on page {page}, so I look at the next one.", "click[Next >]"
     name = product.title.split(",")[0].strip()
     yield f"{name} for {product.price_tag} looks right. I open it.", f"click[{product.asin}]"
-    for option, value in choices(product, goal):
-        yield f"The {option} should be {value}.", f"click[{value}]"
-    yield "This is what was asked for, so I buy it.", "click[Buy Now]"
+    chosen = choices(product, goal, turns - pages - len(("search", "open", "buy")))
+    for choice in chosen:
+        wish = "should be" if choice.asked else "that comes nearest to the wish is"
+        yield f"The {choice.option} {wish} {choice.value}.", f"click[{choice.value}]"
+    all_asked = sum(choice.asked for choice in chosen) == len(goal.options)
+    yield f"This {'is' if all_asked else 'comes nearest to'} what was asked for, so I buy it.", "click[Buy Now]"
 
 
 def key_words(goal: Goal) -> list[str]:
@@ -84,16 +102,38 @@ def _best(shop: Shop, goal: Goal, wordings: list[list[str]]) -> tuple[str, int]:
     return best, best_rank
 
 
-def choices(product: Product, goal: Goal) -> list[tuple[str, str]]:
-    """(option, value) to click, in page order, so that every wanted option counts as met if it can."""
-    chosen: dict[str, str] = {}
-    for wanted in goal.options:
-        if isinstance(wanted, tuple):
-            chosen[wanted[0]] = wanted[1]
-            continue
-        free = [(n, v) for n, values in product.options.items() if n not in chosen for v in values]
-        near = [(n, v) for n, v in free if token_set_ratio(first_colour(v), first_colour(wanted)) > MATCH]
-        if near:
-            name, value = max(near, key=lambda pair: token_set_ratio(pair[1], wanted))
-            chosen[name] = value
-    return [(name, chosen[name]) for name in product.options if name in chosen]
+def choices(product: Product, goal: Goal, clicks: int) -> list[Choice]:
+    """What to click, in page order and at most `clicks`, so that as many wanted options as possible count as met.
+
+    Among equal ones: most of what was asked for, then fewest clicks. The best there is may leave options unmet although each
+    value asked for is clicked: the reward takes a value for the first colour word in it, `rectangular` for `tan`, but compares that
+    with a synthetic goal's option as a whole.
+    """
+    # A value that two options share is chosen for the later one.
+    owner = {value: option for option, values in product.options.items() for value in values}
+    ways = [[None, *_candidates(option, [v for v in owner if owner[v] == option], goal)] for option in product.options]
+    best: list[Choice] = []
+    for combination in itertools.product(*ways):
+        chosen = [choice for choice in combination if choice is not None]
+        if len(chosen) <= clicks and _worth(chosen) > _worth(best):
+            best = chosen
+    return best
+
+
+def _worth(chosen: list[Choice]) -> tuple[int, int, int]:
+    return len(frozenset().union(*(c.meets for c in chosen))), sum(c.asked for c in chosen), -len(chosen)
+
+
+def _candidates(option: str, values: list[str], goal: Goal) -> list[Choice]:
+    """For each set of wanted options that one of `values` meets, the value most like them."""
+    wanted = [first_colour(want) for want in goal.options]
+    best: dict[frozenset[int], tuple[int, Choice]] = {}
+    for value in values:
+        seen = first_colour(value)
+        meets = frozenset(i for i, want in enumerate(wanted) if token_set_ratio(seen, want) > MATCH)
+        asked = value in goal.options or (option, value) in goal.options
+        if meets or asked:
+            likeness = max(token_set_ratio(value, str(want)) for want in goal.options) + 100 * asked
+            if likeness > best.get(meets, (-1,))[0]:
+                best[meets] = likeness, Choice(option, value, meets, asked)
+    return [choice for _, choice in best.values()]

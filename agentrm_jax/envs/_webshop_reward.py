@@ -117,9 +117,10 @@ def _levels(product_category: str) -> set[str]:
     return {level.strip() for level in product_category.split("›")}
 
 
-def _words(text: str) -> set[str]:
+@functools.lru_cache(1 << 14)
+def _words(text: str) -> frozenset[str]:
     ascii_only = re.sub("[\x80-\xff]", "", text)
-    return set(re.sub(r"[\W_]", " ", ascii_only).lower().split())
+    return frozenset(re.sub(r"[\W_]", " ", ascii_only).lower().split())
 
 
 def _common_subsequence(a: str, b: str) -> int:

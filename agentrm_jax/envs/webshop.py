@@ -212,7 +212,7 @@ product, the next or the previous page, or on Buy Now, which ends the shopping."
 def expert(env: Environment, task: Task) -> Iterator[tuple[str, str]]:
     """Solves the episode `env` was just reset to; see `_webshop_expert`."""
     assert isinstance(env, WebShop)
-    return solve(env)
+    return solve(env, task.max_steps)
 
 
 def _example() -> tuple[Message, ...]:

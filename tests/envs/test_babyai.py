@@ -56,11 +56,27 @@ def test_all_official_first_observations_and_goals_are_reproduced(env):
 
 @needs_data
 def test_official_tasks_end_at_full_reward_for_the_expert(env):
-    tasks = [t for t in babyai.tasks("test", {"data": str(DATA), "levels": [1, 4, 13, 16, 20, 25, 28]})]
+    tasks = [t for t in babyai.tasks("test", {"data": str(DATA), "levels": [1, 4, 7, 13, 16, 20, 25, 28]})]
     for task in tasks:
-        solution(env, task)
+        assert len(solution(env, task)) <= task.max_steps
         last = env.step("turn left")
         assert (last.reward, last.over) == (1.0, True), task.id
+
+
+@needs_data
+def test_the_one_official_task_the_expert_does_not_get_full_reward_for_asks_for_a_view_it_has_no_reason_to_take(env):
+    (task,) = (t for t in babyai.tasks("test", {"data": str(DATA), "levels": [32]}) if t.id == "agentboard-108")
+    assert len(solution(env, task)) <= task.max_steps
+    assert env.verified  # the ball is picked up, which ends the episode
+    ((label,),) = env._ledger.remaining
+    assert label == "There is a green locked door ** 4 steps in front of you and 3 steps to your right."
+    assert env._progress == 0.75
+
+
+@pytest.mark.parametrize(("level", "turns"), [("KeyCorridorS6R3", 20), ("GoToImpUnlock", 22), ("UnlockToUnlock", 14)])
+def test_expert_fetches_a_key_when_it_knows_of_the_lock(env, level, turns):
+    spent = [len(solution(env, one(level, seed), limit=60)) for seed in range(100_000, 100_008)]
+    assert sum(spent) / len(spent) < turns
 
 
 def test_view_equals_minigrids_own_observation(env):

@@ -9,7 +9,8 @@ from agentrm_jax.envs import _pddl_generate as generator
 from agentrm_jax.envs import pddl
 from agentrm_jax.envs._pddl_domains import WORLDS
 from agentrm_jax.envs._pddl_engine import apply, ground, read_domain, read_problem, write_problem
-from agentrm_jax.envs._pddl_plan import holds, plan
+from agentrm_jax.envs._pddl_plan import compile_operators, holds, plan
+from agentrm_jax.envs._pddl_shortest import interchangeable, shortest
 from agentrm_jax.types import Task, UserError
 
 DATA = Path(__file__).parents[2] / "../shared/data"
@@ -158,6 +159,40 @@ def test_the_planner_says_so_when_a_goal_is_out_of_reach():
         plan(ground(world.domain, problem), problem.init, problem.goal, seconds=1)
 
 
+def length_without_swaps(operators, init, goal):
+    """Of a shortest plan, by breadth-first search over all states."""
+    seen, frontier = {init}, {init}
+    for length in itertools.count():
+        if any(all(atom in state for atom in goal) for state in frontier):
+            return length
+        after = {apply(operator, state) for state in frontier for operator in operators.values()}
+        frontier = after - seen - {None}
+        seen |= frontier
+    return None
+
+
+@pytest.mark.parametrize(("domain", "swapped"), [("gripper", True), ("blockworld", False), ("barman", True)])
+def test_leaving_out_states_that_differ_by_swaps_keeps_plans_shortest(domain, swapped):
+    for seed in range(4):
+        problem = generator.generate(domain, "easy", seed)
+        operators = ground(WORLDS[domain].domain, problem)
+        index = compile_operators(operators)[1]
+        steps = shortest(operators, problem.init, problem.goal, index, 3000)
+        assert holds(operators, problem.init, problem.goal, steps)
+        assert len(steps) == length_without_swaps(operators, problem.init, problem.goal)
+        assert bool(interchangeable(operators, problem.goal)) >= swapped
+
+
+def test_objects_are_interchangeable_if_rules_and_goal_take_them_for_the_same():
+    text = """(define (problem p) (:domain gripper-strips) (:objects a b ball1 ball2 ball3 ball4 left)
+      (:init (room a) (room b) (ball ball1) (ball ball2) (ball ball3) (ball ball4) (gripper left) (at-robby a)
+        (free left) (at ball1 a) (at ball2 b) (at ball3 a) (at ball4 a))
+      (:goal (and (at ball1 b) (at ball2 b) (at ball3 a))))"""
+    domain = WORLDS["gripper"].domain
+    problem = read_problem(text, domain)
+    assert interchangeable(ground(domain, problem), problem.goal) == [["ball1", "ball2"]]
+
+
 def test_splits_share_no_problem_and_tasks_are_reproducible():
     content = {}
     for split in ("train", "dev", "test"):
@@ -217,7 +252,23 @@ def test_the_planner_solves_all_60_official_problems():
         steps = [pddl.read_command(env.grounded.world, problem.objects, c) for _, c in pddl.expert(env, t)]
         assert holds(operators, problem.init, problem.goal, steps)
         lengths[t.id] = len(steps)
-    too_long = {k for k, n in lengths.items() if n > 30}
-    # six problems have no plan this planner knows of within AgentBoard's 30 steps
+    # Four wheels take eight commands each, 3 to get the jack back, and 4 to open the boot and fetch the tools: 39 at least.
+    # The plans of the other four are shortest ones, as the test below shows.
+    assert {k: n for k, n in lengths.items() if n > 30} == {**_GRIPPER_TOO_LONG, "tyreworld-p04": 39}
     assert len(lengths) == 60
-    assert len(too_long) <= 6
+
+
+_GRIPPER_TOO_LONG = {"gripper-prob05": 35, "gripper-prob15": 36, "gripper-prob16": 35, "gripper-prob17": 34}
+
+
+@official
+def test_four_official_gripper_problems_have_no_plan_of_30_steps():
+    lengths = {}
+    for t in pddl.tasks("test", {"data": str(DATA), "domains": ["gripper"]}):
+        _, problem, operators, goal = pddl._grounded(*pddl._source(t))
+        index = compile_operators(operators)[1]
+        steps = shortest(operators, problem.init, goal, index, 3000)
+        assert holds(operators, problem.init, goal, steps)
+        lengths[t.id] = len(steps)
+    assert {k: n for k, n in lengths.items() if n > 30} == _GRIPPER_TOO_LONG
+    assert lengths["gripper-prob20"] == 30
