@@ -79,6 +79,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = Non
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def platform() -> str:
+    """What the program that is being made is for, "cpu", "gpu" or "tpu": the mesh's devices, or those JAX uses by default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def partition(shape: Sequence[int], axes: Sequence[str], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """Where an array of named axes lies: by RULES, an axis that the mesh does not divide evenly being replicated.
 

@@ -1,11 +1,12 @@
 """Whether a run fits, before anything is allocated: memory of every device, from shapes and compiled programs alone.
 
     python -m agentrm_jax.plan --config=configs/explicit.py:llama3_70b --devices=64 --memory-gb=80
-    python -m agentrm_jax.plan --config=configs/beam.py:llama3_8b --memory-gb=80
+    python -m agentrm_jax.plan --config=configs/beam.py:llama3_8b --memory-gb=80 --target=h100:1
 
 Weights, optimizer state, gradients and KV cache are exact. What a program needs beside them (activations, gathered weights,
-workspace) is what XLA's CPU compiler plans for that many simulated devices. It computes bfloat16 in float32, and other
-platforms fuse and schedule otherwise, so that part is an estimate, for bfloat16 rather a high one.
+workspace) is what XLA plans for it: with --target the compiler of those devices, which need not be there; else the CPU's for
+that many simulated devices. That one computes bfloat16 in float32, and other platforms fuse and schedule otherwise, so there
+it is an estimate, for bfloat16 rather a high one.
 """
 
 import dataclasses
@@ -31,13 +32,14 @@ from agentrm_jax.models.config import PRESETS, ModelConfig
 from agentrm_jax.models.lora import LoRA
 from agentrm_jax.models.pretrained import open_pretrained
 from agentrm_jax.models.transformer import Transformer
+from agentrm_jax.targets import target_devices
 from agentrm_jax.training import state as training
 from agentrm_jax.training.checkpoint import build_model
 from agentrm_jax.types import JSON, UserError
 
 _USAGE = (
-    "usage: python -m agentrm_jax.plan --config=configs/NAME.py[:SIZE] [--devices=N] [--memory-gb=GB] [--json] "
-    "[--config.KEY=VALUE ...]"
+    "usage: python -m agentrm_jax.plan --config=configs/NAME.py[:SIZE] [--devices=N | --target=v5e:4x4|h100:8] "
+    "[--memory-gb=GB] [--json] [--config.KEY=VALUE ...]"
 )
 _SHALLOW = (2, 4)  # layers that are compiled where layers are unrolled: every further one adds what the last ones did
 
@@ -81,13 +83,13 @@ def model_shape(place: str, size: str) -> tuple[ModelConfig, str]:
     raise UserError(f"no model at {place}, and no preset of size {size!r}; presets are {', '.join(PRESETS)}")
 
 
-def plan_training(config: ml_collections.ConfigDict) -> Plan:
-    """What train.py needs on one device of the mesh made of all devices JAX shows.
+def plan_training(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> Plan:
+    """What train.py needs on one device of the mesh made of all `devices`.
 
     Raises:
       UserError: the mesh or the batch does not fit the devices, or a setting is wrong.
     """
-    mesh = parallel.make_mesh(**config.mesh)
+    mesh = parallel.make_mesh(**config.mesh, devices=devices)
     rows = parallel.batch_rows(config.batch_rows, mesh)
     if config.init:
         model, origin = model_shape(config.init, config.size)
@@ -107,14 +109,24 @@ def plan_training(config: ml_collections.ConfigDict) -> Plan:
         "batch": f"{config.batch_rows} rows of {config.row_length} tokens, {rows * jax.process_count() // _ways(mesh)} a device",
         "computed in": config.dtype,
     }
-    notes = ["activations: saved layer inputs, gathered weights and workspace, as planned by XLA's CPU compiler"]
+    notes = ["activations: saved layer inputs, gathered weights and workspace"]
     return Plan(
-        facts, {"trained": counts[0], "frozen": counts[1]}, held, _notes(notes, config.dtype, config.scan, model)
+        facts,
+        {"trained": counts[0], "frozen": counts[1]},
+        held,
+        _notes(notes, devices[0], config.dtype, config.scan, model),
     )
 
 
-def plan_search(config: ml_collections.ConfigDict) -> Plan:
-    """What search.py needs on the device of one process: an engine for the policy, and one for a reward model if there is one."""
+def plan_search(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> Plan:
+    """What search.py needs on a device of one process: an engine for the policy, and one for a reward model if there is one.
+
+    Raises:
+      UserError: there are fewer devices than the engine is to be spread over.
+    """
+    if config.engine.tensor > len(devices):
+        raise UserError(f"--config.engine.tensor={config.engine.tensor} needs --devices of as many")
+    mesh = parallel.make_mesh(1, 1, config.engine.tensor, devices=devices[: config.engine.tensor])
     models = {"policy": config.policy}
     if config.reward_model:
         models["reward model"] = config.reward_model
@@ -125,12 +137,12 @@ def plan_search(config: ml_collections.ConfigDict) -> Plan:
     for name, place in models.items():
         model, origin = model_shape(place, config.size)
         facts[name] = origin
-        sizes = _engine_sizes(model, config.engine, policy=name == "policy")
-        parameters[name] = sizes.parameters
-        held |= {f"{name} weights": sizes.weights, f"{name} KV cache": sizes.pool}
-        memory = functools.partial(_engine_memory, sizes=config.engine, policy=name == "policy")
+        shapes = _engine_shapes(model, config.engine, name == "policy", mesh)
+        parameters[name] = sum(x.size for x in jax.tree.leaves(shapes[0]))
+        held |= {f"{name} weights": _shards(shapes[0]), f"{name} KV cache": _shards(shapes[1])}
+        memory = functools.partial(_engine_memory, sizes=config.engine, policy=name == "policy", mesh=mesh)
         batch = max(batch, _by_depth(memory, model, scanned=False))
-        loading = max(loading, sum(held.values()) + sizes.parameters * 4)
+        loading = max(loading, sum(held.values()) + _shards(shapes[0]))
     held["batch"] = batch
     held["loading"] = max(loading - sum(held.values()), 0)
     e = config.engine
@@ -138,13 +150,15 @@ def plan_search(config: ml_collections.ConfigDict) -> Plan:
         "engine": f"{e.cache_tokens} cached tokens, {e.rows[-1]} rows of {e.context[-1]} tokens, {e.samples} samples a row",
         "computed in": e.dtype,
     }
+    if e.tensor > 1:
+        facts["engine"] = f"{facts['engine']}, over {e.tensor} devices"
     notes = [
-        "every process searches with engines of its own on one device; they take turns",
-        "batch: the largest batch of new or sampled tokens with its caches, as planned by XLA's CPU compiler",
+        "every process searches with engines of its own; they take turns",
+        "batch: the largest batch of new or sampled tokens with its caches",
     ]
     if held["loading"]:
-        notes.append("loading: what is needed more while float32 weights are turned into the engine's")
-    return Plan(facts, parameters, held, _notes(notes, e.dtype, False, model))
+        notes.insert(0, "loading: what is needed more while a model's stacked layers are laid out for its engine")
+    return Plan(facts, parameters, held, _notes(notes, devices[0], e.dtype, False, model))
 
 
 # --- training ------------------------------------------------------------------------------------------------------------
@@ -195,42 +209,41 @@ def _ways(mesh: jax.sharding.Mesh) -> int:
 # --- engines -------------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _EngineSizes:
-    parameters: int
-    weights: int
-    pool: int
-
-
-def _engine_parts(model: ModelConfig, sizes: Mapping[str, Any], policy: bool) -> tuple[Transformer, Any, Any]:
-    """Shapes of the model as it is loaded, of the engine's weights, and of its pool."""
+def _engine_shapes(
+    model: ModelConfig, sizes: Mapping[str, Any], policy: bool, mesh: jax.sharding.Mesh
+) -> tuple[kernels.Weights, Any]:
+    """Shapes of the engine's weights and of its pool, placed as the engine places them."""
     dtype = jnp.dtype(sizes["dtype"])
 
     def make() -> Transformer:
-        return Transformer(model, rngs=nnx.Rngs(0), lm_head=policy, value_head=not policy)
+        return Transformer(model, rngs=nnx.Rngs(0), lm_head=policy, value_head=not policy, dtype=dtype)
 
-    loaded = nnx.eval_shape(make)
-    weights = jax.eval_shape(lambda m: kernels.Weights(m, dtype), loaded)
-    return loaded, weights, jax.eval_shape(lambda: kernels.empty_pool(model, sizes["cache_tokens"], dtype))
-
-
-def _engine_sizes(model: ModelConfig, sizes: Mapping[str, Any], policy: bool) -> _EngineSizes:
-    loaded, weights, pool = _engine_parts(model, sizes, policy)
-    return _EngineSizes(
-        sum(x.size for x in jax.tree.leaves(nnx.state(loaded, nnx.Param))), _bytes(weights), _bytes(pool)
-    )
+    graph, params = nnx.split(nnx.eval_shape(make))
+    where = parallel.shardings(params, mesh)
+    placed = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), params, where)
+    weights = jax.jit(lambda m: kernels.Weights(m, dtype))
+    pool = jax.jit(lambda: kernels.empty_pool(model, sizes["cache_tokens"], dtype))
+    return _results(_compiled(weights, (nnx.merge(graph, placed),), mesh)), _results(_compiled(pool, (), mesh))
 
 
-def _engine_memory(model: ModelConfig, sizes: Mapping[str, Any], policy: bool) -> dict[str, int]:
+def _engine_memory(
+    model: ModelConfig, sizes: Mapping[str, Any], policy: bool, mesh: jax.sharding.Mesh
+) -> dict[str, int]:
     """Bytes that each of the engine's larger programs needs beside weights and pool: its batch, temporaries and results."""
-    _, weights, pool = _engine_parts(model, sizes, policy)
+    weights, pool = _engine_shapes(model, sizes, policy, mesh)
+    everywhere = jax.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def shapes(arrays: Any) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), arrays)
+
     e = EngineConfig(**{k: v for k, v in sizes.items() if k != "dtype"})
     needs = {}
     for new in {e.new_tokens[0], e.new_tokens[-1]}:
         tile = layout.tile(new)
-        batch = layout.tiles([], [], (-(-e.batch_tokens[-1] // tile), tile), new, e.context[-1], nowhere=0)[0]
+        rows = -(-e.batch_tokens[-1] // tile), tile
+        batch = shapes(layout.tiles([], [], rows, new, e.context[-1], nowhere=0)[0])
         read = jax.jit(kernels.read, static_argnums=1)
-        needs[f"read {new}"] = _needs(read, (weights, model, pool, batch), batch)
+        needs[f"read {new}"] = _needs(_compiled(read, (weights, model, pool, batch), mesh), batch)
     if not policy:
         return needs
     u, n, columns = e.rows[-1], e.samples, e.context[-1]
@@ -244,22 +257,37 @@ def _engine_memory(model: ModelConfig, sizes: Mapping[str, Any], policy: bool) -
     }
     start = jax.jit(functools.partial(kernels.start, max_new=e.max_new, end_id=0), static_argnums=1)
     decode = jax.jit(functools.partial(kernels.decode, columns=columns, end_id=0), static_argnums=1, donate_argnums=2)
-    state = start.eval_shape(weights, model, pool, first)
-    needs["start"] = _needs(start, (weights, model, pool, first), first)
-    needs["decode"] = _needs(decode, (weights, model, state, np.int32(e.max_new)), state)
+    first = shapes(first)
+    started = _compiled(start, (weights, model, pool, first), mesh)
+    needs["start"] = _needs(started, first)
+    state = _results(started)
+    needs["decode"] = _needs(_compiled(decode, (weights, model, state, np.int32(e.max_new)), mesh), state)
     return needs
 
 
-def _needs(program: Any, args: tuple[Any, ...], passing: Any) -> int:
+def _compiled(program: Any, args: tuple[Any, ...], mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
+    options = {}
+    if mesh.devices.flat[0].platform == "cpu":
+        # Unrolled layers take long to optimise for speed, which changes little about their memory.
+        options["xla_backend_optimization_level"] = 0
+    with jax.set_mesh(mesh):
+        return program.lower(*args).compile(compiler_options=options)
+
+
+def _results(program: jax.stages.Compiled) -> Any:
+    """Shapes of what a program returns, with their shardings."""
+
+    def shape(x: Any, where: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    return jax.tree.map(shape, program.out_info, program.output_shardings)
+
+
+def _needs(program: jax.stages.Compiled, passing: Any) -> int:
     """Bytes a program needs for `passing` (those of its arguments that do not stay), its temporaries and what it returns."""
-    # Unrolled layers take long to optimise for speed, which changes little about their memory.
-    memory = program.lower(*args).compile(compiler_options={"xla_backend_optimization_level": 0}).memory_analysis()
+    memory: Any = program.memory_analysis()
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return _bytes(passing) + memory.temp_size_in_bytes + new
-
-
-def _bytes(tree: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return _shards(passing) + memory.temp_size_in_bytes + new
 
 
 # --- both ----------------------------------------------------------------------------------------------------------------
@@ -279,9 +307,13 @@ def _with_layers(model: ModelConfig, n: int) -> ModelConfig:
     return dataclasses.replace(model, num_layers=n, window_layers=windows, rope_layers=rotates)
 
 
-def _notes(notes: list[str], dtype: str, scanned: bool, model: ModelConfig) -> tuple[str, ...]:
-    if dtype == "bfloat16":
-        notes.append("that compiler computes bfloat16 in float32, so its part is rather high for accelerators")
+def _notes(notes: list[str], device: jax.Device, dtype: str, scanned: bool, model: ModelConfig) -> tuple[str, ...]:
+    where = "CPUs" if device.platform == "cpu" else device.device_kind
+    notes[-1] += f", as planned by XLA's compiler for {where}"
+    if device.platform == "cpu" and dtype == "bfloat16":
+        notes.append(
+            "that compiler computes bfloat16 in float32, so its part is rather high for accelerators; see --target"
+        )
     if not scanned and model.num_layers > _SHALLOW[1]:
         shallow = " and ".join(map(str, _SHALLOW))
         notes.append(f"its part is the line through models of {shallow} layers, to {model.num_layers}")
@@ -321,14 +353,16 @@ def as_json(plan: Plan, memory_gb: float | None) -> dict[str, JSON]:
     }
 
 
-def _own_flags(argv: Sequence[str]) -> tuple[int, float | None, bool, list[str]]:
-    """Devices, memory, whether JSON is wanted, and what is left for the config."""
-    devices, memory, as_dict, rest = 1, None, False, []
+def _own_flags(argv: Sequence[str]) -> tuple[int | None, str, float | None, bool, list[str]]:
+    """Devices, target, memory, whether JSON is wanted, and what is left for the config."""
+    devices, target, memory, as_dict, rest = None, "", None, False, []
     for arg in argv:
         name, _, value = arg.partition("=")
         try:
             if name == "--devices":
                 devices = int(value)
+            elif name == "--target":
+                target = value
             elif name == "--memory-gb":
                 memory = float(value)
             elif arg == "--json":
@@ -341,9 +375,11 @@ def _own_flags(argv: Sequence[str]) -> tuple[int, float | None, bool, list[str]]
             raise UserError(f"{arg}: must be a number; {_USAGE}") from None
     if not any(arg.startswith("--config=") for arg in rest):
         raise UserError(f"--config is missing; {_USAGE}")
-    if devices < 1 or (memory is not None and not memory > 0):
+    if devices is not None and target:
+        raise UserError("--devices counts simulated devices, --target names real ones: give one of them")
+    if (devices is not None and devices < 1) or (memory is not None and not memory > 0):
         raise UserError(f"--devices and --memory-gb must be more than 0; {_USAGE}")
-    return devices, memory, as_dict, rest
+    return devices, target, memory, as_dict, rest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -353,15 +389,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{(__doc__ or '').strip()}\n\n{_USAGE}")
         return 0
     try:
-        devices, memory_gb, as_dict, rest = _own_flags(argv)
+        count, target, memory_gb, as_dict, rest = _own_flags(argv)
         config, _ = cli.parse(rest)
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", devices)
+        jax.config.update("jax_num_cpu_devices", count or 1)
         jax.config.update("jax_enable_compilation_cache", False)  # a program from the cache does not say what it needs
+        devices = target_devices(target) if target else jax.devices()
         if "engine" in config:
-            plan = plan_search(config)
+            plan = plan_search(config, devices)
         elif "batch_rows" in config:
-            plan = plan_training(config)
+            plan = plan_training(config, devices)
         else:
             raise UserError("this config is neither for train.py nor for search.py")
     except UserError as error:

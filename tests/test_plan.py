@@ -82,7 +82,7 @@ def nano(name: str, **changes: Any) -> Any:
 
 def test_the_nano_policys_plan_is_what_its_training_state_takes():
     config = nano("sft", batch_rows=1, row_length=64)
-    planned = plan.plan_training(config)
+    planned = plan.plan_training(config, jax.devices())
     mesh = parallel.make_mesh(devices=jax.devices())
     tx = training.make_optimizer(learning_rate=1e-3, warmup=0.1, total_steps=9, weight_decay=0.0, clip=1.0)
     shape = ModelConfig(**config.model)
@@ -96,7 +96,7 @@ def test_the_nano_engines_plan_is_what_an_engine_takes():
     sizes = {"engine.cache_tokens": 512, "engine.rows": "2,4", "engine.batch_tokens": "64,128"}
     sizes |= {"engine.new_tokens": "16,32", "engine.context": "64,128", "engine.max_new": 8}
     config = nano("best_of_n", **sizes, policy="nowhere", reward_model="nowhere")
-    planned = plan.plan_search(config)
+    planned = plan.plan_search(config, jax.devices())
     for name, policy in (("policy", True), ("reward model", False)):
         model = Transformer(PRESETS["nano"], rngs=nnx.Rngs(0), lm_head=policy, value_head=not policy)
         engine = make_engine(model, config.engine, end_id=2)

@@ -1,26 +1,26 @@
 """Attention over token trees: the rule `j <= i < subtree_end[j]`, tile by tile, in memory linear in the sequence.
 
 A packed row or a tree is mostly empty: documents do not see each other, nor do branches. So the sequence is cut into
-tiles, the (query tile, key tile) pairs in which anything is visible are listed, and one loop runs over that list, forward
-with an online softmax and backward by recomputing each tile's weights from the stored log-sum-exp.
+tiles, and only those in which anything is visible are computed, by the kernel that this module chooses: a loop in plain
+XLA (`attention_xla`), or one fused kernel for TPUs (`attention_tpu`) or GPUs (`attention_gpu`).
 
-Letters: b row, t query time, s key time, n query heads, k key/value heads, g query heads per key/value head, h head dim;
-in tiles also i and j (query and key tile) and m = g * tile, the queries of one key/value head.
-Everything inside a tile is transposed (keys down, queries across), so that every product is a plain matrix product and the
-softmax reduces over the leading axis, which compilers for CPUs turn into vector code.
+Letters: b row, t query time, s key time, n query heads, k key/value heads, g query heads per key/value head, h head dim.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from agentrm_jax import parallel
+from agentrm_jax.models import attention_gpu, attention_tpu, attention_xla
+from agentrm_jax.models.tiles import HIDDEN, NO_WINDOW, Tiling
+
 SHORT = 64
-NO_WINDOW = 2**30
-_HIDDEN = -1e30  # finite, so that a tile without anything visible gives no NaN
 
 
 def tree_attention(
@@ -64,7 +64,7 @@ def dense_attention(
     mask = _visible(jnp.arange(t), jnp.arange(t), subtree_end_bs, positions_bt, positions_bt, window)
     q_btkgh = q_btnh.reshape(b, t, k, n // k, h) * h**-0.5
     scores = jnp.einsum("btkgh,bskh->bkgts", q_btkgh, k_bskh, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask.mT[:, None, None], scores, _HIDDEN)
+    scores = jnp.where(mask.mT[:, None, None], scores, HIDDEN)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_bskh.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, v_bskh).reshape(b, t, n, h)
 
@@ -82,211 +82,34 @@ def _visible(
     return seen & (position_bt[:, None, :] - position_bs[:, :, None] < window)
 
 
-class Tiling(NamedTuple):
-    """How attention is cut up: `rows` of the batch, `queries` and `keys` handled by one turn of the loop."""
-
-    rows: int
-    queries: int
-    keys: int
-
-
-class TilePairs(NamedTuple):
-    """The (row group, query tile, key tile) triples to be computed, sorted; only the first `total` are meant.
+class Kernel(NamedTuple):
+    """One way to compute it.
 
     Attributes:
-      group, query, key: int32[p] indices.
-      opens: bool[p], the first triple of its query tile.
+      forward: (q, k, v, subtree_end, positions, window) -> output [b, t, n, h], log-sum-exp of the scores float32[b, t, n, 1].
+      backward: (the same, output, log-sum-exp, gradient of the output) -> gradients of q, k and v.
     """
 
-    group: jax.Array
-    query: jax.Array
-    key: jax.Array
-    opens: jax.Array
-    total: jax.Array
+    forward: Callable[..., tuple[jax.Array, jax.Array]]
+    backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
 
-def choose_tiling(b: int, t: int, backend: str | None = None) -> Tiling:
-    """Tiles for a backend: many small ones where work is skipped best (CPU), few large ones where launches cost (others)."""
-    if (backend or jax.default_backend()) == "cpu":
-        return Tiling(1, 64, 64)
-    return Tiling(b, min(1024, -(-t // 256) * 256), 256)
+def choose_kernel(platform: str, shape_btnh: tuple[int, ...], windowed: bool, tiling: Tiling | None = None) -> Kernel:
+    """The platform's fused kernel where it can do it (no window, heads of a size it takes), else the loop over tiles.
 
-
-def tile_pairs(
-    subtree_end_bt: jax.Array, positions_bt: jax.Array, window: jax.Array | int, tiling: Tiling
-) -> TilePairs:
-    """Which tiles hold anything visible, for rows already padded to whole tiles.
-
-    A key tile matters to a query tile if it does not start after it, one of its subtrees is still open when the query tile
-    begins, and one of its positions lies in the window. Finished branches and documents drop out.
+    In that loop many small tiles skip work best where a turn of the loop costs little (CPU), few large ones where launches cost.
     """
-    rows, tq, tk = tiling
-    b, t = subtree_end_bt.shape
-    groups, nq, nk = b // rows, t // tq, t // tk
-    last_end = subtree_end_bt.reshape(groups, rows, nk, tk).max((1, 3))
-    newest = positions_bt.reshape(groups, rows, nk, tk).max((1, 3))
-    oldest = positions_bt.reshape(groups, rows, nq, tq).min((1, 3)) - window
-    begins = jnp.arange(nq) * tq
-    causal = jnp.arange(nk) * tk < (begins + tq)[:, None]
-    active = causal & (last_end[:, None] > begins[:, None]) & (newest[:, None] > oldest[..., None])
-    (index,) = jnp.nonzero(active.reshape(-1), size=active.size, fill_value=0)
-    index = index.astype(jnp.int32)
-    row = index // nk
-    opens = jnp.concatenate([jnp.ones(1, bool), row[1:] != row[:-1]])
-    return TilePairs(row // nq, row % nq, index % nk, opens, active.sum(dtype=jnp.int32))
-
-
-class _Tokens(NamedTuple):
-    """What the rule reads, padded to whole tiles; and the same by key tile and by query tile."""
-
-    pairs: TilePairs
-    end: jax.Array  # [groups, nk, rows, keys]
-    key_position: jax.Array  # [groups, nk, rows, keys]
-    query_position: jax.Array  # [groups, nq, rows, queries]
-
-
-def _tokens(end_bt: jax.Array, positions_bt: jax.Array, window: jax.Array, tiling: Tiling) -> _Tokens:
-    b, t = end_bt.shape
-    pad = -t % max(tiling.queries, tiling.keys)
-    alone = jnp.broadcast_to(jnp.arange(t, t + pad, dtype=end_bt.dtype) + 1, (b, pad))
-    end_bt = jnp.concatenate([end_bt, alone], axis=1)
-    positions_bt = jnp.pad(positions_bt, ((0, 0), (0, pad)))
-
-    def cut(a_bt: jax.Array, size: int) -> jax.Array:
-        return a_bt.reshape(b // tiling.rows, tiling.rows, -1, size).swapaxes(1, 2)
-
-    return _Tokens(
-        tile_pairs(end_bt, positions_bt, window, tiling),
-        cut(end_bt, tiling.keys),
-        cut(positions_bt, tiling.keys),
-        cut(positions_bt, tiling.queries),
-    )
-
-
-def _cut(x_btnh: jax.Array, size: int, kv_heads: int, tiling: Tiling) -> jax.Array:
-    """[b, t, n, h] -> [groups, tiles, rows * k, g * size, h], t padded with zeros to whole tiles."""
-    b, t, n, h = x_btnh.shape
-    pad = -t % max(tiling.queries, tiling.keys)
-    x = jnp.pad(x_btnh, ((0, 0), (0, pad), (0, 0), (0, 0)))
-    x = x.reshape(b // tiling.rows, tiling.rows, -1, size, kv_heads, n // kv_heads, h)
-    x = x.transpose(0, 2, 1, 4, 5, 3, 6)
-    return x.reshape(b // tiling.rows, -1, tiling.rows * kv_heads, n // kv_heads * size, h)
-
-
-def _join(x: jax.Array, shape_btnh: tuple[int, ...], kv_heads: int, tiling: Tiling) -> jax.Array:
-    """Inverse of `_cut`."""
-    b, t, n, h = shape_btnh
-    size = x.shape[3] * kv_heads // n
-    x = x.reshape(b // tiling.rows, -1, tiling.rows, kv_heads, n // kv_heads, size, h)
-    return x.transpose(0, 2, 1, 5, 3, 4, 6).reshape(b, -1, n, h)[:, :t]
-
-
-def _scores(
-    kt: jax.Array, qt: jax.Array, tokens: _Tokens, at: tuple[jax.Array, ...], window: jax.Array | None, tiling: Tiling
-) -> jax.Array:
-    """float32[rows * k, keys, m]: masked scores of one tile, keys down and queries across."""
-    group, i, j = at
-    scores = jnp.einsum("rsh,rhm->rsm", kt, qt, preferred_element_type=jnp.float32)
-    i_t = i * tiling.queries + jnp.arange(tiling.queries)
-    j_s = j * tiling.keys + jnp.arange(tiling.keys)
-    seen = (j_s[:, None] <= i_t)[None] & (i_t < tokens.end[group, j][..., None])
-    if window is not None:
-        seen &= tokens.query_position[group, i][:, None] - tokens.key_position[group, j][..., None] < window
-    by_head = scores.reshape(tiling.rows, -1, tiling.keys, scores.shape[2] // tiling.queries, tiling.queries)
-    return jnp.where(seen[:, None, :, None], by_head, _HIDDEN).reshape(scores.shape)
-
-
-def _forward(
-    tiling: Tiling,
-    windowed: bool,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    end: jax.Array,
-    positions: jax.Array,
-    window: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Output [b, t, n, h] and log-sum-exp of the scores, float32[b, t, n, 1]."""
-    kv_heads, h = k.shape[2], q.shape[3]
-    tokens = _tokens(end, positions, window if windowed else jnp.int32(NO_WINDOW), tiling)
-    pairs, limit = tokens.pairs, window if windowed else None
-    q_hm = _cut(q * h**-0.5, tiling.queries, kv_heads, tiling).mT
-    k_sh = _cut(k, tiling.keys, kv_heads, tiling)
-    v_hs = _cut(v, tiling.keys, kv_heads, tiling).mT
-    groups, nq, r, _, m = q_hm.shape
-
-    def body(c: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        out, lse, acc_rhm, top_rm, sum_rm = carry
-        group, i, j = at = pairs.group[c], pairs.query[c], pairs.key[c]
-        top_rm = jnp.where(pairs.opens[c], _HIDDEN, top_rm)
-        scores = _scores(k_sh[group, j], q_hm[group, i], tokens, at, limit, tiling)
-        new_top = jnp.maximum(top_rm, scores.max(1))
-        weights = jnp.exp(scores - new_top[:, None])
-        shrink = jnp.where(pairs.opens[c], 0.0, jnp.exp(top_rm - new_top))
-        sum_rm = sum_rm * shrink + weights.sum(1)
-        new = jnp.einsum("rhs,rsm->rhm", v_hs[group, j], weights.astype(v.dtype), preferred_element_type=jnp.float32)
-        acc_rhm = acc_rhm * shrink[:, None] + new
-        out = out.at[group, i].set((acc_rhm / sum_rm[:, None]).astype(out.dtype))
-        lse = lse.at[group, i].set(new_top + jnp.log(sum_rm))
-        return out, lse, acc_rhm, new_top, sum_rm
-
-    zeros = jnp.zeros((r, m), jnp.float32)
-    empty = jnp.zeros((groups, nq, r, h, m), q.dtype), jnp.zeros((groups, nq, r, m), jnp.float32)
-    out, lse, *_ = jax.lax.fori_loop(0, pairs.total, body, (*empty, jnp.zeros((r, h, m), jnp.float32), zeros, zeros))
-    shape = q.shape
-    return _join(out.mT, shape, kv_heads, tiling), _join(lse[..., None], (*shape[:3], 1), kv_heads, tiling)
-
-
-def _backward(
-    tiling: Tiling,
-    windowed: bool,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    end: jax.Array,
-    positions: jax.Array,
-    window: jax.Array,
-    out: jax.Array,
-    lse: jax.Array,
-    grad: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients of q, k and v: one turn of the loop gives a tile's share of all three."""
-    kv_heads, h = k.shape[2], q.shape[3]
-    tokens = _tokens(end, positions, window if windowed else jnp.int32(NO_WINDOW), tiling)
-    pairs, limit = tokens.pairs, window if windowed else None
-    delta = jnp.einsum("btnh,btnh->btn", grad, out, preferred_element_type=jnp.float32)[..., None]
-    q_mh, grad_mh, lse_m1, delta_m1 = (
-        _cut(a, tiling.queries, kv_heads, tiling) for a in (q * h**-0.5, grad, lse, delta)
-    )
-    k_sh, v_sh = (_cut(a, tiling.keys, kv_heads, tiling) for a in (k, v))
-    q_hm, grad_hm, k_hs = q_mh.mT, grad_mh.mT, k_sh.mT
-    lse_1m, delta_1m = lse_m1.mT, delta_m1.mT
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-
-    def body(c: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        dq, dk, dv, dq_rhm = carry
-        group, i, j = at = pairs.group[c], pairs.query[c], pairs.key[c]
-        scores = _scores(k_sh[group, j], q_hm[group, i], tokens, at, limit, tiling)
-        weights = jnp.exp(scores - lse_1m[group, i])
-        dweights = product("rsh,rhm->rsm", v_sh[group, j], grad_hm[group, i])
-        dscores = (weights * (dweights - delta_1m[group, i])).astype(q.dtype)
-        dv = dv.at[group, j].add(product("rsm,rmh->rsh", weights.astype(q.dtype), grad_mh[group, i]))
-        dk = dk.at[group, j].add(product("rsm,rmh->rsh", dscores, q_mh[group, i]))
-        dq_rhm = jnp.where(pairs.opens[c], 0.0, dq_rhm) + product("rhs,rsm->rhm", k_hs[group, j], dscores)
-        dq = dq.at[group, i].set(dq_rhm.astype(dq.dtype))
-        return dq, dk, dv, dq_rhm
-
-    start = (
-        jnp.zeros(q_hm.shape, q.dtype),
-        jnp.zeros(k_sh.shape, jnp.float32),
-        jnp.zeros(v_sh.shape, jnp.float32),
-        jnp.zeros(q_hm.shape[2:], jnp.float32),
-    )
-    dq, dk, dv, _ = jax.lax.fori_loop(0, pairs.total, body, start)
-    return (
-        _join(dq.mT, q.shape, kv_heads, tiling) * h**-0.5,
-        _join(dk, k.shape, kv_heads, tiling).astype(k.dtype),
-        _join(dv, v.shape, kv_heads, tiling).astype(v.dtype),
+    b, t, _, h = shape_btnh
+    if tiling is None and not windowed and h % 16 == 0:
+        if platform == "tpu":
+            return Kernel(attention_tpu.forward, attention_tpu.backward)
+        if platform == "gpu" and h & (h - 1) == 0:  # Triton's arrays have powers of two
+            return Kernel(attention_gpu.forward, attention_gpu.backward)
+    if tiling is None:
+        tiling = Tiling(1, 64, 64) if platform == "cpu" else Tiling(b, min(1024, -(-t // 256) * 256), 256)
+    return Kernel(
+        functools.partial(attention_xla.forward, tiling, windowed),
+        functools.partial(attention_xla.backward, tiling, windowed),
     )
 
 
@@ -329,7 +152,9 @@ def _tiled(
 
 def _tiled_forward(tiling, windowed, q, k, v, end, positions, window):
     def run(q: jax.Array, *args: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _forward(tiling or choose_tiling(q.shape[0], q.shape[1]), windowed, q, *args)
+        return choose_kernel(platform, q.shape, windowed, tiling).forward(q, *args)
+
+    platform = parallel.platform()
 
     args = (q, k, v, end, positions, window)
     out, lse = _over_mesh(run, q, k, 2)(*args)
@@ -338,7 +163,9 @@ def _tiled_forward(tiling, windowed, q, k, v, end, positions, window):
 
 def _tiled_backward(tiling, windowed, residuals, grad):
     def run(q: jax.Array, *args: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return _backward(tiling or choose_tiling(q.shape[0], q.shape[1]), windowed, q, *args)
+        return choose_kernel(platform, q.shape, windowed, tiling).backward(q, *args)
+
+    platform = parallel.platform()
 
     q, k = residuals[:2]
     return (*_over_mesh(run, q, k, 3)(*residuals, grad), None, None, None)

@@ -72,7 +72,7 @@ class Transformer(nnx.Module):
 
         def layer(x: jax.Array, block: Block, window: jax.Array, rotates: jax.Array | bool) -> jax.Array:
             def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-                limit = window if c.sliding_window else None
+                limit = window if c.sliding_window and c.sliding_window < tokens_bt.shape[1] else None
                 return tree_attention(q, k, v, subtree_end_bt, positions_bt=positions_bt, window=limit)
 
             return constrain(block(x, positions_bt, attend, rotates), BATCH)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax import tree
@@ -51,6 +52,7 @@ def load_policy(
     place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, examples: int = 0, template: str = ""
 ) -> NativePolicy:
     """The policy of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes."""
-    loaded = load_model(place, template=template, mesh=local_mesh(engine.get("tensor", 1)))
+    mesh = local_mesh(engine.get("tensor", 1))
+    loaded = load_model(place, template=template, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
     encoder = Encoder(loaded.chat, specs, "policy", examples)
     return NativePolicy(make_engine(loaded.model, engine, end_id=loaded.chat.end_id), encoder)

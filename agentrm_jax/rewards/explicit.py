@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax import tree
@@ -55,7 +56,8 @@ def load_reward_model(
     Raises:
       UserError: the workdir holds a model without a value head.
     """
-    loaded = load_model(place, template=template, mesh=local_mesh(engine.get("tensor", 1)))
+    mesh = local_mesh(engine.get("tensor", 1))
+    loaded = load_model(place, template=template, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
     if not hasattr(loaded.model, "value_d"):
         raise UserError(f"{place} holds a model without a value head; train one with configs/explicit.py")
     encoder = Encoder(loaded.chat, specs, "reward")

@@ -1,6 +1,7 @@
 """Checkpoints (Orbax): everything a run needs to go on as if nothing had happened, and models for others to load."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,18 +164,38 @@ def open_model(place: Path | str, *, step: int | None = None, template: str = ""
 
 
 def load_model(
-    place: Path | str, *, step: int | None = None, template: str = "", mesh: Mesh | None = None
+    place: Path | str,
+    *,
+    step: int | None = None,
+    template: str = "",
+    mesh: Mesh | None = None,
+    dtype: jnp.dtype = jnp.float32,
 ) -> LoadedModel:
-    """The same, ready for use: on one device of this process, or each shard read into its place on `mesh`."""
+    """The same, ready for use: on one device of this process, or each shard read into its place on `mesh`.
+
+    Matrices are turned into `dtype` as they are read; final norm and value head, which are small, stay float32.
+    """
     opened = open_model(place, step=step, template=template)
     where: Any = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if mesh:
         where = nnx.to_pure_dict(parallel.shardings(nnx.state(weights.build(opened.config, opened.has)), mesh))
     else:
         where = jax.tree.map(lambda _: where, opened.has)
-    here = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), opened.has, where)
+    here = {
+        key: jax.tree.map(
+            functools.partial(_wanted, dtype=jnp.float32 if key in _SMALL else dtype), opened.has[key], where[key]
+        )
+        for key in opened.has
+    }
     params, number, meta = opened.load(here)
     return LoadedModel(weights.build(opened.config, params), opened.chat, number, meta)
+
+
+_SMALL = ("final_norm_d", "value_d")
+
+
+def _wanted(x: jax.ShapeDtypeStruct, where: jax.sharding.Sharding, dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, dtype, sharding=where)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agentrm_jax.models.attention import NO_WINDOW, Tiling, choose_tiling, dense_attention, tile_pairs, tree_attention
+from agentrm_jax.models.attention import dense_attention, tree_attention
+from agentrm_jax.models.tiles import NO_WINDOW, Tiling, tile_pairs
 from agentrm_jax.tree import FlatTree, Node, Segment, flatten, to_row, visible
 
 SMALL = Tiling(1, 16, 16)
@@ -166,15 +167,11 @@ def test_bfloat16_in_bfloat16_out():
     np.testing.assert_allclose(np.asarray(out, np.float32), full, atol=0.05)
 
 
-def test_accelerators_get_few_large_tiles():
-    assert choose_tiling(8, 4096, "gpu") == Tiling(8, 1024, 256)
-    assert choose_tiling(8, 300, "tpu") == Tiling(8, 512, 256)
-
-
 EIGHT_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from agentrm_jax.models.attention import Tiling, tree_attention
+from agentrm_jax.models.attention import tree_attention
+from agentrm_jax.models.tiles import Tiling
 rng = np.random.default_rng(0)
 b, t = 8, 96
 q, k, v = (rng.normal(size=(b, t, x, 8)).astype(np.float32) for x in (4, 2, 2))

@@ -173,6 +173,16 @@ def test_a_trained_model_is_loaded_with_its_tokenizer(run, uninterrupted, chat, 
         load_model(workdir)
 
 
+def test_a_model_is_read_in_the_type_its_engine_wants(uninterrupted, workdir):
+    read = nnx.to_pure_dict(nnx.state(load_model(workdir, dtype=jnp.bfloat16).model, nnx.Param))
+    kept = nnx.to_pure_dict(uninterrupted[1].params)
+    assert read["final_norm_d"].dtype == jnp.float32
+    matrices = {k: v for k, v in kept.items() if k != "final_norm_d"}
+    for got, want in zip(jax.tree.leaves({k: read[k] for k in matrices}), jax.tree.leaves(matrices), strict=True):
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(got, want.astype(jnp.bfloat16))
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path / "nowhere")):
         load_model(tmp_path / "nowhere")

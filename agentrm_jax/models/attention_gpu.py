@@ -1,0 +1,241 @@
+"""Tree attention as fused kernels for GPUs (Pallas, compiled by Triton): forward, gradient of queries, of keys and values.
+
+One program of the grid owns one tile and loops over the list of tiles it sees, or that see it; nothing else is read.
+
+Letters: b row, t time, n query heads, k key/value heads, h head dim; i query tile, j key tile; q and s the queries and keys
+of one tile.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from agentrm_jax.models.tiles import HIDDEN, Tiling, tile_lists, visible_tiles
+
+SIZE = 64  # tokens of a tile
+_NT = (((1,), (1,)), ((), ()))  # a @ b.T
+_NN = (((1,), (0,)), ((), ()))
+
+
+def forward(
+    q_btnh: jax.Array,
+    k_bskh: jax.Array,
+    v_bskh: jax.Array,
+    end_bs: jax.Array,
+    positions_bt: jax.Array,
+    window: jax.Array,
+    *,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Output [b, t, n, h] and log-sum-exp of the scores, float32[b, t, n, 1]; positions and window are not looked at."""
+    b, t, n, h = q_btnh.shape
+    g = n // k_bskh.shape[2]
+    end, visible = _tiles(end_bs)
+    index, count = tile_lists(visible)
+    q, k, v = (_whole_tiles(x) for x in (q_btnh, k_bskh, v_bskh))
+    padded = q.shape[1]
+    own = pl.BlockSpec((None, SIZE, None, h), lambda i, b, n: (b, i, n, 0))
+    row = pl.BlockSpec((None, padded, None, h), lambda i, b, n: (b, 0, n // g, 0))
+    out, lse = pl.pallas_call(
+        functools.partial(_forward_kernel, scale=h**-0.5),
+        grid=(padded // SIZE, b, n),
+        in_specs=[*_list_specs(index), own, row, row, pl.BlockSpec((None, padded), lambda i, b, n: (b, 0))],
+        out_specs=[own, pl.BlockSpec((None, None, SIZE), lambda i, b, n: (b, n, i))],
+        out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((b, n, padded), jnp.float32)],
+        compiler_params=_warps(h),
+        interpret=interpret,
+        name="tree_attention_forward",
+    )(index, count, q, k, v, end)
+    return out[:, :t], lse.swapaxes(1, 2)[:, :t, :, None]
+
+
+def backward(
+    q_btnh: jax.Array,
+    k_bskh: jax.Array,
+    v_bskh: jax.Array,
+    end_bs: jax.Array,
+    positions_bt: jax.Array,
+    window: jax.Array,
+    out_btnh: jax.Array,
+    lse_btn1: jax.Array,
+    grad_btnh: jax.Array,
+    *,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients of q, k and v; each tile's weights are computed again from the log-sum-exp."""
+    b, t, n, h = q_btnh.shape
+    kv = k_bskh.shape[2]
+    g = n // kv
+    end, visible = _tiles(end_bs)
+    q, k, v, grad = (_whole_tiles(x) for x in (q_btnh, k_bskh, v_bskh, grad_btnh))
+    padded = q.shape[1]
+    delta_btn = jnp.einsum("btnh,btnh->btn", grad_btnh, out_btnh, preferred_element_type=jnp.float32)
+
+    def line(x_btn: jax.Array, fill: float) -> jax.Array:
+        return jnp.pad(x_btn, ((0, 0), (0, padded - t), (0, 0)), constant_values=fill).swapaxes(1, 2)
+
+    lse, delta = line(lse_btn1[..., 0], -HIDDEN), line(delta_btn, 0.0)  # a padded query's weights are exp(-1e30) = 0
+    ends = pl.BlockSpec((None, padded), lambda i, b, n: (b, 0))
+
+    index, count = tile_lists(visible)
+    own = pl.BlockSpec((None, SIZE, None, h), lambda i, b, n: (b, i, n, 0))
+    row = pl.BlockSpec((None, padded, None, h), lambda i, b, n: (b, 0, n // g, 0))
+    own_line = pl.BlockSpec((None, None, SIZE), lambda i, b, n: (b, n, i))
+    dq = pl.pallas_call(
+        functools.partial(_query_kernel, scale=h**-0.5),
+        grid=(padded // SIZE, b, n),
+        in_specs=[*_list_specs(index), own, row, row, ends, own, own_line, own_line],
+        out_specs=own,
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        compiler_params=_warps(h),
+        interpret=interpret,
+        name="tree_attention_dq",
+    )(index, count, q, k, v, end, grad, lse, delta)
+
+    index, count = tile_lists(visible.mT)  # now the query tiles of each key tile
+    own = pl.BlockSpec((None, SIZE, None, h), lambda j, b, k: (b, j, k, 0))
+    rows = pl.BlockSpec((None, padded, g, h), lambda j, b, k: (b, 0, k, 0))
+    lines = pl.BlockSpec((None, g, padded), lambda j, b, k: (b, k, 0))
+    dk, dv = pl.pallas_call(
+        functools.partial(_key_kernel, scale=h**-0.5, heads=g),
+        grid=(padded // SIZE, b, kv),
+        in_specs=[*_list_specs(index), rows, own, own, ends, rows, lines, lines],
+        out_specs=[own, own],
+        out_shape=[jax.ShapeDtypeStruct(k.shape, k.dtype)] * 2,
+        compiler_params=_warps(h),
+        interpret=interpret,
+        name="tree_attention_dkv",
+    )(index, count, q, k, v, end, grad, lse, delta)
+    return dq[:, :t], dk[:, :t], dv[:, :t]
+
+
+def _warps(h: int) -> plgpu.CompilerParams:
+    return plgpu.CompilerParams(num_warps=4 if h <= 64 else 8, num_stages=2)
+
+
+def _list_specs(index: jax.Array) -> list[pl.BlockSpec]:
+    """The list of one row's tile, and how long the lists of that row are."""
+    return [
+        pl.BlockSpec((None, None, index.shape[2]), lambda i, b, n: (b, i, 0)),
+        pl.BlockSpec((None, index.shape[1]), lambda i, b, n: (b, 0)),
+    ]
+
+
+def _tiles(end_bs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Subtree ends [b, padded], every padded token alone, and which pairs of tiles are visible."""
+    b, t = end_bs.shape
+    pad = -t % SIZE
+    alone = jnp.broadcast_to(jnp.arange(t, t + pad, dtype=end_bs.dtype) + 1, (b, pad))
+    end = jnp.concatenate([end_bs, alone], axis=1).astype(jnp.int32)
+    return end, visible_tiles(end, jnp.zeros_like(end), 1, Tiling(1, SIZE, SIZE))
+
+
+def _whole_tiles(x_btnh: jax.Array) -> jax.Array:
+    return jnp.pad(x_btnh, ((0, 0), (0, -x_btnh.shape[1] % SIZE), (0, 0), (0, 0)))
+
+
+def _dot(a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _seen_qs(i: Any, j: Any, end_s: jax.Array) -> jax.Array:
+    """bool[queries, keys]: the rule for query tile i and key tile j."""
+    query = i * SIZE + jnp.arange(SIZE)[:, None]
+    key = j * SIZE + jnp.arange(SIZE)[None]
+    return (key <= query) & (query < end_s[None])
+
+
+def _forward_kernel(
+    index: Any, count: Any, q: Any, k: Any, v: Any, end: Any, out: Any, lse: Any, *, scale: float
+) -> None:
+    i = pl.program_id(0)
+    q_qh = q[...]
+
+    def body(c: Any, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        acc_qh, top_q, sum_q = carry
+        j = index[c]
+        at = pl.ds(j * SIZE, SIZE)
+        scores_qs = _dot(q_qh, k[at, :], _NT) * scale
+        scores_qs = jnp.where(_seen_qs(i, j, end[at]), scores_qs, HIDDEN)
+        new = jnp.maximum(top_q, scores_qs.max(1))
+        weights_qs = jnp.exp(scores_qs - new[:, None])
+        shrink = jnp.exp(top_q - new)
+        acc_qh = acc_qh * shrink[:, None] + _dot(weights_qs.astype(v.dtype), v[at, :], _NN)
+        return acc_qh, new, sum_q * shrink + weights_qs.sum(1)
+
+    start = jnp.zeros(q.shape, jnp.float32), jnp.full(SIZE, HIDDEN, jnp.float32), jnp.zeros(SIZE, jnp.float32)
+    acc_qh, top_q, sum_q = jax.lax.fori_loop(0, count[i], body, start)
+    out[...] = (acc_qh / sum_q[:, None]).astype(out.dtype)
+    lse[...] = top_q + jnp.log(sum_q)
+
+
+def _query_kernel(
+    index: Any,
+    count: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    end: Any,
+    grad: Any,
+    lse: Any,
+    delta: Any,
+    dq: Any,
+    *,
+    scale: float,
+) -> None:
+    i = pl.program_id(0)
+    q_qh, grad_qh, lse_q, delta_q = q[...], grad[...], lse[...], delta[...]
+
+    def body(c: Any, acc_qh: jax.Array) -> jax.Array:
+        j = index[c]
+        at = pl.ds(j * SIZE, SIZE)
+        k_sh = k[at, :]
+        scores_qs = _dot(q_qh, k_sh, _NT) * scale
+        weights_qs = jnp.where(_seen_qs(i, j, end[at]), jnp.exp(scores_qs - lse_q[:, None]), 0.0)
+        dscores_qs = weights_qs * (_dot(grad_qh, v[at, :], _NT) - delta_q[:, None])
+        return acc_qh + _dot(dscores_qs.astype(k_sh.dtype), k_sh, _NN)
+
+    acc_qh = jax.lax.fori_loop(0, count[i], body, jnp.zeros(q.shape, jnp.float32))
+    dq[...] = (acc_qh * scale).astype(dq.dtype)
+
+
+def _key_kernel(
+    index: Any,
+    count: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    end: Any,
+    grad: Any,
+    lse: Any,
+    delta: Any,
+    dk: Any,
+    dv: Any,
+    *,
+    scale: float,
+    heads: int,
+) -> None:
+    j = pl.program_id(0)
+    k_sh, v_sh, end_s = k[...], v[...], end[pl.ds(j * SIZE, SIZE)]
+    tiles = count[j]
+
+    def body(c: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        dk_sh, dv_sh = carry
+        head, i = c // tiles, index[c % tiles]
+        at = pl.ds(i * SIZE, SIZE)
+        q_qh, grad_qh = q[at, head, :], grad[at, head, :]
+        scores_sq = _dot(k_sh, q_qh, _NT) * scale
+        weights_sq = jnp.where(_seen_qs(i, j, end_s).T, jnp.exp(scores_sq - lse[head, at][None]), 0.0)
+        dv_sh += _dot(weights_sq.astype(grad_qh.dtype), grad_qh, _NN)
+        dscores_sq = weights_sq * (_dot(v_sh, grad_qh, _NT) - delta[head, at][None])
+        return dk_sh + _dot(dscores_sq.astype(q_qh.dtype), q_qh, _NN), dv_sh
+
+    zeros = jnp.zeros(k.shape, jnp.float32)
+    dk_sh, dv_sh = jax.lax.fori_loop(0, heads * tiles, body, (zeros, zeros))
+    dk[...] = (dk_sh * scale).astype(dk.dtype)
+    dv[...] = dv_sh.astype(dv.dtype)
