@@ -180,21 +180,29 @@ def _abstract_state(
     return tx, *training.abstract_state(make_model, tx, mesh)
 
 
-def _step_memory(
+def _compiled_step(
     config: ml_collections.ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, lora: LoRA | None
-) -> int:
-    """Bytes of a device that one training step needs beside the state it updates in place: batch, temporaries, metrics."""
+) -> jax.stages.Compiled:
+    """The training step, made from shapes alone."""
     tx, graphdef, shape, placed = _abstract_state(config, model, mesh, lora)
     loss = training.make_loss(config.loss, jnp.dtype(config.dtype))
     step = training.make_train_step(graphdef, tx, loss, placed, mesh)
+    return step.lower(shape, _batch(config, mesh)).compile()  # type: ignore[attr-defined]
+
+
+def _batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     rows = jax.sharding.NamedSharding(mesh, parallel.BATCH)
     kinds = dict.fromkeys(("tokens", "positions", "subtree_end", "previous"), jnp.int32)
     kinds |= dict.fromkeys(("loss_weight", "value", "value_weight"), jnp.float32)
     size = (config.batch_rows, config.row_length)
-    batch = {k: jax.ShapeDtypeStruct(size, kind, sharding=rows) for k, kind in kinds.items()}
-    memory = step.lower(shape, batch).compile().memory_analysis()  # type: ignore[attr-defined]
-    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.temp_size_in_bytes + new + _shards(batch)
+    return {k: jax.ShapeDtypeStruct(size, kind, sharding=rows) for k, kind in kinds.items()}
+
+
+def _step_memory(
+    config: ml_collections.ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, lora: LoRA | None
+) -> int:
+    """Bytes of a device that one training step needs beside the state it updates in place: batch, temporaries, metrics."""
+    return _needs(_compiled_step(config, model, mesh, lora), _batch(config, mesh))
 
 
 def _shards(tree: Any) -> int:
