@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -202,7 +203,14 @@ def _step_memory(
     config: ml_collections.ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, lora: LoRA | None
 ) -> int:
     """Bytes of a device that one training step needs beside the state it updates in place: batch, temporaries, metrics."""
-    return _needs(_compiled_step(config, model, mesh, lora), _batch(config, mesh))
+    batch = _batch(config, mesh)
+    try:
+        return _needs(_compiled_step(config, model, mesh, lora), batch)
+    except jax.errors.JaxRuntimeError as error:  # some compilers refuse what does not fit; they say how much it would be
+        needed = re.search(r"RESOURCE_EXHAUSTED.*?\((\d+\.\d+)([MG])\)", str(error))
+        if not needed:
+            raise
+        return _shards(batch) + int(float(needed[1]) * {"M": 2**20, "G": 2**30}[needed[2]])
 
 
 def _shards(tree: Any) -> int:
