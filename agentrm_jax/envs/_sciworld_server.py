@@ -95,6 +95,7 @@ class Simulator:
         self._api.load(task, variation, simplifications, gold)
         if error := str(self._api.errorStr() or ""):
             raise UserError(f"sciworld: the simulator cannot load {task} variation {variation}: {error}")
+        # Loading has built the world already, but the first one of a kind in a process can be ordered otherwise than all later ones.
         self._api.reset()
 
     def step(self, command: str) -> tuple[str, float, bool]:
@@ -115,9 +116,9 @@ class Simulator:
             with contextlib.suppress(Exception):
                 self._gateway.shutdown()
         if self._process is not None:
-            for stream in (self._process.stdin, self._process.stdout):
-                with contextlib.suppress(OSError):
-                    stream.close()
+            # Its output is closed by the threads that read it: closed under them, they would print a traceback.
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
             try:
                 self._process.wait(5)
             except subprocess.TimeoutExpired:

@@ -113,12 +113,12 @@ def weather(seed: str, name: str, day: str) -> Day:
 def _near(latitude: float, longitude: float) -> City:
     """The known city within 50 km of a point."""
     for city in CITIES.values():
-        if abs(city.latitude - latitude) < 1 and _kilometres(city.latitude, city.longitude, latitude, longitude) < 50:
+        if abs(city.latitude - latitude) < 1 and kilometres(city.latitude, city.longitude, latitude, longitude) < 50:
             return city
     raise ToolError(f"There is no weather station near {latitude}, {longitude}.")
 
 
-def _kilometres(latitude1: float, longitude1: float, latitude2: float, longitude2: float) -> float:
+def kilometres(latitude1: float, longitude1: float, latitude2: float, longitude2: float) -> float:
     """Great-circle distance."""
     a, b = math.radians(latitude1), math.radians(latitude2)
     half = (
@@ -140,6 +140,21 @@ def _days(start: str, end: str) -> list[str]:
     return [(first + datetime.timedelta(days=i)).isoformat() for i in range((last - first).days + 1)]
 
 
+def span(when: str, a: Mapping[str, Any], today: str | None) -> list[str]:
+    """The days that a call asks about: `now`, or a span that has to lie in the `past` or `future` of today (if that is known).
+
+    Raises:
+      ToolError: the dates cannot be read, are on the wrong side of today, or too far apart.
+    """
+    start, end = (a["current_date"],) * 2 if when == "now" else (a["start_date"], a["end_date"])
+    days = _days(start, end)
+    if today and when == "past" and days[-1] >= today:
+        raise ToolError("start_date and end_date should be earlier than the current date.")
+    if today and when == "future" and days[0] <= today:
+        raise ToolError("start_date and end_date should be later than the current date.")
+    return days
+
+
 _COLUMNS: Mapping[str, Sequence[tuple[str, str, str]]] = {  # kind -> (name in the answer, unit, field of Day)
     "temp": [
         ("temperature_2m_max", "°C", "high"),
@@ -157,12 +172,7 @@ def _series(kind: str, when: str) -> Action[World]:
 
     def tool(w: World, a: Mapping[str, Any]) -> Answered[World]:
         city = _near(a["latitude"], a["longitude"])
-        start, end = (a["current_date"],) * 2 if when == "now" else (a["start_date"], a["end_date"])
-        days = _days(start, end)
-        if when == "past" and days[-1] >= w.date:
-            raise ToolError("start_date and end_date should be earlier than the current date.")
-        if when == "future" and days[0] <= w.date:
-            raise ToolError("start_date and end_date should be later than the current date.")
+        days = span(when, a, w.date)
         rows = [weather(w.seed, city.name, day) for day in days]
         daily: dict[str, Any] = {"time": days}
         daily |= {name: [getattr(row, field) for row in rows] for name, _, field in _COLUMNS[kind]}
@@ -189,7 +199,7 @@ def _elevation(w: World, a: Mapping[str, Any]) -> Answered[World]:
 
 def _distance(w: World, a: Mapping[str, Any]) -> Answered[World]:
     pair = sorted([_near(a["latitude1"], a["longitude1"]).name, _near(a["latitude2"], a["longitude2"]).name])
-    return Answered(w, round(_kilometres(**a), 3), {"distance/" + "/".join(pair)})
+    return Answered(w, round(kilometres(**a), 3), {"distance/" + "/".join(pair)})
 
 
 _LEVELS = [(20, "good"), (40, "fair"), (60, "moderate"), (80, "poor"), (100, "very poor")]
@@ -365,7 +375,7 @@ def _heights(random: Random, world: World, others: list[str]) -> Question[World]
         }
         goal = f"How far is {b.name} from here? Answer in kilometres, rounded to a whole number."
         return ask(
-            ACTIONS, world, goal, round(_kilometres(**points)), [*calls, ("Now the distance.", "get_distance", points)]
+            ACTIONS, world, goal, round(kilometres(**points)), [*calls, ("Now the distance.", "get_distance", points)]
         )
     for c in (a, b):
         at = {"latitude": c.latitude, "longitude": c.longitude}

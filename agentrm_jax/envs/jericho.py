@@ -7,6 +7,9 @@ option `progress`: `labels` (the default: AgentBoard's sub-goals, one a command 
 `checkpoints` (also where there are no labels, so that figures are not AgentBoard's: places and score rises along the game's own
 walkthrough, as many as fit in the step limit, reached so far / all), or `score` (the game's score / its maximum).
 
+A game that Jericho knows answers `check valid actions` as in AgentBoard (`_jericho_actions`). Stories and other games do not: Jericho has
+no grammar of theirs, and TextWorld's list comes from a simulation of its own, which is not run here.
+
 Options: `data` (folder with games `*.z3 ... *.z8`, anywhere below, and AgentBoard's `jericho/agentboard_goals.json` if there is one:
 then its games, in its order, are the test split and all others train, every fifth of them dev), `max_steps` (default 30), `progress`,
 `cache` (folder for generated stories, default `$XDG_CACHE_HOME/agentrm_jax/textworld`), `stories` (how many in a generated split).
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agentrm_jax.envs import _agentboard as agentboard
+from agentrm_jax.envs import _jericho_actions as actions
 from agentrm_jax.envs import _jericho_generate as generate
 from agentrm_jax.envs._jericho_example import EXAMPLE
 from agentrm_jax.envs.react import reason
@@ -141,6 +145,8 @@ class Jericho:
         assert game is not None, "the environment was never reset"
         if _META.fullmatch(command.strip()):
             return EngineStep(_NOT_PLAYED, self.best, self.best, False, False)
+        if not game.generated and self.interpreter.is_fully_supported and actions.asked(command):
+            return EngineStep(actions.listed(self.interpreter), self.best, self.best)
         text, _, over, _ = self.interpreter.step(command)
         if game.generated:
             score, won = _tagged_score(text), "*** The End ***" in text

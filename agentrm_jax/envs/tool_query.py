@@ -7,13 +7,19 @@ A call that is refused answers `ERROR | ...`, is invalid, and changes nothing.
 
 With the option `data` the test split are the official questions (`<data>/tool/{weather,movie,academia}.jsonl`), which need answers of those
 services: for academia AgentBoard's own networks, if `<data>/agentboard/tool-query/academia/raw` holds its pickles; otherwise a
-`cassette`, a JSON file with a list of {"tool": ..., "args": {...}, "result": ...} that was recorded elsewhere. For live
-services, play AgentGym's servers (`agentgym`, kinds weather and movie). Recorded sub-goals are compared with results and answer.
+`cassette`, a JSON file with a list of {"tool": ..., "args": {...}, "result": ...} that was recorded elsewhere; or the services
+themselves (option `service`). Recorded sub-goals are compared with results and answer.
 
 Options:
   kinds: `weather`, `movie`, `academia`, or several (all by default).
   count: generated questions of the split (rounded up to equal shares), default 450 train, 60 dev, 60 test.
-  data, cassette: folder of official files, recorded answers.
+  data: folder of official files.
+  service: who answers the questions of `data` about weather and movies: `live` asks Open-Meteo and TMDB (`_tool_services`), `record`
+    asks them only for what the folder `cassette` lacks and adds it there, `recorded` answers from that folder without network.
+    What a service refuses, and what was not recorded, the agent reads as an error; a service that does not answer is a fault.
+  cassette: recorded answers: of tools (a file), or with `service` of the services (a folder).
+  open_meteo_url, tmdb_url: base addresses instead of theirs (with Open-Meteo's for all its hosts), such as http://127.0.0.1:8000.
+  timeout: seconds a service may be silent, default 10; below half the pool's step timeout.
 """
 
 import functools
@@ -25,6 +31,7 @@ from typing import Any, NamedTuple
 from agentrm_jax.envs import _tool_academia as academia
 from agentrm_jax.envs import _tool_academia_files as academia_files
 from agentrm_jax.envs import _tool_movie as movie
+from agentrm_jax.envs import _tool_services as service
 from agentrm_jax.envs import _tool_weather as weather
 from agentrm_jax.envs._tool_calls import (
     CHECK,
@@ -126,9 +133,11 @@ def _question(task: Task, options: Options) -> Question[Any]:
     if "seed" in args:
         return _generated(str(args["kind"]), int(args["seed"]), str(args["data_split"]))
     fixed = {"get_user_current_date": args["date"], "get_user_current_location": args["location"]}
-    results = _cassette(str(options["cassette"])) if options.get("cassette") else {}
-    folder = academia_files.folder_of(str(options.get("data"))) if args["kind"] == "academia" else None
-    world = Recording(results, {k: v for k, v in fixed.items() if v is not None}, folder)
+    kind, served = str(args["kind"]), service.mode(options) != service.GENERATED
+    results = _cassette(str(options["cassette"])) if options.get("cassette") and not served else {}
+    folder = academia_files.folder_of(str(options.get("data"))) if kind == "academia" else None
+    live = service.services(options, [kind]) if served and kind in service.SERVED else None
+    world = Recording(results, {k: v for k, v in fixed.items() if v is not None}, folder, live)
     answer, others = args["subgoals"][-1], args["subgoals"][:-1]
     needed = frozenset(_key(goal) for goal in others)
     return Question(str(args["goal"]), world, needed, answer, [("", render_call(FINISH, answer=answer))])
@@ -140,11 +149,12 @@ def _generated(kind: str, seed: int, split: str) -> Question[Any]:
 
 
 class Recording(NamedTuple):
-    """Recorded results by call, what the user's own tools answer, the folder of networks if any, and which of them were loaded."""
+    """Recorded results by call, what the user's own tools answer, networks or services if any, and which networks were loaded."""
 
     results: Mapping[str, Any]
     fixed: Mapping[str, JSON]
     networks: Path | None = None
+    services: service.Services | None = None
     loaded: frozenset[str] = frozenset()
 
 
@@ -171,19 +181,22 @@ def _replayed(name: str) -> Callable[[Recording, Mapping[str, Any]], tuple[Recor
                 world = world._replace(loaded=world.loaded | {name.removeprefix("load")})
         elif name in world.fixed:
             result = world.fixed[name]
+        elif world.services is not None:
+            result = service.answer(world.services, name, arguments, world.fixed.get("get_user_current_date"))
         elif call in world.results:
             result = world.results[call]
         else:
             raise ToolError(f"No answer was recorded for {call}.")
-        return world, result, frozenset({_key(result)})
+        return world, result, frozenset({_key(result), _key(service.compared(result))})
 
     return play
 
 
 def make(options: Options) -> ToolQuery:
-    """Raises UserError if a cassette is named that cannot be read, or networks are there that cannot be."""
+    """Raises UserError if a cassette is named that cannot be read, networks that cannot be, or services without what they need."""
     kinds = _kinds(options)
-    if options.get("cassette"):
+    service.check(options, kinds)
+    if options.get("cassette") and service.mode(options) == service.GENERATED:
         _cassette(str(options["cassette"]))
     if options.get("data") and "academia" in kinds and (folder := academia_files.folder_of(str(options["data"]))):
         academia_files.read_files(folder)
@@ -202,20 +215,17 @@ def tasks(split: str, options: Options) -> Sequence[Task]:
     """Generated questions, no two the same; the official ones as `test` if `data` is given.
 
     Raises:
-      UserError: unknown split or kind, official files missing, or `data` and `cassette` one without the other.
+      UserError: unknown split or kind, official files missing, or `data` and `cassette` or `service` one without the other.
     """
     if split not in _COUNTS:
         raise UserError(f"tool_query has no split {split!r}; known: {', '.join(_COUNTS)}")
     kinds = _kinds(options)
-    if options.get("cassette") and not options.get("data"):
-        raise UserError("option `cassette` needs `data` too: the folder with the official questions")
+    service.check(options, kinds)
+    asked = "service" if service.mode(options) != service.GENERATED else "cassette" if options.get("cassette") else ""
+    if asked and not options.get("data"):
+        raise UserError(f"tool_query: option `{asked}` needs `data` too: the folder with the official questions")
     if options.get("data") and split == "test":
-        own = {"academia"} if academia_files.folder_of(str(options["data"])) else set()
-        if not options.get("cassette") and (without := [kind for kind in kinds if kind not in own]):
-            raise UserError(
-                f"tool_query: the official questions of {', '.join(without)} in `data` need recorded answers of their services: name the "
-                "file with option `cassette`, or set option `data` of tool_query to '' to play generated questions"
-            )
+        _check_answers(kinds, options)
         folder = Path(str(options["data"])) / "tool"
         return [task for kind in kinds for task in _official(kind, folder / f"{kind}.jsonl")]
     share = -(-whole(options, "count", _COUNTS[split]) // len(kinds))
@@ -226,6 +236,25 @@ def tasks(split: str, options: Options) -> Sequence[Task]:
         for kind in kinds
         for seed in _seeds(kind, split, share)
     ]
+
+
+def _check_answers(kinds: Sequence[str], options: Options) -> None:
+    """Raises UserError if nobody would answer the official questions of some kind."""
+    own = {"academia"} if academia_files.folder_of(str(options["data"])) else set()
+    served = service.mode(options) != service.GENERATED
+    if served:
+        own |= set(service.SERVED)
+    without = [kind for kind in kinds if kind not in own]
+    if without and served:
+        raise UserError(
+            "tool_query: there is no service for academia, and AgentBoard's networks are not below `data`; "
+            "set option kinds to weather,movie"
+        )
+    if without and not options.get("cassette"):
+        raise UserError(
+            f"tool_query: the official questions of {', '.join(without)} in `data` need recorded answers of their services: name the "
+            "file with option `cassette` or ask them with `service`, or set option `data` of tool_query to '' to play generated questions"
+        )
 
 
 @functools.lru_cache(maxsize=16)
@@ -282,7 +311,7 @@ network of papers and authors. It is to find out what it needs and then finish w
 {goal}""",
     expert=expert,
     example=played(ToolQuery({}), _EXAMPLE, expert),
-    options=("kinds", "count", "cassette"),
+    options=("kinds", "count", "cassette", *service.OPTIONS),
     engine="own generated databases",
     licence="Apache-2.0",
 )

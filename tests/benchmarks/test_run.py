@@ -1,14 +1,16 @@
 """The benchmarks run at toy size and set every figure beside its baseline of the same run."""
 
+import itertools
 import json
 import math
+import types
 
 import numpy as np
 import pytest
 
 from agentrm_jax import tree
 from agentrm_jax.testing.tiny import dense_greedy, tiny_model
-from benchmarks import naive, run, training
+from benchmarks import measure, naive, run, training
 from benchmarks.measure import NANO_SIZE, TOY_SIZE, Row, Spread, compare, machine, table
 
 
@@ -41,20 +43,18 @@ def test_unknown_names_and_pages_without_markers_are_refused_before_any_work(tmp
     assert "has no table to replace" in capsys.readouterr().err
 
 
-def test_the_ratio_is_taken_repeat_by_repeat():
-    rates = iter([0.0, 0.0, 100.0, 10.0, 900.0, 90.0, 50.0, 5.0])  # the machine drifts, the ratio does not
-
-    def side(repeat):
-        value = next(rates)
-        import time
-
-        time.sleep(0.001)
-        return value
-
-    row = compare("x", "y", "things/s", side, "slow", side, size=TOY_SIZE, seconds=0.0)
+def test_the_ratio_is_taken_repeat_by_repeat(monkeypatch):
+    """A clock that moves by a second each time it is read: every pass takes one, and its amount of work is its rate."""
+    seconds = itertools.count()
+    monkeypatch.setattr(measure, "time", types.SimpleNamespace(perf_counter=lambda: float(next(seconds))))
+    ours = iter([0.0, 100.0, 900.0, 50.0])  # the first pass of each does not count
+    theirs = iter([0.0, 50.0, 90.0, 4.0])
+    row = compare(
+        "x", "y", "things/s", lambda repeat: next(ours), "slow", lambda repeat: next(theirs), size=TOY_SIZE, seconds=0.0
+    )
     assert row.repeats == 3
-    assert row.ratio == pytest.approx(10, rel=0.5)
-    assert row.ours.high / row.ours.low > 10
+    assert (row.ours, row.theirs) == (Spread(100.0, 50.0, 900.0), Spread(50.0, 4.0, 90.0))
+    assert row.ratio == 10  # of 2, 10 and 12.5; the medians have the ratio 2
 
 
 def test_the_table_has_one_line_a_row():

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,85 @@ def test_games_of_the_users_are_found_and_played(options, tmp_path):
     scores = [env.step(c).reward for c in commands[:-1]]
     assert scores == sorted(scores)
     assert 0.0 < scores[-1] < 1.0
+
+
+class Cellar:
+    """An interpreter of a game that Jericho knows: a brass lamp that can be taken or dropped, and lit in two words for the same."""
+
+    is_fully_supported = True
+
+    def __init__(self):
+        self.state, self.act_gen = (False, False), self
+
+    def get_state(self):
+        return self.state
+
+    def set_state(self, state):
+        self.state = state
+
+    def step(self, command):
+        held, lit = self.state
+        lamp = command.endswith((" lamp", " brass"))
+        text = {"look": "A cellar.", "inventory": "A brass lamp." if held else "You have it all at home."}.get(command)
+        if lamp and command.startswith("examine"):
+            text = "It shines." if lit else "It is made of brass."
+        elif command == "take lamp":
+            self.state = (True, lit)
+        elif command == "drop lamp":
+            self.state = (False, lit)
+        elif command in ("light lamp", "kindle lamp"):
+            self.state = (held, True)
+        return text or ("Done." if lamp else "You can't see any such thing."), 0, False, {}
+
+    def get_dictionary(self):
+        return [types.SimpleNamespace(word=word) for word in ("lamp", "brass", "cellar", "take", "have", "all")]
+
+    def get_player_location(self):
+        return types.SimpleNamespace(child=1)
+
+    def get_player_object(self):
+        return None
+
+    def get_world_objects(self):
+        things = [
+            types.SimpleNamespace(num=n, child=0, sibling=0, name=name) for n, name in enumerate(["", "Brass Lamp"])
+        ]
+        return things
+
+    def generate_actions(self, things):
+        return [f"{verb} {thing}" for verb in ("take", "drop", "light", "kindle", "examine") for thing in things]
+
+    def _filter_candidate_actions(self, candidates, use_ctypes, use_parallel):
+        groups, before = {}, self.state
+        for command in candidates:
+            self.state = before
+            self.step(command)
+            if self.state != before:
+                groups.setdefault(self.state, []).append(command)
+        return groups
+
+
+@engine
+def test_check_valid_actions_lists_what_changes_the_world_without_changing_it(options):
+    env = jericho.make(options)
+    env.game, env.interpreter = (
+        jericho.Game("cellar.z5", "Light the lamp.", 1, (), False, labels=("It shines",)),
+        Cellar(),
+    )
+    start = env.interpreter.state
+    answer = env.step("Check valid actions")
+    assert answer.observation == "You can take the following actions: light lamp, take lamp, check valid actions"
+    assert (answer.valid, answer.over, answer.reward) == (True, False, 0.0)
+    assert env.interpreter.state == start
+    env.step("take lamp")
+    assert "drop lamp, light lamp, check" in env.step("check valid actions").observation
+
+
+@engine
+def test_stories_read_check_valid_actions_as_an_unknown_command(options):
+    env = jericho.make(options)
+    env.reset(STORY)
+    assert not env.step("check valid actions").valid
 
 
 def test_splits_are_disjoint_and_of_both_kinds():

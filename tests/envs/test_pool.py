@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agentrm_jax.envs._process import WorkerProcess
 from agentrm_jax.envs.episode import Episode
 from agentrm_jax.envs.faults import faulty
 from agentrm_jax.envs.pool import EnvironmentPool
@@ -265,14 +266,43 @@ def test_building_an_engine_has_a_limit_of_its_own():
         run(lambda pool: play(pool, "b"), step_timeout=0.3, start_timeout=0.5, retries=0, specs=slow)
 
 
-def test_a_long_replay_is_not_a_hang():
-    task = toy_env.make_task(8)
+class AdvancedLoop(asyncio.SelectorEventLoop):
+    """An event loop on whose clock more time passes than really does."""
 
-    async def go(pool):
+    ahead = 0.0
+
+    def time(self):
+        return super().time() + self.ahead
+
+
+def test_a_long_replay_is_not_a_hang(monkeypatch):
+    """On the pool's clock, each turn of the replay takes two thirds of the limit, and all of them together several times as long."""
+    task, limit, ticks = toy_env.make_task(8), 600.0, []
+    received = WorkerProcess._received
+
+    def late(worker, number, kind, payload, replayed, now):
+        loop = asyncio.get_running_loop()
+        if kind == "tick":
+            ticks.append(number)
+            loop.ahead += 2 / 3 * limit
+            worker.check(loop.time())
+            worker.check(loop.time())  # overdue is what is overdue twice
+        if number in worker.pending or number == 0:
+            received(worker, number, kind, payload, replayed, loop.time())
+
+    async def begin(pool):
         return await play(pool, "abcabca", await pool.reset(task))
 
-    old = run(go)
-    assert run(lambda pool: play(pool, "b", old), {"delay": 0.1}, step_timeout=0.3).done
+    async def replay():
+        async with EnvironmentPool({TOY: {}}, workers=1, step_timeout=limit, start_timeout=limit) as pool:
+            end = await play(pool, "b", old)
+            return end.done, pool.stats.timeouts, pool.stats.replayed_steps
+
+    old = run(begin)
+    monkeypatch.setattr(WorkerProcess, "_received", late)
+    with asyncio.Runner(loop_factory=AdvancedLoop) as runner:
+        assert runner.run(replay()) == (True, 0, 7)
+    assert len(ticks) == 1 + 7  # the engine is built, and seven turns
 
 
 def test_a_held_up_event_loop_is_not_a_hung_environment():
