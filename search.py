@@ -5,7 +5,8 @@
     python search.py --config=configs/best_of_n.py     whole trajectories, the reward model picks
     python search.py --config=configs/beam.py          step by step, the reward model prunes
 
-Finished tasks are kept, so running the same command again continues a run that was stopped.
+Finished tasks are kept, so running the same command again continues a run that was stopped. Started as several processes
+(`jax.distributed`), each searches its share of the tasks with engines on its own devices.
 """
 
 import asyncio
@@ -14,10 +15,11 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 
 from agentrm_jax import config as cli
-from agentrm_jax import search, start
+from agentrm_jax import parallel, search, start
 from agentrm_jax.data import sources
 from agentrm_jax.envs.pool import EnvironmentPool
 from agentrm_jax.envs.react import command_reader
@@ -42,27 +44,34 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if config.method not in METHODS:
         raise UserError(f"--config.method={config.method}: known methods are {', '.join(METHODS)}")
     start.accelerator()
-    cli.begin(config, workdir)
+    process, processes = jax.process_index(), jax.process_count()
+    with parallel.first_process_first("workdir"):
+        cli.begin(config, workdir)
+        if process == 0:
+            journal.gather(workdir)  # what processes of a stopped run left
     if start.is_finished(workdir):
-        print(outcome.show(workdir))
-        print(f"{workdir} is finished; report: {workdir / 'report' / 'index.html'}")
+        if process == 0:
+            print(outcome.show(workdir))
+            print(f"{workdir} is finished; report: {workdir / 'report' / 'index.html'}")
         return
 
     # --- Tasks: what is left of them -----------------------------------------------------------------------------------
     specs = sources.specs(config.env)
     tasks = [task for name in config.env.names for task in sources.tasks(config.env, name)]
-    log = journal.Journal(workdir)
-    left = [task for task in tasks if task.key not in log.finished]
-    print(
-        f"{config.method} on {len(tasks)} tasks" + (f", {len(tasks) - len(left)} done before" if log.finished else "")
-    )
+    before = journal.Journal(workdir).finished
+    left = [task for task in tasks if task.key not in before][process::processes]
+    log = journal.part(workdir, process, processes)
+    share = f", {len(left)} of them here" if processes > 1 else ""
+    print(f"{config.method} on {len(tasks)} tasks" + (f", {len(before)} done before" if before else "") + share)
 
     # --- Policy and reward model, each on an engine --------------------------------------------------------------------
-    start.require(config.policy, "sft", config.size)
+    with parallel.first_process_first("models"):
+        start.require(config.policy, "sft", config.size)
+        if config.method in RANKING:
+            start.require(config.reward_model, "explicit", config.size)
     policy = load_policy(config.policy, specs, config.engine, examples=config.examples, template=config.chat_template)
     reward_model = None
     if config.method in RANKING:
-        start.require(config.reward_model, "explicit", config.size)
         reward_model = load_reward_model(config.reward_model, specs, config.engine, template=config.chat_template)
 
     # --- Run: one coroutine a task; engines batch across them, environments step in worker processes -------------------
@@ -79,7 +88,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
             if config.method == "best_of_n":
                 settings["all_steps"] = True
             method = functools.partial(METHODS[config.method], **settings)
-            progress = Progress(len(tasks), done=len(tasks) - len(left), name="task", period=config.log_seconds)
+            total = len(log.finished) + len(left)
+            progress = Progress(total, done=len(log.finished), name="task", period=config.log_seconds)
 
             def on_done(done: search.Done) -> None:
                 log.record(done, meter)
@@ -90,7 +100,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
                     f"score {log.mean_reward():.3f}",
                     f"{speed:,.0f} tokens/s",
                     f"{spent.env_steps} env steps",
-                    final=len(log.finished) == len(tasks),
+                    final=len(log.finished) == total,
                 )
 
             await search.run_tasks(
@@ -101,7 +111,12 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         asyncio.run(run())
 
     # --- Results and report --------------------------------------------------------------------------------------------
-    outcome.write(workdir, config, tasks, log)
+    if processes > 1:
+        parallel.meet("searched")
+        if process:
+            return
+        journal.gather(workdir)
+    outcome.write(workdir, config, tasks, journal.Journal(workdir))
     print(outcome.show(workdir))
     start.finish(workdir, tasks=len(tasks))
     print(f"results: {workdir / 'results.json'}  report: {workdir / 'report' / 'index.html'}")

@@ -41,25 +41,27 @@ def start_distributed() -> None:
 _MOST_WAITING = 24 * 3600  # seconds: the first process may have to make whole runs
 
 
+def meet(name: str) -> None:
+    """Waits until all processes are here. `name` must be new at every call of a run."""
+    from orbax.checkpoint import multihost
+
+    everyone = set(range(jax.process_count()))  # named, it is a barrier of processes, which may wait for long
+    multihost.sync_global_processes(name, timeout=_MOST_WAITING, processes=everyone)
+
+
 @contextlib.contextmanager
 def first_process_first(name: str) -> Iterator[None]:
     """Other processes enter the block when the first has left it: what it makes on a shared disk, they find.
 
     `name` must be new at every call of a run.
     """
-    from orbax.checkpoint import multihost
-
-    def wait() -> None:
-        everyone = set(range(jax.process_count()))  # named, it is a barrier of processes, which may wait for long
-        multihost.sync_global_processes(name, timeout=_MOST_WAITING, processes=everyone)
-
     if jax.process_index():
-        wait()
+        meet(name)
     try:
         yield
     finally:
         if not jax.process_index() and jax.process_count() > 1:
-            wait()
+            meet(name)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = None) -> Mesh:

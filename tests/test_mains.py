@@ -91,19 +91,25 @@ def test_a_killed_run_continues_and_ends_like_an_uninterrupted_one(sft, tmp_path
     assert dict(losses(tmp_path / "sft")) == pytest.approx(dict(losses(sft)), rel=1e-6)
 
 
-def test_two_processes_begin_from_nothing_and_train_one_model(sft, tmp_path):
-    """The first makes experts, tokenizer and dataset, the other waits for it and finds them."""
+def run_two(script: str, config: str, workdir: Path, *options: str) -> list[str]:
+    """What each of two processes of one run prints."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
     env = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "1"}
-    options = (f"--config.experts={tmp_path}/experts", *TINY, *MODEL, *TRAIN)
-    both = [start("train.py", "sft", tmp_path / "sft", *options, **env, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    both = [start(script, config, workdir, *options, **env, JAX_PROCESS_ID=str(i)) for i in range(2)]
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said[0][1][-2000:] + said[1][1][-2000:]
+    return [out for out, _ in said]
+
+
+def test_two_processes_begin_from_nothing_and_train_one_model(sft, tmp_path):
+    """The first makes experts, tokenizer and dataset, the other waits for it and finds them."""
+    options = (f"--config.experts={tmp_path}/experts", *TINY, *MODEL, *TRAIN)
+    said = run_two("train.py", "sft", tmp_path / "sft", *options)
     assert [step for step, _ in losses(tmp_path / "sft")] == [2, 4, 6]
-    assert "trained 6 steps" in said[0][0]
-    assert "trained" not in said[1][0]
+    assert "trained 6 steps" in said[0]
+    assert "trained" not in said[1]
     made = [p.read_text() for folder in (sft.parent, tmp_path) for p in sorted(folder.glob("experts/*.jsonl"))]
     assert len(made) >= 2
     assert made[: len(made) // 2] == made[len(made) // 2 :]  # once, not twice
@@ -137,6 +143,15 @@ def test_trees_reward_model_and_search_follow(sft, tmp_path):
     assert all(results["budget"][k] > 0 for k in ("policy_tokens", "reward_tokens", "env_steps", "seconds"))
     page = (tmp_path / "best_of_n/report/index.html").read_text()
     assert "best_of_n" in page
+
+    # two processes share the tasks, and find what one finds
+    said = run_two("search.py", "greedy", tmp_path / "shared", *options)
+    assert "3 tasks, 2 of them here" in said[0]
+    assert "3 tasks, 1 of them here" in said[1]
+    alone, shared = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("greedy", "shared"))
+    assert shared["tasks"] == alone["tasks"]
+    assert shared["budget"]["policy_tokens"] == alone["budget"]["policy_tokens"]
+    assert "results:" not in said[1]
 
     # a search that lost its last task and its end continues with that task alone
     tasks = (tmp_path / "best_of_n/tasks.jsonl").read_text().splitlines(keepends=True)

@@ -1,6 +1,7 @@
 """The record of a running search: every finished task goes to disk at once, and a stopped run knows what it has."""
 
 import dataclasses
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,7 @@ class Journal:
         self._begin = time.monotonic()
         for path in (self._trajectories, self._trees):
             if path.exists():
-                kept = [r for r in formats.read_jsonl(path) if f"{r['task']['env']}/{r['task']['id']}" in self.finished]
-                path.unlink()
-                formats.append_jsonl(path, kept)
+                _keep_tasks(path, self.finished)
 
     def record(self, done: Done, meter: Meter) -> None:
         """Writes what became of a task; `meter` says what the run has spent so far."""
@@ -93,6 +92,51 @@ class Journal:
             "seconds": round(time.monotonic() - self._begin, 2),
         }
         return {name: self._before[name] + value for name, value in now.items()}
+
+
+def _keep_tasks(path: Path, keys: set[str]) -> None:
+    """Drops the rows of other tasks from a file of trajectories or trees, at once or not at all."""
+    rows = list(formats.read_jsonl(path))
+    kept = [row for row in rows if _key(row) in keys]
+    if len(kept) < len(rows):
+        whole = path.with_suffix(".new")
+        whole.unlink(missing_ok=True)
+        formats.append_jsonl(whole, kept)
+        whole.replace(path)
+
+
+def _key(row: dict[str, Any]) -> str:
+    return f"{row['task']['env']}/{row['task']['id']}"
+
+
+def part(workdir: Path, process: int, processes: int) -> Journal:
+    """Where one of several processes that share a workdir records its tasks; the workdir's own journal for one alone."""
+    return Journal(workdir if processes == 1 else workdir / "parts" / str(process))
+
+
+def gather(workdir: Path) -> None:
+    """Moves what several processes recorded into the workdir's own journal; they must not be writing.
+
+    May be killed at any point and called again. Tokens and steps spent add up; of seconds, the longest counts.
+    """
+    parts = [Journal(folder) for folder in sorted(workdir.glob("parts/*"))]
+    if not parts:
+        return
+    main = Journal(workdir)
+    rows = [(row["spent"]["seconds"], n, row) for n, log in enumerate(parts) for row in log._rows]
+    rows = [r for r in sorted(rows, key=lambda r: r[:2]) if r[2]["task"] not in main.finished]
+    new = {row["task"] for *_, row in rows}
+    for name in ("_trajectories", "_trees"):
+        for path in [getattr(log, name) for log in parts]:
+            if path.exists():
+                formats.append_jsonl(getattr(main, name), (r for r in formats.read_jsonl(path) if _key(r) in new))
+    latest = [dict.fromkeys(BUDGET, 0) for _ in parts]
+    for _, n, row in rows:  # last, because it makes their tasks finished ones
+        latest[n] = row["spent"]
+        spent = {k: main._before[k] + sum(each[k] for each in latest) for k in BUDGET}
+        spent["seconds"] = main._before["seconds"] + max(each["seconds"] for each in latest)
+        formats.append_jsonl(main._tasks, [row | {"spent": spent}])
+    shutil.rmtree(workdir / "parts", ignore_errors=True)
 
 
 def _episode_row(state: State) -> dict[str, JSON]:
