@@ -175,8 +175,9 @@ async def _pooled(
                 state = await pool.step(state, Action(render_action("", command)))
             return state
 
-        # starts the workers, and fills their caches
-        await asyncio.gather(*(episode(demonstrated[0], math.inf) for _ in range(workers)))
+        # starts the workers and all engines that will be used, and fills their caches
+        engines = max(workers, min(at_once, live * workers))
+        await asyncio.gather(*(episode(demonstrated[0], math.inf) for _ in range(engines)))
         before, begin = pool.stats.steps, time.perf_counter()
         end = begin + seconds
 

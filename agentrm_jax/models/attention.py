@@ -31,7 +31,7 @@ def tree_attention(
     *,
     positions_bt: jax.Array | None = None,
     window: jax.Array | int | None = None,
-    tiling: "Tiling | None" = None,
+    tiling: Tiling | None = None,
 ) -> jax.Array:
     """Attention under the tree rule: query i sees key j iff j <= i < subtree_end[j]. Returns [b, t, n, h].
 
@@ -114,7 +114,10 @@ def choose_kernel(platform: str, shape_btnh: tuple[int, ...], windowed: bool, ti
 
 
 def _over_mesh(f, q: jax.Array, k: jax.Array, outputs: int):
-    """`f` on each device's rows and heads. Left to the compiler, a loop over row groups would gather all of them first."""
+    """`f` on each device's rows and heads; what does not divide, every device computes.
+
+    Left to the compiler, a loop over row groups would gather all of them first, and it cannot divide a fused kernel.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     sizes = {
         name: size
@@ -125,7 +128,7 @@ def _over_mesh(f, q: jax.Array, k: jax.Array, outputs: int):
     while rows and q.shape[0] % math.prod(sizes[a] for a in rows):
         rows = rows[:-1]
     heads = "tensor" if "tensor" in sizes and k.shape[2] % sizes["tensor"] == 0 else None
-    if not rows and heads is None:
+    if not sizes:
         return f
     spec = {4: P(rows or None, None, heads, None), 2: P(rows or None, None), 0: P()}
 
@@ -151,10 +154,10 @@ def _tiled(
 
 
 def _tiled_forward(tiling, windowed, q, k, v, end, positions, window):
+    platform = parallel.platform()
+
     def run(q: jax.Array, *args: jax.Array) -> tuple[jax.Array, jax.Array]:
         return choose_kernel(platform, q.shape, windowed, tiling).forward(q, *args)
-
-    platform = parallel.platform()
 
     args = (q, k, v, end, positions, window)
     out, lse = _over_mesh(run, q, k, 2)(*args)
@@ -162,10 +165,10 @@ def _tiled_forward(tiling, windowed, q, k, v, end, positions, window):
 
 
 def _tiled_backward(tiling, windowed, residuals, grad):
+    platform = parallel.platform()
+
     def run(q: jax.Array, *args: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         return choose_kernel(platform, q.shape, windowed, tiling).backward(q, *args)
-
-    platform = parallel.platform()
 
     q, k = residuals[:2]
     return (*_over_mesh(run, q, k, 3)(*residuals, grad), None, None, None)
