@@ -1,6 +1,6 @@
 """Devices that are not there, by name: their compilers tell what a program needs on them before they are rented.
 
-`v5e:4x4` is a slice of a TPU pod (JAX's name of its topology; needs the package libtpu), `h100:8` are eight GPUs of one machine
+`v5e:4x4` is a slice of a TPU pod (JAX's name of its topology; needs JAX's TPU plugin, libtpu), `h100:8` are eight GPUs of one machine
 (needs JAX's CUDA plugin). Programs can be compiled for them, not run.
 """
 
@@ -32,13 +32,13 @@ def target_devices(name: str) -> list[jax.Device]:
     """
     kind, _, size = name.partition(":")
     if kind in _GPUS and re.fullmatch(r"[1-9]\d*", size):
-        return _topology("cuda", name, "jax[cuda13]", target_config=_gpu(**_GPUS[kind]), topology=f"1x1x{size}")
+        return _topology("cuda", name, "agentrm_jax[cuda]", target_config=_gpu(**_GPUS[kind]), topology=f"1x1x{size}")
     if re.fullmatch(r"v\d\w*", kind) and re.fullmatch(r"\d+(x\d+){1,2}", size):
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nobody to ask where there is no TPU
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing that two processes could share
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # of no consequence; unset, libtpu warns
-        return _topology("tpu", name, "libtpu")
+        return _topology("tpu", name, "agentrm_jax[tpu]")
     raise UserError(f"--target={name}: known are {_EXAMPLES}")
 
 
