@@ -58,9 +58,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # --- Tasks: what is left of them -----------------------------------------------------------------------------------
     specs = sources.specs(config.env)
     tasks = [task for name in config.env.names for task in sources.tasks(config.env, name)]
-    before = journal.Journal(workdir).finished
-    left = [task for task in tasks if task.key not in before][process::processes]
     log = journal.part(workdir, process, processes)
+    before = log.finished if processes == 1 else journal.Journal(workdir).finished
+    left = [task for task in tasks if task.key not in before][process::processes]
     share = f", {len(left)} of them here" if processes > 1 else ""
     print(f"{config.method} on {len(tasks)} tasks" + (f", {len(before)} done before" if before else "") + share)
 
@@ -116,7 +116,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         if process:
             return
         journal.gather(workdir)
-    outcome.write(workdir, config, tasks, journal.Journal(workdir))
+        log = journal.Journal(workdir)
+    outcome.write(workdir, config, tasks, log)
     print(outcome.show(workdir))
     start.finish(workdir, tasks=len(tasks))
     print(f"results: {workdir / 'results.json'}  report: {workdir / 'report' / 'index.html'}")

@@ -206,9 +206,8 @@ def _step_memory(
     batch = _batch(config, mesh)
     try:
         return _needs(_compiled_step(config, model, mesh, lora), batch)
-    except (
-        jax.errors.JaxRuntimeError
-    ) as error:  # some compilers refuse what does not fit; they say how much it would be
+    except jax.errors.JaxRuntimeError as error:
+        # Some compilers refuse what does not fit, and say how much it would be.
         needed = re.search(r"RESOURCE_EXHAUSTED.*?\((\d+\.\d+)([MG])\)", str(error))
         if not needed:
             raise

@@ -28,7 +28,8 @@ class Journal:
         self.finished = {row["task"] for row in self._rows}
         self._before = self._rows[-1]["spent"] if self._rows else dict.fromkeys(BUDGET, 0)
         self._begin = time.monotonic()
-        for path in (self._trajectories, self._trees):
+        self._files = (self._trajectories, self._trees)
+        for path in self._files:
             if path.exists():
                 _keep_tasks(path, self.finished)
 
@@ -126,10 +127,10 @@ def gather(workdir: Path) -> None:
     rows = [(row["spent"]["seconds"], n, row) for n, log in enumerate(parts) for row in log._rows]
     rows = [r for r in sorted(rows, key=lambda r: r[:2]) if r[2]["task"] not in main.finished]
     new = {row["task"] for *_, row in rows}
-    for name in ("_trajectories", "_trees"):
-        for path in [getattr(log, name) for log in parts]:
+    for log in parts:
+        for path, ours in zip(log._files, main._files, strict=True):
             if path.exists():
-                formats.append_jsonl(getattr(main, name), (r for r in formats.read_jsonl(path) if _key(r) in new))
+                formats.append_jsonl(ours, (r for r in formats.read_jsonl(path) if _key(r) in new))
     latest = [dict.fromkeys(BUDGET, 0) for _ in parts]
     for _, n, row in rows:  # last, because it makes their tasks finished ones
         latest[n] = row["spent"]

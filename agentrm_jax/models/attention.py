@@ -61,25 +61,14 @@ def dense_attention(
     """The same with all [t, s] scores at once: for short sequences, and what the tiled form is checked against."""
     b, t, n, h = q_btnh.shape
     k = k_bskh.shape[2]
-    mask = _visible(jnp.arange(t), jnp.arange(t), subtree_end_bs, positions_bt, positions_bt, window)
+    at = jnp.arange(t)
+    seen_bts = (at <= at[:, None]) & (at[:, None] < subtree_end_bs[:, None])
+    seen_bts &= positions_bt[:, :, None] - positions_bt[:, None] < window
     q_btkgh = q_btnh.reshape(b, t, k, n // k, h) * h**-0.5
     scores = jnp.einsum("btkgh,bskh->bkgts", q_btkgh, k_bskh, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask.mT[:, None, None], scores, HIDDEN)
+    scores = jnp.where(seen_bts[:, None, None], scores, HIDDEN)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_bskh.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, v_bskh).reshape(b, t, n, h)
-
-
-def _visible(
-    i_t: jax.Array,
-    j_s: jax.Array,
-    end_bs: jax.Array,
-    position_bt: jax.Array,
-    position_bs: jax.Array,
-    window: jax.Array | int,
-) -> jax.Array:
-    """bool[b, s, t]: the rule written out for queries i and keys j."""
-    seen = (j_s[:, None] <= i_t)[None] & (i_t < end_bs[..., None])
-    return seen & (position_bt[:, None, :] - position_bs[:, :, None] < window)
 
 
 class Kernel(NamedTuple):

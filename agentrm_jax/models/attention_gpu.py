@@ -14,11 +14,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from agentrm_jax.models.tiles import HIDDEN, Tiling, tile_lists, visible_tiles
+from agentrm_jax.models.tiles import HIDDEN, pad_alone, product, product_t, square_tiles, tile_lists
 
 SIZE = 64  # tokens of a tile
-_NT = (((1,), (1,)), ((), ()))  # a @ b.T
-_NN = (((1,), (0,)), ((), ()))
 
 
 def forward(
@@ -127,20 +125,12 @@ def _list_specs(index: jax.Array) -> list[pl.BlockSpec]:
 
 def _tiles(end_bs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Subtree ends [b, padded], every padded token alone, and which pairs of tiles are visible."""
-    b, t = end_bs.shape
-    pad = -t % SIZE
-    alone = jnp.broadcast_to(jnp.arange(t, t + pad, dtype=end_bs.dtype) + 1, (b, pad))
-    end = jnp.concatenate([end_bs, alone], axis=1).astype(jnp.int32)
-    return end, visible_tiles(end, jnp.zeros_like(end), 1, Tiling(1, SIZE, SIZE))
+    end = pad_alone(end_bs, -end_bs.shape[1] % SIZE).astype(jnp.int32)
+    return end, square_tiles(end, SIZE)
 
 
 def _whole_tiles(x_btnh: jax.Array) -> jax.Array:
     return jnp.pad(x_btnh, ((0, 0), (0, -x_btnh.shape[1] % SIZE), (0, 0), (0, 0)))
-
-
-def _dot(a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _seen_qs(i: Any, j: Any, end_s: jax.Array) -> jax.Array:
@@ -160,12 +150,12 @@ def _forward_kernel(
         acc_qh, top_q, sum_q = carry
         j = index[c]
         at = pl.ds(j * SIZE, SIZE)
-        scores_qs = _dot(q_qh, k[at, :], _NT) * scale
+        scores_qs = product_t(q_qh, k[at, :]) * scale
         scores_qs = jnp.where(_seen_qs(i, j, end[at]), scores_qs, HIDDEN)
         new = jnp.maximum(top_q, scores_qs.max(1))
         weights_qs = jnp.exp(scores_qs - new[:, None])
         shrink = jnp.exp(top_q - new)
-        acc_qh = acc_qh * shrink[:, None] + _dot(weights_qs.astype(v.dtype), v[at, :], _NN)
+        acc_qh = acc_qh * shrink[:, None] + product(weights_qs.astype(v.dtype), v[at, :])
         return acc_qh, new, sum_q * shrink + weights_qs.sum(1)
 
     start = jnp.zeros(q.shape, jnp.float32), jnp.full(SIZE, HIDDEN, jnp.float32), jnp.zeros(SIZE, jnp.float32)
@@ -195,10 +185,10 @@ def _query_kernel(
         j = index[c]
         at = pl.ds(j * SIZE, SIZE)
         k_sh = k[at, :]
-        scores_qs = _dot(q_qh, k_sh, _NT) * scale
+        scores_qs = product_t(q_qh, k_sh) * scale
         weights_qs = jnp.where(_seen_qs(i, j, end[at]), jnp.exp(scores_qs - lse_q[:, None]), 0.0)
-        dscores_qs = weights_qs * (_dot(grad_qh, v[at, :], _NT) - delta_q[:, None])
-        return acc_qh + _dot(dscores_qs.astype(k_sh.dtype), k_sh, _NN)
+        dscores_qs = weights_qs * (product_t(grad_qh, v[at, :]) - delta_q[:, None])
+        return acc_qh + product(dscores_qs.astype(k_sh.dtype), k_sh)
 
     acc_qh = jax.lax.fori_loop(0, count[i], body, jnp.zeros(q.shape, jnp.float32))
     dq[...] = (acc_qh * scale).astype(dq.dtype)
@@ -229,11 +219,11 @@ def _key_kernel(
         head, i = c // tiles, index[c % tiles]
         at = pl.ds(i * SIZE, SIZE)
         q_qh, grad_qh = q[at, head, :], grad[at, head, :]
-        scores_sq = _dot(k_sh, q_qh, _NT) * scale
+        scores_sq = product_t(k_sh, q_qh) * scale
         weights_sq = jnp.where(_seen_qs(i, j, end_s).T, jnp.exp(scores_sq - lse[head, at][None]), 0.0)
-        dv_sh += _dot(weights_sq.astype(grad_qh.dtype), grad_qh, _NN)
-        dscores_sq = weights_sq * (_dot(v_sh, grad_qh, _NT) - delta[head, at][None])
-        return dk_sh + _dot(dscores_sq.astype(q_qh.dtype), q_qh, _NN), dv_sh
+        dv_sh += product(weights_sq.astype(grad_qh.dtype), grad_qh)
+        dscores_sq = weights_sq * (product_t(v_sh, grad_qh) - delta[head, at][None])
+        return dk_sh + product(dscores_sq.astype(q_qh.dtype), q_qh), dv_sh
 
     zeros = jnp.zeros(k.shape, jnp.float32)
     dk_sh, dv_sh = jax.lax.fori_loop(0, heads * tiles, body, (zeros, zeros))

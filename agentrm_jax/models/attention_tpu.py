@@ -15,12 +15,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from agentrm_jax.models.tiles import HIDDEN, Tiling, tile_lists, visible_tiles
+from agentrm_jax.models.tiles import HIDDEN, pad_alone, product, product_t, square_tiles, tile_lists
 
 _LANES = 128
 _PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"))
-_NT = (((1,), (1,)), ((), ()))  # a @ b.T
-_NN = (((1,), (0,)), ((), ()))
 
 
 def forward(
@@ -176,22 +174,14 @@ def backward(
 
 def _tiles(end_bs: jax.Array) -> tuple[int, jax.Array, jax.Array]:
     """Size of a tile, subtree ends [b, 1, padded], every padded token alone, and which pairs of tiles are visible."""
-    b, t = end_bs.shape
-    pad = -t % _LANES
-    size = next(s for s in (512, 256, 128) if (t + pad) % s == 0)
-    alone = jnp.broadcast_to(jnp.arange(t, t + pad, dtype=end_bs.dtype) + 1, (b, pad))
-    end = jnp.concatenate([end_bs, alone], axis=1).astype(jnp.int32)
-    return size, end[:, None], visible_tiles(end, jnp.zeros_like(end), 1, Tiling(1, size, size))
+    end = pad_alone(end_bs, -end_bs.shape[1] % _LANES).astype(jnp.int32)
+    size = next(s for s in (512, 256, 128) if end.shape[1] % s == 0)
+    return size, end[:, None], square_tiles(end, size)
 
 
 def _heads_first(x_btnh: jax.Array, padded: int) -> jax.Array:
     """[b, n, padded, h]."""
     return jnp.pad(x_btnh, ((0, 0), (0, padded - x_btnh.shape[1]), (0, 0), (0, 0))).swapaxes(1, 2)
-
-
-def _dot(a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _column(line_ref: Any) -> jax.Array:
@@ -232,7 +222,7 @@ def _forward_kernel(
 
     @pl.when(c < count[b, i])
     def _() -> None:
-        scores_qs = _dot(q[...], k[...], _NT) * scale
+        scores_qs = product_t(q[...], k[...]) * scale
         scores_qs = jnp.where(_seen(end[...], i, index[b, i, c], scores_qs.shape, 0), scores_qs, HIDDEN)
         old = top[:, :1]
         new = jnp.maximum(old, scores_qs.max(1, keepdims=True))
@@ -240,7 +230,7 @@ def _forward_kernel(
         shrink = jnp.exp(old - new)
         top[...] = jnp.broadcast_to(new, top.shape)
         total[...] = total[...] * shrink + weights_qs.sum(1, keepdims=True)
-        acc[...] = acc[...] * shrink + _dot(weights_qs.astype(v.dtype), v[...], _NN)
+        acc[...] = acc[...] * shrink + product(weights_qs.astype(v.dtype), v[...])
 
     @pl.when(c == pl.num_programs(3) - 1)
     def _() -> None:
@@ -275,12 +265,12 @@ def _query_kernel(
 
     @pl.when(c < count[b, i])
     def _() -> None:
-        scores_qs = _dot(q[...], k[...], _NT) * scale
+        scores_qs = product_t(q[...], k[...]) * scale
         seen = _seen(end[...], i, index[b, i, c], scores_qs.shape, 0)
         weights_qs = jnp.where(seen, jnp.exp(scores_qs - lse_column[:, :1]), 0.0)
-        dweights_qs = _dot(grad[...], v[...], _NT)
+        dweights_qs = product_t(grad[...], v[...])
         dscores_qs = weights_qs * (dweights_qs - delta_column[:, :1])
-        acc[...] += _dot(dscores_qs.astype(k.dtype), k[...], _NN)
+        acc[...] += product(dscores_qs.astype(k.dtype), k[...])
 
     @pl.when(c == pl.num_programs(3) - 1)
     def _() -> None:
@@ -316,13 +306,13 @@ def _key_kernel(
 
     @pl.when(c % tiles < count[b, j])
     def _() -> None:
-        scores_sq = _dot(k[...], q[...], _NT) * scale
+        scores_sq = product_t(k[...], q[...]) * scale
         seen = _seen(end_column[:, :1], index[b, j, c % tiles], j, scores_sq.shape, 1)
         weights_sq = jnp.where(seen, jnp.exp(scores_sq - lse[...]), 0.0)
-        dv_acc[...] += _dot(weights_sq.astype(grad.dtype), grad[...], _NN)
-        dweights_sq = _dot(v[...], grad[...], _NT)
+        dv_acc[...] += product(weights_sq.astype(grad.dtype), grad[...])
+        dweights_sq = product_t(v[...], grad[...])
         dscores_sq = weights_sq * (dweights_sq - delta[...])
-        dk_acc[...] += _dot(dscores_sq.astype(q.dtype), q[...], _NN)
+        dk_acc[...] += product(dscores_sq.astype(q.dtype), q[...])
 
     @pl.when(c == pl.num_programs(3) - 1)
     def _() -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from agentrm_jax.models.tiles import HIDDEN, NO_WINDOW, TilePairs, Tiling, tile_pairs
+from agentrm_jax.models.tiles import HIDDEN, NO_WINDOW, TilePairs, Tiling, pad_alone, tile_pairs
 
 
 class _Tokens(NamedTuple):
@@ -30,8 +30,7 @@ class _Tokens(NamedTuple):
 def _tokens(end_bt: jax.Array, positions_bt: jax.Array, window: jax.Array, tiling: Tiling) -> _Tokens:
     b, t = end_bt.shape
     pad = -t % max(tiling.queries, tiling.keys)
-    alone = jnp.broadcast_to(jnp.arange(t, t + pad, dtype=end_bt.dtype) + 1, (b, pad))
-    end_bt = jnp.concatenate([end_bt, alone], axis=1)
+    end_bt = pad_alone(end_bt, pad)
     positions_bt = jnp.pad(positions_bt, ((0, 0), (0, pad)))
 
     def cut(a_bt: jax.Array, size: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Which tiles of attention hold anything visible under the tree rule; everything else is never computed.
+"""Tiles of attention: which hold anything visible under the tree rule (nothing else is computed), and products of two.
 
 Letters: b row, t token, i query tile, j key tile.
 """
@@ -54,6 +54,18 @@ def visible_tiles(
     return causal & (last_end[:, None] > begins[:, None]) & (newest[:, None] > oldest[..., None])
 
 
+def pad_alone(subtree_end_bt: jax.Array, pad: int) -> jax.Array:
+    """Subtree ends with `pad` tokens more, each of which sees itself alone."""
+    b, t = subtree_end_bt.shape
+    alone = jnp.broadcast_to(jnp.arange(t, t + pad, dtype=subtree_end_bt.dtype) + 1, (b, pad))
+    return jnp.concatenate([subtree_end_bt, alone], axis=1)
+
+
+def square_tiles(subtree_end_bt: jax.Array, size: int) -> jax.Array:
+    """`visible_tiles` without a window, for one row at a time and tiles of as many queries as keys."""
+    return visible_tiles(subtree_end_bt, jnp.zeros_like(subtree_end_bt), 1, Tiling(1, size, size))
+
+
 def tile_pairs(
     subtree_end_bt: jax.Array, positions_bt: jax.Array, window: jax.Array | int, tiling: Tiling
 ) -> TilePairs:
@@ -76,3 +88,19 @@ def tile_lists(visible: jax.Array) -> tuple[jax.Array, jax.Array]:
     order = jnp.argsort(~visible, axis=-1, stable=True).astype(jnp.int32)
     at = jnp.minimum(jnp.arange(visible.shape[-1]), jnp.maximum(count - 1, 0)[..., None])
     return jnp.take_along_axis(order, at, axis=-1), count
+
+
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a @ b inside a kernel, summed in float32, and of float32 in full precision."""
+    return _product(a, b, 0)
+
+
+def product_t(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a @ b.T, the same way."""
+    return _product(a, b, 1)
+
+
+def _product(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    dims = (((1,), (axis,)), ((), ()))
+    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)

@@ -10,6 +10,7 @@ from agentrm_jax.models.attention import tree_attention
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.layers import Attend, Block, rms_norm
 from agentrm_jax.models.lora import LoRA
+from agentrm_jax.models.tiles import NO_WINDOW
 from agentrm_jax.models.vocabulary import log_probabilities, look_up
 from agentrm_jax.parallel import BATCH, constrain
 
@@ -67,7 +68,7 @@ class Transformer(nnx.Module):
     ) -> jax.Array:
         """Final hidden states [b, t, d] of flattened token trees (see `agentrm_jax.tree`), computed in `dtype`."""
         c = self.config
-        window = jnp.array([c.sliding_window or 2**30 if w else 2**30 for w in self._flags("window_layers")])
+        window = jnp.array([c.sliding_window or NO_WINDOW if w else NO_WINDOW for w in self._flags("window_layers")])
         rotates = jnp.array(self._flags("rope_layers"))
 
         def layer(x: jax.Array, block: Block, window: jax.Array, rotates: jax.Array | bool) -> jax.Array:
@@ -91,7 +92,7 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens_bt: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """Token embeddings [b, t, d]."""
-        return constrain(look_up(self.embed_vd[...], tokens_bt, dtype), BATCH)
+        return look_up(self.embed_vd[...], tokens_bt, dtype)
 
     def unstacked(self) -> list[Block]:
         """The layers one by one, as views on the stacked parameters."""

@@ -4,10 +4,6 @@ Run as a script, this file compares them on eight simulated devices.
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +12,7 @@ import pytest
 
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.requests import EngineConfig, GenerateRequest
+from agentrm_jax.testing.devices import run_on_eight
 from agentrm_jax.testing.tiny import tiny_model
 from agentrm_jax.types import UserError
 
@@ -76,10 +73,7 @@ def main() -> None:
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(Path(__file__).parents[2])}
-    run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return run_on_eight(__file__)[0]
 
 
 @pytest.mark.parametrize("tensor", WAYS)

@@ -4,11 +4,7 @@ Run as a script, this file is the program that does so on simulated devices (the
 """
 
 import json
-import os
-import subprocess
-import sys
 import types
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +17,7 @@ from flax import nnx
 from agentrm_jax import parallel, tree
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.transformer import Transformer
+from agentrm_jax.testing.devices import run_on_eight
 from agentrm_jax.training import state as training
 from agentrm_jax.tree import Node, Segment
 from agentrm_jax.types import UserError
@@ -77,10 +74,7 @@ def main() -> None:
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, dict]:
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(Path(__file__).parents[2])}
-    run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return run_on_eight(__file__)[0]
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=lambda s: "x".join(map(str, s)))

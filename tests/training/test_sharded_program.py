@@ -8,11 +8,7 @@ Run as a script, this file compiles the step for eight simulated devices and rep
 import itertools
 import json
 import math
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +19,7 @@ from flax import nnx
 from agentrm_jax import parallel
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.transformer import Transformer
+from agentrm_jax.testing.devices import run_on_eight
 from agentrm_jax.training import state as training
 
 MESHES = ((1, 8, 1), (2, 4, 1), (2, 2, 2))
@@ -103,12 +100,9 @@ def main() -> None:
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, dict]:
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(Path(__file__).parents[2])}
-    env.pop("JAX_COMPILATION_CACHE_DIR", None)  # a program from the cache does not say what memory it needs
-    run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert "rematerialization" not in run.stderr, "the compiler found no way between two layouts and made a whole copy"
-    return json.loads(run.stdout.splitlines()[-1])
+    found, said = run_on_eight(__file__, cache=False)
+    assert "rematerialization" not in said, "the compiler found no way between two layouts and made a whole copy"
+    return found
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=lambda s: "x".join(map(str, s)))

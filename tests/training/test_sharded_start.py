@@ -5,8 +5,6 @@ Run as a script with a folder, this file is the program that does so on eight si
 
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.export import write_hf
 from agentrm_jax.models import pretrained, weights
 from agentrm_jax.models.config import ModelConfig
+from agentrm_jax.testing.devices import run_on_eight
 from agentrm_jax.training import state as training
 from agentrm_jax.training.checkpoint import Checkpoints, OpenedModel, build_model, open_model
 from agentrm_jax.tree import Node, Segment
@@ -131,11 +130,7 @@ MATRICES = ("embed_vd", "wq_dnh", "wk_dkh", "wv_dkh", "wo_nhd", "w_gate_df", "w_
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict[str, dict]:
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, __file__, str(tmp_path_factory.mktemp("start"))]
-    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return run_on_eight(__file__, str(tmp_path_factory.mktemp("start")))[0]
 
 
 @pytest.mark.parametrize("start", ["pretrained", "reward", "workdir", "other_mesh"])
