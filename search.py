@@ -18,15 +18,17 @@ from typing import Any
 import jax
 import ml_collections
 
-from agentrm_jax import config as cli
-from agentrm_jax import parallel, search, start
-from agentrm_jax.data import sources
-from agentrm_jax.envs.pool import EnvironmentPool
+from agentrm_jax import parallel, search
+from agentrm_jax.data import examples as sources
+from agentrm_jax.envs.pool.pool import EnvironmentPool
 from agentrm_jax.envs.react import command_reader
-from agentrm_jax.evaluation import journal, outcome
 from agentrm_jax.policies.native import load_policy
 from agentrm_jax.rewards.explicit import load_reward_model
-from agentrm_jax.training.metrics import Progress
+from agentrm_jax.run import config as cli
+from agentrm_jax.run import journal
+from agentrm_jax.run import reports as outcome
+from agentrm_jax.run import stages as start
+from agentrm_jax.run.logs import Progress
 from agentrm_jax.types import UserError
 
 METHODS: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {

@@ -17,14 +17,17 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from agentrm_jax import config as cli
-from agentrm_jax import parallel, start
-from agentrm_jax.data import pipeline, sources
+from agentrm_jax import parallel
+from agentrm_jax.data import datasets as pipeline
+from agentrm_jax.data import examples as sources
+from agentrm_jax.models import opening
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA
+from agentrm_jax.run import config as cli
+from agentrm_jax.run import stages as start
+from agentrm_jax.run.logs import MetricWriter, Progress
 from agentrm_jax.training import checkpoint
-from agentrm_jax.training import state as training
-from agentrm_jax.training.metrics import MetricWriter, Progress
+from agentrm_jax.training import step as training
 from agentrm_jax.types import UserError
 
 
@@ -53,7 +56,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         if config.init:
             start.require(config.init, "sft", config.size)
             # Only opened: its weights stay on disk until they have a place.
-            base = checkpoint.open_model(config.init, template=config.chat_template)
+            base = opening.open_model(config.init, template=config.chat_template)
         if config.kind == "policy":
             examples, chat = sources.imitation(config, workdir, base.chat if base else None)
         else:
@@ -84,7 +87,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     heads = {"lm_head": config.kind == "policy", "value_head": config.kind == "explicit"}
     about = {"kind": config.kind, "loss": config.loss, "config": model_config.to_json(), **heads}
     if lora and base:  # adapters and the value head are trained and saved; the base is held in the type it is used in
-        about |= checkpoint.describe_adapters(lora, config.init, base, lm_head=heads["lm_head"])
+        about |= opening.describe_adapters(lora, config.init, base, lm_head=heads["lm_head"])
     held = dtype if lora else jax.numpy.float32
     if first:
         (workdir / "model.json").write_text(json.dumps(about, indent=2) + "\n")
@@ -92,7 +95,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
     # --- State: what it will be, and where -----------------------------------------------------------------------------
     def make_model(rngs: nnx.Rngs):
-        return checkpoint.build_model(model_config, rngs, about, scan=config.scan, remat=config.remat, dtype=held)
+        return opening.build_model(model_config, rngs, about, scan=config.scan, remat=config.remat, dtype=held)
 
     graphdef, shape, placed = training.abstract_state(make_model, tx, mesh)
 

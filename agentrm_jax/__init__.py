@@ -28,8 +28,8 @@ _HOMES = {
     "flatten": "tree",
     # environments
     "EnvSpec": "envs.spec",
-    "EnvironmentPool": "envs.pool",
-    "find_environment": "envs.spec:find",
+    "EnvironmentPool": "envs.pool.pool",
+    "find_environment": "envs.catalogue:find",
     # search
     "beam": "search",
     "best_of_n": "search",

@@ -5,8 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from agentrm_jax.evaluation import outcome, results
-from agentrm_jax.training.metrics import format_seconds
+from agentrm_jax.evaluation import results
+from agentrm_jax.run import reports as outcome
+from agentrm_jax.run.logs import format_seconds
 from agentrm_jax.types import UserError
 
 RUNS = Path("runs/nano")

@@ -184,7 +184,7 @@ def _write_weights(params: Params, config: ModelConfig, out: Path, head: Head, s
 
 def _write_adapter(workdir: Path, model: Transformer, chat: Chat, out: Path, head: Head) -> None:
     """A folder for PEFT: adapters, value head, tokenizer, and examples with the numbers of base and adapters together."""
-    from agentrm_jax.training.checkpoint import load_adapters
+    from agentrm_jax.models.opening import load_adapters
 
     adapters = load_adapters(workdir)
     write_peft(adapters.params, adapters.lora, adapters.base, out, head)
@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from flax import nnx
 
-        from agentrm_jax.training.checkpoint import load_model
+        from agentrm_jax.models.opening import load_model
 
         loaded = load_model(args.workdir)
         params = nnx.to_pure_dict(nnx.state(loaded.model, nnx.Param))

@@ -25,17 +25,17 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from agentrm_jax import config as cli
 from agentrm_jax import parallel
+from agentrm_jax.compilers import target_devices
 from agentrm_jax.engine import kernels, layout
 from agentrm_jax.engine.requests import EngineConfig
 from agentrm_jax.models.config import PRESETS, ModelConfig
 from agentrm_jax.models.lora import LoRA
+from agentrm_jax.models.opening import build_model
 from agentrm_jax.models.pretrained import open_pretrained
 from agentrm_jax.models.transformer import Transformer
-from agentrm_jax.targets import target_devices
-from agentrm_jax.training import state as training
-from agentrm_jax.training.checkpoint import build_model
+from agentrm_jax.run import config as cli
+from agentrm_jax.training import step as training
 from agentrm_jax.types import JSON, UserError
 
 _USAGE = (

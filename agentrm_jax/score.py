@@ -26,12 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from agentrm_jax import parallel, start, tree
+from agentrm_jax import parallel, tree
 from agentrm_jax.chat import Chat
 from agentrm_jax.data import conversations
 from agentrm_jax.data.conversations import Conversation
 from agentrm_jax.models.pretrained import open_pretrained
 from agentrm_jax.models.transformer import Transformer, values
+from agentrm_jax.run import stages as start
 from agentrm_jax.search import aggregate as aggregation
 from agentrm_jax.tree import FlatTree, Segment
 from agentrm_jax.types import JSON, UserError
@@ -270,7 +271,7 @@ def _run(args: argparse.Namespace) -> int:
     _require_value_head(args.rm)
     trajectories = list(conversations.read(args.trajectories))  # all of it, so that a bad line is found before the work
     start.accelerator()
-    from agentrm_jax.training.checkpoint import load_model
+    from agentrm_jax.models.opening import load_model
 
     loaded = load_model(args.rm, template=args.chat_template)
     options = {"row_length": args.row_length, "rows": args.rows, "max_length": args.max_length}

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agentrm_jax.envs.faults import fault_at, faulty
-from agentrm_jax.envs.pool import EnvironmentPool, PoolStats
+from agentrm_jax.envs.pool.faults import fault_at, faulty
+from agentrm_jax.envs.pool.pool import EnvironmentPool, PoolStats
 from agentrm_jax.search import rollout
 from agentrm_jax.testing.demonstrated import LIGHT, Demonstration, by_name, demonstrations, installed, wandering_policy
 from agentrm_jax.types import EnvironmentFault, State, UserError
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/environment_faults.json"))
     arguments = parser.parse_args(argv)
-    logging.getLogger("agentrm_jax.envs.pool").setLevel(logging.ERROR)  # it would tell of every fault
+    logging.getLogger("agentrm_jax.envs.pool.pool").setLevel(logging.ERROR)  # it would tell of every fault
     names = arguments.env or installed()
     each = -(-arguments.faults // len(names))
     print(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from agentrm_jax import start
+from agentrm_jax.run import stages as start
 from agentrm_jax.types import UserError
 from benchmarks.measure import NANO_SIZE, TOY_SIZE, Row, machine, table
 

@@ -1,6 +1,6 @@
 """Reward-model training on search trees: packed token trees against one padded sequence for every state.
 
-Both are whole update steps of `agentrm_jax.training.state` on the same states and targets; the losses agree.
+Both are whole update steps of `agentrm_jax.training.step` on the same states and targets; the losses agree.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from flax import nnx
 
 from agentrm_jax import parallel, tree
 from agentrm_jax.models.transformer import Transformer
-from agentrm_jax.training import state as training
+from agentrm_jax.training import step as training
 from benchmarks.measure import Pass, Row, Size, compare, tokens
 
 _CHILDREN, _ACTION, _OBSERVATION = 3, 14, 36

@@ -30,7 +30,7 @@ SENTENCES = (
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """A byte-level BPE tokenizer of fewer than 330 tokens with the ChatML template."""
-    from agentrm_jax.data.tokenizer import train_tokenizer
+    from agentrm_jax.tokenizer import train_tokenizer
 
     return train_tokenizer(SENTENCES * 4, 320)
 

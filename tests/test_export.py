@@ -10,11 +10,11 @@ from flax import nnx
 
 from agentrm_jax import export
 from agentrm_jax.chat import load_chat
-from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.models.config import NANO
 from agentrm_jax.models.pretrained import open_pretrained
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.models.weights import abstract_params, load_params
+from agentrm_jax.tokenizer import train_tokenizer
 from agentrm_jax.types import UserError
 
 HEADS = ("CausalLM", "SequenceClassification", "TokenClassification")

@@ -11,13 +11,13 @@ import jax
 import pytest
 from flax import nnx
 
-from agentrm_jax import config as cli
 from agentrm_jax import parallel, plan
 from agentrm_jax.engine.engine import make_engine
 from agentrm_jax.models.config import PRESETS, ModelConfig
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.models.weights import abstract_params
-from agentrm_jax.training import state as training
+from agentrm_jax.run import config as cli
+from agentrm_jax.training import step as training
 
 ROOT = Path(__file__).parents[1]
 # Parameters of the public checkpoints, as their safetensors headers add up.

@@ -18,15 +18,17 @@ import pytest
 from flax import nnx
 
 from agentrm_jax import export, score, tree
-from agentrm_jax.data import conversations, formats, pipeline
+from agentrm_jax.data import conversations, formats
+from agentrm_jax.data import datasets as pipeline
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.requests import EngineConfig
-from agentrm_jax.envs.spec import find
+from agentrm_jax.envs.catalogue import find
+from agentrm_jax.models.opening import load_model
 from agentrm_jax.prompts import Encoder
 from agentrm_jax.rewards.explicit import ExplicitRewardModel
 from agentrm_jax.testing.tiny import dense_values, tiny_model
-from agentrm_jax.training.checkpoint import Checkpoints, load_model
-from agentrm_jax.training.state import TrainState
+from agentrm_jax.training.checkpoint import Checkpoints
+from agentrm_jax.training.step import TrainState
 from agentrm_jax.types import Action, Outcome, State, Task, UserError, trajectory_of
 
 GOLDEN = Path(__file__).parent / "score_golden"

@@ -20,7 +20,7 @@ from typing import IO, Literal
 
 from agentrm_jax.chat import Chat
 from agentrm_jax.data.formats import trajectory_from_json
-from agentrm_jax.envs.spec import find
+from agentrm_jax.envs.catalogue import find
 from agentrm_jax.prompts import Encoder, transcript
 from agentrm_jax.tree import Segment
 from agentrm_jax.types import JSON, Message, Trajectory, UserError

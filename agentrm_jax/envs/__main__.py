@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from agentrm_jax.data import formats
-from agentrm_jax.envs import _cli_check, _cli_play
-from agentrm_jax.envs.spec import EnvSpec, Options, find, names
+from agentrm_jax.envs.catalogue import find, names
+from agentrm_jax.envs.commands import check as _cli_check
+from agentrm_jax.envs.commands import play as _cli_play
+from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.types import Task, Trajectory, UserError
 
 _SPLITS = ("train", "dev", "test")

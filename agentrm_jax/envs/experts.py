@@ -7,8 +7,9 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
-from agentrm_jax.envs.pool import EnvironmentPool
-from agentrm_jax.envs.spec import EnvSpec, Options, find
+from agentrm_jax.envs.catalogue import find
+from agentrm_jax.envs.pool.pool import EnvironmentPool
+from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.types import EnvironmentFault, Task, Trajectory, UserError
 
 

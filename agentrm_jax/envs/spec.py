@@ -1,13 +1,11 @@
-"""What an environment module declares about itself, and how one is found by name.
+"""What an environment module declares about itself.
 
-A module `agentrm_jax/envs/NAME.py` defines `SPEC = EnvSpec(...)` and must import cheaply: engines (minigrid, textworld, a JVM, ...) are
-imported inside `make`, because the main process only needs texts and task lists while engines live in worker processes.
+An environment is a module that defines `SPEC = EnvSpec(...)` and imports cheaply: engines (minigrid, textworld, a JVM, ...) are imported
+inside `make`, because the main process only needs texts and task lists while engines live in worker processes.
 """
 
 import dataclasses
 import difflib
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from agentrm_jax.types import JSON, Environment, Expert, Message, Task, UserError
@@ -103,35 +101,3 @@ def several(options: Options, name: str, default: Iterable[JSON]) -> list[JSON]:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return list(value) if isinstance(value, Iterable) else [value]
-
-
-_NOT_ENVIRONMENTS = {"spec", "react", "episode", "pool", "worker", "experts", "faults"}
-
-
-def names() -> list[str]:
-    """Environment names, sorted; those that ship with the package."""
-    import agentrm_jax.envs as package
-
-    return sorted(
-        m.name
-        for m in pkgutil.iter_modules(package.__path__)
-        if m.name not in _NOT_ENVIRONMENTS and not m.name.startswith("_")
-    )
-
-
-def find(name: str) -> EnvSpec:
-    """The spec of environment `name`; `package.module` paths load an environment of the user's own.
-
-    Raises:
-      UserError: no such environment; names the closest ones.
-    """
-    if "." in name:
-        try:
-            return importlib.import_module(name).SPEC
-        except (ImportError, AttributeError) as e:
-            raise UserError(f"environment module {name!r} cannot be imported or has no SPEC: {e}") from e
-    if name not in names():
-        close = difflib.get_close_matches(name, names(), 3, 0.4)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names())}"
-        raise UserError(f"no environment named {name!r}; {hint}")
-    return importlib.import_module(f"agentrm_jax.envs.{name}").SPEC

@@ -10,6 +10,7 @@ from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.families import Head, config_from_hf, head_from_hf
 from agentrm_jax.models.gguf import GGUF, smollm2_file
 from agentrm_jax.models.weights import Source, open_safetensors
+from agentrm_jax.tokenizer import load_tokenizer
 from agentrm_jax.types import UserError
 
 
@@ -48,13 +49,5 @@ def open_pretrained(name: str | Path) -> Pretrained:
     except ValueError as e:
         raise UserError(f"{path / 'config.json'} is not valid JSON: {e}") from None
     return Pretrained(
-        config_from_hf(fields), head_from_hf(fields), lambda: open_safetensors(path), lambda: _tokenizer(path)
+        config_from_hf(fields), head_from_hf(fields), lambda: open_safetensors(path), lambda: load_tokenizer(path)
     )
-
-
-def _tokenizer(path: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    if not any((path / f).exists() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise UserError(f"{path} has no tokenizer files")
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)

@@ -11,8 +11,8 @@ from agentrm_jax import tree
 from agentrm_jax.engine.engine import Engine, local_mesh, make_engine
 from agentrm_jax.engine.service import Batcher
 from agentrm_jax.envs.spec import EnvSpec
+from agentrm_jax.models.opening import load_model
 from agentrm_jax.prompts import Encoder
-from agentrm_jax.training.checkpoint import load_model
 from agentrm_jax.types import State, UserError
 
 

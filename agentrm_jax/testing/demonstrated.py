@@ -9,8 +9,9 @@ import functools
 import random
 from collections.abc import Mapping, Sequence
 
-from agentrm_jax.envs.pool import EnvironmentPool
-from agentrm_jax.envs.spec import EnvSpec, Options, find, names
+from agentrm_jax.envs.catalogue import find, names
+from agentrm_jax.envs.pool.pool import EnvironmentPool
+from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.testing.scripted import ScriptedPolicy, commands_of
 from agentrm_jax.types import Environment, EnvironmentFault, State, Task, UserError
 

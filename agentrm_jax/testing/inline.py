@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import weakref
 
-from agentrm_jax.envs.episode import Episode, Snapshot
+from agentrm_jax.envs.pool.episode import Episode, Snapshot
 from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.types import Action, EnvironmentFault, Environments, Outcome, State, Task
 

@@ -1,9 +1,7 @@
 """Checkpoints (Orbax): everything a run needs to go on as if nothing had happened, and models for others to load."""
 
 import dataclasses
-import functools
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +9,9 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
-from agentrm_jax import parallel
-from agentrm_jax.chat import Chat, load_chat
-from agentrm_jax.data.tokenizer import load_tokenizer
-from agentrm_jax.models import weights
-from agentrm_jax.models.config import ModelConfig
-from agentrm_jax.models.lora import LoRA, merge, split
-from agentrm_jax.models.pretrained import open_pretrained
-from agentrm_jax.models.transformer import Transformer
-from agentrm_jax.training.state import TrainState
+from agentrm_jax.training.step import TrainState
 from agentrm_jax.types import JSON, UserError
 
 
@@ -102,206 +91,6 @@ class Checkpoints:
         if steps:
             raise UserError(f"no checkpoint in {self._folder} can be read; move the folder away to start again")
         return state, {}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class OpenedModel:
-    """A model on disk, its parameters not read yet.
-
-    Attributes:
-      has: shape and type of every parameter it has.
-      load: (some of `has`, with shardings) -> (the parameters, step, meta).
-    """
-
-    config: ModelConfig
-    chat: Chat
-    has: weights.Params
-    load: Callable[[weights.Params], tuple[weights.Params, int, dict[str, JSON]]]
-
-    def read(self, wanted: weights.Params) -> weights.Params:
-        """Those of the wanted parameters that the model has, in the wanted type, every shard read into its place."""
-        return self.load(_common(wanted, self.has))[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedModel:
-    """A trained model with what is needed to use it."""
-
-    model: Transformer
-    chat: Chat
-    step: int
-    meta: dict[str, JSON]
-
-
-def open_model(place: Path | str, *, step: int | None = None, template: str = "") -> OpenedModel:
-    """The model of a training workdir, of a Hugging Face folder or GGUF file, or `smollm2` by name.
-
-    Of a workdir it is the latest readable checkpoint (or the one of `step`), parameters only. A one-label classifier that was
-    trained elsewhere brings its value head. `template` is a chat template to use instead of the tokenizer's own.
-
-    Raises:
-      UserError: there is no model, or it cannot be read.
-    """
-    workdir = Path(place)
-    if not (workdir / "model.json").exists():
-        found = open_pretrained(str(place))
-        causal = found.head == "CausalLM"
-        has = weights.abstract_params(found.config, lm_head=causal, value_head=not causal)
-        chat = load_chat(found.tokenizer(), template)
-        return OpenedModel(
-            found.config, chat, has, lambda wanted: (weights.load_params(found.source(), found.config, wanted), 0, {})
-        )
-    folder = (workdir / "checkpoints").resolve()
-    if not folder.is_dir():
-        raise UserError(f"{workdir} holds no checkpoints; train it with train.py")
-    info = json.loads((workdir / "model.json").read_text())
-    config = ModelConfig.from_json(info["config"])
-    if "lora" in info:
-        return _open_adapted(workdir, info, step, template)
-    has = weights.abstract_params(config, lm_head=info["lm_head"], value_head=info["value_head"])
-    chat = load_chat(load_tokenizer(workdir / "tokenizer"), template)
-    return OpenedModel(config, chat, has, lambda wanted: _load_checkpoint(folder, wanted, step))
-
-
-def load_model(
-    place: Path | str,
-    *,
-    step: int | None = None,
-    template: str = "",
-    mesh: Mesh | None = None,
-    dtype: jnp.dtype = jnp.float32,
-) -> LoadedModel:
-    """The same, ready for use: on one device of this process, or each shard read into its place on `mesh`.
-
-    Matrices are turned into `dtype` as they are read; final norm and value head, which are small, stay float32.
-    """
-    opened = open_model(place, step=step, template=template)
-    where: Any = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    if mesh:
-        where = nnx.to_pure_dict(parallel.shardings(nnx.state(weights.build(opened.config, opened.has)), mesh))
-    else:
-        where = jax.tree.map(lambda _: where, opened.has)
-    here = {
-        key: jax.tree.map(
-            functools.partial(_wanted, dtype=jnp.float32 if key in _SMALL else dtype), opened.has[key], where[key]
-        )
-        for key in opened.has
-    }
-    params, number, meta = opened.load(here)
-    return LoadedModel(weights.build(opened.config, params), opened.chat, number, meta)
-
-
-_SMALL = ("final_norm_d", "value_d")
-
-
-def _wanted(x: jax.ShapeDtypeStruct, where: jax.sharding.Sharding, dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, dtype, sharding=where)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Adapters:
-    """What a run with LoRA trained.
-
-    Attributes:
-      base: place or name of the model they belong to.
-      params: `layers.adapters`, and `value_d` of a reward model.
-    """
-
-    lora: LoRA
-    base: str
-    params: weights.Params
-    step: int
-    meta: dict[str, JSON]
-
-
-def load_adapters(workdir: Path, *, step: int | None = None, sharding: jax.sharding.Sharding | None = None) -> Adapters:
-    """Adapters and trained heads of a workdir, whole on every device of `sharding` (default: one device of this process).
-
-    Raises:
-      UserError: every parameter was trained there, or no checkpoint can be read.
-    """
-    about = workdir / "model.json"
-    info = json.loads(about.read_text()) if about.exists() else {}
-    if "lora" not in info:
-        raise UserError(f"{workdir} holds no adapters; they come from a run with --config.lora.rank")
-    config, lora = ModelConfig.from_json(info["config"]), LoRA.from_json(info["lora"])
-    made = nnx.state(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0), info)), nnx.Param)
-    where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = nnx.to_pure_dict(split(made)[0])
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
-    params, number, meta = _load_checkpoint((workdir / "checkpoints").resolve(), wanted, step)
-    return Adapters(lora, info["base"], params, number, meta)
-
-
-def _open_adapted(workdir: Path, info: dict[str, JSON], step: int | None, template: str) -> OpenedModel:
-    """A base with the adapters of `workdir` merged into it."""
-    config = ModelConfig.from_json(info["config"])
-    try:
-        base = open_model(info["base"], template=template)
-    except UserError as error:
-        raise UserError(
-            f"{workdir} holds adapters for the model {info['base']}, which cannot be opened ({error}); put it back, or "
-            f'write its new place as "base" into {workdir / "model.json"}'
-        ) from None
-    if base.config != config:
-        raise UserError(f"{workdir} holds adapters for another model than the one now in {info['base']}")
-
-    def load(wanted: weights.Params) -> tuple[weights.Params, int, dict[str, JSON]]:
-        like = wanted["embed_vd"].sharding
-        whole = NamedSharding(like.mesh, PartitionSpec()) if isinstance(like, NamedSharding) else like
-        adapters = load_adapters(workdir, step=step, sharding=whole)
-        trained = {k: v for k, v in adapters.params.items() if k in wanted}
-        params = base.read({k: v for k, v in wanted.items() if k == "layers" or k not in trained})
-        return merge(params, trained, adapters.lora), adapters.step, adapters.meta
-
-    has = weights.abstract_params(config, lm_head=info["lm_head"], value_head=info["value_head"])
-    return OpenedModel(config, load_chat(load_tokenizer(workdir / "tokenizer"), template), has, load)
-
-
-def describe_adapters(lora: LoRA, place: str, base: OpenedModel, *, lm_head: bool) -> dict[str, JSON]:
-    """What `model.json` says of adapters: their sizes and their base, by absolute path, or by name.
-
-    Raises:
-      UserError: the base lacks the language-model head that a policy needs.
-    """
-    if lm_head and not base.config.tie_embeddings and "head_dv" not in base.has:
-        raise UserError(
-            f"{place} has no language-model head, and adapters bring none; name a policy with --config.init"
-        )
-    path = Path(place).expanduser()
-    return {"lora": lora.to_json(), "base": str(path.resolve()) if path.exists() else place}
-
-
-def _load_checkpoint(
-    folder: Path, wanted: weights.Params, step: int | None
-) -> tuple[weights.Params, int, dict[str, JSON]]:
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True  # a reward model leaves the policy's head where it is
-    with context, ocp.training.Checkpointer(folder) as checkpointer:
-        steps = [c.step for c in checkpointer.checkpoints][::-1] if step is None else [step]
-        for number in steps:
-            try:
-                found = checkpointer.load_checkpointables(number, {"params": wanted, "meta": None})
-            except Exception as error:  # whatever a damaged file makes Orbax raise
-                logging.warning("checkpoint %s cannot be read (%s)", folder / str(number), error)
-                continue
-            return found["params"], number, found["meta"] or {}
-    raise UserError(f"no checkpoint in {folder} can be read")
-
-
-def _common(wanted: weights.Params, has: weights.Params) -> weights.Params:
-    """The entries of `wanted` that `has` has too."""
-    return {
-        key: _common(value, has[key]) if isinstance(value, dict) else value
-        for key, value in wanted.items()
-        if key in has
-    }
-
-
-def build_model(config: ModelConfig, rngs: nnx.Rngs, info: dict[str, JSON], **options: Any) -> Transformer:
-    """A model with the heads, and the adapters, that `model.json` names."""
-    lora = LoRA.from_json(info["lora"]) if "lora" in info else None
-    return Transformer(config, rngs=rngs, lm_head=info["lm_head"], value_head=info["value_head"], lora=lora, **options)
 
 
 def _pure(opt_state: Any) -> dict[str, Any]:

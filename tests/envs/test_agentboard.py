@@ -5,8 +5,10 @@ import json
 
 import pytest
 
-from agentrm_jax.envs import _agentboard as agentboard
-from agentrm_jax.envs import alfworld, jericho, sciworld
+from agentrm_jax.envs import agentboard
+from agentrm_jax.envs.alfworld import environment as alfworld
+from agentrm_jax.envs.jericho import environment as jericho
+from agentrm_jax.envs.sciworld import environment as sciworld
 from agentrm_jax.types import Task, UserError
 
 

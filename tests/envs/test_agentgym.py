@@ -11,10 +11,10 @@ import urllib.parse
 
 import pytest
 
-from agentrm_jax.envs import agentgym
-from agentrm_jax.envs._agentgym_http import ServerError
-from agentrm_jax.envs._agentgym_kinds import KINDS, sent
-from agentrm_jax.envs.pool import EnvironmentPool
+from agentrm_jax.envs.agentgym import environment as agentgym
+from agentrm_jax.envs.agentgym.http import ServerError
+from agentrm_jax.envs.agentgym.kinds import KINDS, sent
+from agentrm_jax.envs.pool.pool import EnvironmentPool
 from agentrm_jax.types import Action, EnvironmentFault, UserError
 
 
@@ -213,7 +213,7 @@ STYLES = {
 @pytest.mark.parametrize("kind", STYLES)
 def test_every_spelling_of_the_protocol_is_the_same_game(serve, kind, monkeypatch):
     server = serve(**STYLES[kind])
-    monkeypatch.setattr("agentrm_jax.envs.agentgym.sent", lambda kind, command: command)
+    monkeypatch.setattr("agentrm_jax.envs.agentgym.environment.sent", lambda kind, command: command)
     env = agentgym.make(options(server, kind=kind))
     start, steps = play(env, ["up", "stay", "up"])
     assert start.observation.endswith("Your goal: count to 2.\nYou are at 0.")

@@ -11,10 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agentrm_jax.envs import _alfworld_engine as engine
-from agentrm_jax.envs import _alfworld_games as games
-from agentrm_jax.envs import _alfworld_generate as generate
-from agentrm_jax.envs import alfworld
+from agentrm_jax.envs.alfworld import engine, games, generate
+from agentrm_jax.envs.alfworld import environment as alfworld
 from agentrm_jax.types import UserError
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -113,7 +111,7 @@ def test_official_games_are_won():
 
 @official
 def test_planner_solves_official_games_without_their_walkthrough():
-    from agentrm_jax.envs import _alfworld_experts as experts
+    from agentrm_jax.envs.alfworld import experts
 
     for task in alfworld.tasks("dev", {"data": str(DATA)})[::14]:
         world = engine.build_world(games.load_official(str(DATA), task.args), "put")
@@ -169,7 +167,7 @@ def test_explorer_finds_things_without_being_told_where():
 
 
 def test_households_do_not_depend_on_the_process():
-    code = "from agentrm_jax.envs._alfworld_generate import household; print(hash_(household(7, 'test').problem))"
+    code = "from agentrm_jax.envs.alfworld.generate import household; print(hash_(household(7, 'test').problem))"
     code = "import zlib; hash_ = lambda s: zlib.crc32(s.encode()); " + code
     runs = [
         subprocess.run(
@@ -264,7 +262,7 @@ def test_unknown_setting_is_refused_by_name():
 
 
 def test_importing_the_module_loads_no_engine():
-    code = "import sys, agentrm_jax.envs.alfworld; assert not {'alfworld', 'textworld', 'fast_downward'} & set(sys.modules)"
+    code = "import sys, agentrm_jax.envs.alfworld.environment; assert not {'alfworld', 'textworld', 'fast_downward'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agentrm_jax.envs import _babyai_goals as goals
-from agentrm_jax.envs import _babyai_text as text
-from agentrm_jax.envs import babyai
+from agentrm_jax.envs.babyai import environment as babyai
+from agentrm_jax.envs.babyai import goals, text
 from agentrm_jax.envs.react import played
 from agentrm_jax.types import Task, UserError
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agentrm_jax.envs._agentgym_kinds import KINDS
-from agentrm_jax.envs.pool import EnvironmentPool
-from agentrm_jax.envs.spec import find, names
+from agentrm_jax.envs.agentgym.kinds import KINDS
+from agentrm_jax.envs.catalogue import find, names
+from agentrm_jax.envs.pool.pool import EnvironmentPool
 from agentrm_jax.types import Action
 
 PAGE = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from agentrm_jax.envs.episode import Episode, GarbageError
+from agentrm_jax.envs.pool.episode import Episode, GarbageError
 from agentrm_jax.testing import toy_env
 from agentrm_jax.types import EngineStep, Outcome, Start
 

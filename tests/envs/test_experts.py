@@ -9,7 +9,7 @@ import time
 import pytest
 
 from agentrm_jax.envs.experts import expert_trajectories, stream_expert_trajectories
-from agentrm_jax.envs.faults import faulty
+from agentrm_jax.envs.pool.faults import faulty
 from agentrm_jax.testing import toy_env
 from agentrm_jax.types import UserError
 

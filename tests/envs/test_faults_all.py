@@ -10,9 +10,9 @@ from collections import Counter
 
 import pytest
 
-from agentrm_jax.envs.faults import fault_at, faulty
-from agentrm_jax.envs.pool import EnvironmentPool
-from agentrm_jax.envs.spec import find, names
+from agentrm_jax.envs.catalogue import find, names
+from agentrm_jax.envs.pool.faults import fault_at, faulty
+from agentrm_jax.envs.pool.pool import EnvironmentPool
 from agentrm_jax.search import rollout
 from agentrm_jax.testing.demonstrated import LIGHT, by_name, demonstrations, is_installed, wandering_policy
 

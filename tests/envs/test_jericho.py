@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agentrm_jax.envs import jericho
+from agentrm_jax.envs.jericho import environment as jericho
 from agentrm_jax.types import Task, UserError
 
 engine = pytest.mark.skipif(
@@ -76,7 +76,7 @@ def test_replay_and_forks_give_the_same_answers(options):
 @engine
 def test_a_story_is_the_same_in_another_process(options, tmp_path):
     code = (
-        "import sys; from agentrm_jax.envs import jericho; from agentrm_jax.types import Task\n"
+        "import sys; from agentrm_jax.envs.jericho import environment as jericho; from agentrm_jax.types import Task\n"
         f"e = jericho.make({{'cache': {str(tmp_path)!r}}}); s = e.reset(Task('jericho', 'x', 'train', 30, {dict(STORY.args)!r}))\n"
         "print(repr((s.observation, [c for _, c in jericho.expert(e, None)])))"
     )
@@ -236,5 +236,5 @@ def test_a_missing_package_is_reported_in_one_line(monkeypatch):
 
 
 def test_importing_the_module_loads_no_engine():
-    code = "import sys, agentrm_jax.envs.jericho; assert not {'jericho', 'textworld', 'spacy'} & set(sys.modules)"
+    code = "import sys, agentrm_jax.envs.jericho.environment; assert not {'jericho', 'textworld', 'spacy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@ import pytest
 
 from agentrm_jax.data.formats import read_trajectories
 from agentrm_jax.envs.__main__ import main
-from agentrm_jax.envs.spec import names
+from agentrm_jax.envs.catalogue import names
 from agentrm_jax.testing import toy_env
 
 TASKS = toy_env.tasks("test", {})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agentrm_jax.envs import maze
+from agentrm_jax.envs.maze import environment as maze
 from agentrm_jax.types import Task, UserError
 
 DATA = Path(__file__).parents[2] / "../shared/data"

@@ -5,7 +5,7 @@ import json
 import ml_collections
 import pytest
 
-from agentrm_jax.data import sources
+from agentrm_jax.data import examples as sources
 from agentrm_jax.prompts import opening
 from agentrm_jax.types import Message, Task, UserError
 

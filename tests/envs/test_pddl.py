@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from agentrm_jax.envs import _pddl_generate as generator
-from agentrm_jax.envs import pddl
-from agentrm_jax.envs._pddl_domains import WORLDS
-from agentrm_jax.envs._pddl_engine import apply, ground, read_domain, read_problem, write_problem
-from agentrm_jax.envs._pddl_plan import compile_operators, holds, plan
-from agentrm_jax.envs._pddl_shortest import interchangeable, shortest
+from agentrm_jax.envs.pddl import environment as pddl
+from agentrm_jax.envs.pddl import generate as generator
+from agentrm_jax.envs.pddl.domains import WORLDS
+from agentrm_jax.envs.pddl.engine import apply, ground, read_domain, read_problem, write_problem
+from agentrm_jax.envs.pddl.plan import compile_operators, holds, plan
+from agentrm_jax.envs.pddl.shortest import interchangeable, shortest
 from agentrm_jax.types import Task, UserError
 
 DATA = Path(__file__).parents[2] / "../shared/data"

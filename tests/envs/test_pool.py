@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from agentrm_jax.envs._process import WorkerProcess
-from agentrm_jax.envs.episode import Episode
-from agentrm_jax.envs.faults import faulty
-from agentrm_jax.envs.pool import EnvironmentPool
+from agentrm_jax.envs.pool.episode import Episode
+from agentrm_jax.envs.pool.faults import faulty
+from agentrm_jax.envs.pool.pool import EnvironmentPool
+from agentrm_jax.envs.pool.process import WorkerProcess
 from agentrm_jax.testing import toy_env
 from agentrm_jax.types import Action, EnvironmentFault, Outcome, State, Task, UserError
 

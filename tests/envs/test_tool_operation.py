@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from agentrm_jax.envs import _tool_sheet as sheets
-from agentrm_jax.envs import tool_operation as operation
-from agentrm_jax.envs._tool_calls import ToolError, checked, read_call, render_call, same_answer
-from agentrm_jax.envs._tool_todo import worth
+from agentrm_jax.envs.tool import operation
+from agentrm_jax.envs.tool import sheet as sheets
+from agentrm_jax.envs.tool.calls import ToolError, checked, read_call, render_call, same_answer
+from agentrm_jax.envs.tool.todo import worth
 from agentrm_jax.types import Task, UserError
 
 DATA = Path(__file__).parents[2] / "../shared/data"

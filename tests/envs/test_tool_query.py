@@ -8,12 +8,9 @@ from unittest import mock
 
 import pytest
 
-from agentrm_jax.envs import _tool_academia as academia
-from agentrm_jax.envs import _tool_movie as movie
-from agentrm_jax.envs import _tool_weather as weather
-from agentrm_jax.envs import tool_query as query
-from agentrm_jax.envs._tool_calls import render_call
-from agentrm_jax.envs._tool_question import progress
+from agentrm_jax.envs.tool import academia, movie, query, weather
+from agentrm_jax.envs.tool.calls import render_call
+from agentrm_jax.envs.tool.question import progress
 from agentrm_jax.types import Task, UserError
 
 DATA = Path(__file__).parents[2] / "../shared/data"

@@ -11,11 +11,12 @@ import urllib.parse
 
 import pytest
 
-from agentrm_jax.envs import _tool_http, _tool_services
-from agentrm_jax.envs import tool_query as query
-from agentrm_jax.envs._tool_calls import render_call
-from agentrm_jax.envs._tool_http import ServiceFault
-from agentrm_jax.envs.pool import EnvironmentPool
+from agentrm_jax.envs.pool.pool import EnvironmentPool
+from agentrm_jax.envs.tool import http as _tool_http
+from agentrm_jax.envs.tool import query
+from agentrm_jax.envs.tool import services as _tool_services
+from agentrm_jax.envs.tool.calls import render_call
+from agentrm_jax.envs.tool.http import ServiceFault
 from agentrm_jax.types import Action, EnvironmentFault, UserError
 
 OSLO = {"latitude": 59.91, "longitude": 10.75}

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from agentrm_jax.envs import _webshop_reward as rewards
-from agentrm_jax.envs import webshop
-from agentrm_jax.envs._webshop_cache import StoredProducts, is_large, prepared
-from agentrm_jax.envs._webshop_catalogue import Goal, Product, read_shop, shop_files
-from agentrm_jax.envs._webshop_expert import choices
-from agentrm_jax.envs._webshop_generate import generate_records
-from agentrm_jax.envs._webshop_wares import OPTION_PHRASES, OPTIONS, WARES
-from agentrm_jax.envs.episode import Episode
+from agentrm_jax.envs.pool.episode import Episode
 from agentrm_jax.envs.react import render_action
+from agentrm_jax.envs.webshop import environment as webshop
+from agentrm_jax.envs.webshop import reward as rewards
+from agentrm_jax.envs.webshop.cache import StoredProducts, is_large, prepared
+from agentrm_jax.envs.webshop.catalogue import Goal, Product, read_shop, shop_files
+from agentrm_jax.envs.webshop.expert import choices
+from agentrm_jax.envs.webshop.generate import generate_records
+from agentrm_jax.envs.webshop.wares import OPTION_PHRASES, OPTIONS, WARES
 from agentrm_jax.types import Task, UserError
 
 OFFICIAL = Path(__file__).parents[2] / "../shared/data"
@@ -282,7 +282,7 @@ def test_splits_share_no_product():
 
 def test_made_up_shops_depend_on_their_seed_only():
     code = (
-        "from agentrm_jax.envs import webshop as w\n"
+        "from agentrm_jax.envs.webshop import environment as w\n"
         "e = w.make({'seed': 7, 'num_products': 90}); t = w.tasks('test', {'seed': 7, 'num_products': 90})\n"
         "print([e.reset(x) for x in t], [e.step(c) for _, c in w.expert(e, t[-1])])"
     )
@@ -355,7 +355,7 @@ def test_expert_says_whether_it_is_what_was_asked_for(env, monkeypatch):
     said = {}
     for wanted in (("black", "10"), ("black", "12"), ("dark black", "10")):
         monkeypatch.setattr(env, "goal", goal(options=wanted, product=product(asin=env.shop.products[0].asin)))
-        monkeypatch.setattr("agentrm_jax.envs._webshop_expert.best_query", lambda *_: ("shoes", 12))
+        monkeypatch.setattr("agentrm_jax.envs.webshop.expert.best_query", lambda *_: ("shoes", 12))
         said[wanted] = [thought for thought, _ in webshop.solve(env, 10)][1:]
     assert said["black", "10"][0] == "What I look for is not on page 1, so I look at the next one."
     assert said["black", "10"][2:] == [
@@ -449,7 +449,7 @@ def test_an_episode_in_a_prepared_catalogue_is_that_in_any(full_files, tmp_path,
     options = {"data": str(full_files), "setting": "original", "num_products": 300}
     rewards = solve_all(webshop.tasks("test", options)[:5], options)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("agentrm_jax.envs._webshop_cache.LARGE", 0)
+    monkeypatch.setattr("agentrm_jax.envs.webshop.cache.LARGE", 0)
     webshop._cached_shop.cache_clear()
     assert solve_all(webshop.tasks("test", options)[:5], options) == rewards
     assert isinstance(webshop.make(options).shop.products, StoredProducts)
@@ -462,7 +462,7 @@ def test_eto_sessions_need_the_goals_they_were_made_for(full_files, monkeypatch)
     options = {"data": str(full_files)}  # the files are there, so `eto` it is
     with pytest.raises(UserError, match="gives 1800 goals, ETO's session numbers need 12087"):
         webshop.tasks("train", options)
-    monkeypatch.setattr("agentrm_jax.envs._webshop_catalogue._ETO_GOALS", 1800)
+    monkeypatch.setattr("agentrm_jax.envs.webshop.catalogue._ETO_GOALS", 1800)
     sessions = {split: [t.args["session"] for t in webshop.tasks(split, options)] for split in ("train", "dev", "test")}
     assert sessions["train"] == [3, 5, 600]  # 9 is a test session
     assert sessions["test"] == [9, 7]

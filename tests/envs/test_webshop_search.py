@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from agentrm_jax.envs import _webshop_search as search
+from agentrm_jax.envs.webshop import search
 
 
 @pytest.mark.parametrize(

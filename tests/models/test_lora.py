@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from agentrm_jax import config as cli
 from agentrm_jax.models import lora
 from agentrm_jax.models.lora import TARGETS, LoRA
 from agentrm_jax.models.transformer import Transformer, logits
 from agentrm_jax.models.weights import abstract_params, build
+from agentrm_jax.run import config as cli
 from agentrm_jax.types import UserError
 
 ALL = LoRA(rank=3, alpha=6.0, targets=("all-linear",))

@@ -17,12 +17,12 @@ import pytest
 from flax import nnx
 
 from agentrm_jax.chat import load_chat
-from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.export import write_hf
 from agentrm_jax.models.families import config_from_hf
 from agentrm_jax.models.pretrained import open_pretrained
 from agentrm_jax.models.transformer import logits, values
 from agentrm_jax.models.weights import Source, abstract_params, build, load_params
+from agentrm_jax.tokenizer import train_tokenizer
 from agentrm_jax.tree import Node, Segment, flatten, to_row
 
 GOLDEN = Path(__file__).parent / "golden"

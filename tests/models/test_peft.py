@@ -13,14 +13,15 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from agentrm_jax import export, parallel
-from agentrm_jax.data import pipeline
+from agentrm_jax.data import datasets as pipeline
+from agentrm_jax.models import opening
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA, Params, merge, split
 from agentrm_jax.models.peft import peft_tensors, write_peft
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.models.weights import tensors
 from agentrm_jax.training import checkpoint
-from agentrm_jax.training import state as training
+from agentrm_jax.training import step as training
 from agentrm_jax.types import UserError
 
 SPEC = LoRA(rank=3, alpha=6.0, targets=("all-linear",))
@@ -93,8 +94,8 @@ def workdir_of(config: ModelConfig, chat, kind: str, folder: Path) -> tuple[Path
     export.write_hf(frozen, config, chat, base, "CausalLM")
     chat.tokenizer.save_pretrained(workdir / "tokenizer")
     about = {"kind": kind, "config": config.to_json(), "lm_head": not reward, "value_head": reward}
-    opened = checkpoint.open_model(base)
-    about |= checkpoint.describe_adapters(SPEC, str(base), opened, lm_head=not reward)
+    opened = opening.open_model(base)
+    about |= opening.describe_adapters(SPEC, str(base), opened, lm_head=not reward)
     about["config"] = opened.config.to_json()
     (workdir / "model.json").write_text(json.dumps(about))
     tx = training.make_optimizer(learning_rate=1.0, warmup=0.0, total_steps=1, weight_decay=0.0, clip=1.0)
@@ -105,7 +106,7 @@ def workdir_of(config: ModelConfig, chat, kind: str, folder: Path) -> tuple[Path
         return given | trained | {"layers": given["layers"] | trained["layers"]}
 
     def make(rngs: nnx.Rngs) -> Transformer:
-        return checkpoint.build_model(opened.config, rngs, about)
+        return opening.build_model(opened.config, rngs, about)
 
     _, state, _ = training.init_state(make, tx, mesh, 0, read)
     row = {f: np.ones(4, np.int32) for f in ("tokens", "positions", "subtree_end", "previous")}
@@ -178,4 +179,4 @@ def test_peft_loads_an_export_onto_the_base_and_gives_our_numbers(tmp_path, conf
 
 
 def params_of(workdir: Path) -> Params:
-    return nnx.to_pure_dict(nnx.state(checkpoint.load_model(workdir).model, nnx.Param))
+    return nnx.to_pure_dict(nnx.state(opening.load_model(workdir).model, nnx.Param))

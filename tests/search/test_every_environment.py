@@ -9,9 +9,9 @@ import os
 
 import pytest
 
-from agentrm_jax.envs.pool import EnvironmentPool
+from agentrm_jax.envs.catalogue import find, names
+from agentrm_jax.envs.pool.pool import EnvironmentPool
 from agentrm_jax.envs.react import command_reader
-from agentrm_jax.envs.spec import find, names
 from agentrm_jax.search import beam, best_of_n, run_tasks
 from agentrm_jax.testing.demonstrated import LIGHT, demonstrations, is_installed, wandering_policy
 from agentrm_jax.testing.scripted import random_reward

@@ -11,10 +11,11 @@ import pytest
 from flax import nnx
 
 from agentrm_jax import parallel, tree
-from agentrm_jax.data import pipeline
+from agentrm_jax.data import datasets as pipeline
+from agentrm_jax.models.opening import load_model
 from agentrm_jax.models.transformer import Transformer
-from agentrm_jax.training import state as training
-from agentrm_jax.training.checkpoint import Checkpoints, load_model
+from agentrm_jax.training import step as training
+from agentrm_jax.training.checkpoint import Checkpoints
 from agentrm_jax.tree import Node, Segment
 from agentrm_jax.types import UserError
 

@@ -18,7 +18,7 @@ from agentrm_jax import parallel, tree
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.testing.devices import run_on_eight
-from agentrm_jax.training import state as training
+from agentrm_jax.training import step as training
 from agentrm_jax.tree import Node, Segment
 from agentrm_jax.types import UserError
 

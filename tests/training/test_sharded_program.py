@@ -20,7 +20,7 @@ from agentrm_jax import parallel
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.testing.devices import run_on_eight
-from agentrm_jax.training import state as training
+from agentrm_jax.training import step as training
 
 MESHES = ((1, 8, 1), (2, 4, 1), (2, 2, 2))
 ROWS, LENGTH, D = 8, 96, 64

@@ -16,14 +16,15 @@ from flax import nnx
 
 from agentrm_jax import parallel, tree
 from agentrm_jax.chat import load_chat
-from agentrm_jax.data import pipeline
-from agentrm_jax.data.tokenizer import train_tokenizer
+from agentrm_jax.data import datasets as pipeline
 from agentrm_jax.export import write_hf
 from agentrm_jax.models import pretrained, weights
 from agentrm_jax.models.config import ModelConfig
+from agentrm_jax.models.opening import OpenedModel, build_model, open_model
 from agentrm_jax.testing.devices import run_on_eight
-from agentrm_jax.training import state as training
-from agentrm_jax.training.checkpoint import Checkpoints, OpenedModel, build_model, open_model
+from agentrm_jax.tokenizer import train_tokenizer
+from agentrm_jax.training import step as training
+from agentrm_jax.training.checkpoint import Checkpoints
 from agentrm_jax.tree import Node, Segment
 
 POLICY = {"kind": "policy", "lm_head": True, "value_head": False}

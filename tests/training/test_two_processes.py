@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from agentrm_jax import parallel, tree
-from agentrm_jax.data import pipeline
+from agentrm_jax.data import datasets as pipeline
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.transformer import Transformer
-from agentrm_jax.training import state as training
+from agentrm_jax.training import step as training
 from agentrm_jax.training.checkpoint import Checkpoints
 from agentrm_jax.tree import Node, Segment
 

@@ -1,0 +1,1 @@
+"""BabyAI: grid levels in words."""

@@ -1,0 +1,1 @@
+"""Subcommands of `python -m agentrm_jax.envs`."""

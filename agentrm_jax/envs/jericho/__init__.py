@@ -1,0 +1,1 @@
+"""Jericho: text adventures."""

@@ -1,0 +1,1 @@
+"""Mazes in words."""

@@ -1,0 +1,297 @@
+"""Planning puzzles in words: gripper, blockworld, barman and tyreworld, from AgentBoard's selection (paper Table 8).
+
+Reward and progress are the same number: the largest share of goal facts that held at once so far, in [0, 1]. The
+episode is over when all hold. A command that cannot be read, is not applicable, or would change nothing leaves the
+state as it is and is not valid. Barman and tyreworld show only new facts after a step; `look around` shows all.
+`check valid actions` lists what can be done now (a free hint that AgentBoard gives as well).
+
+Without data, problems are generated (`_pddl_generate`): train, dev and test never share one. With the option `data`,
+the test split is AgentBoard's 60 problems from `<data>/agentboard/pddl/`; facts and goals read as there, commands have
+a wording of our own, and AgentBoard's (action word anywhere, then objects in order) is understood too.
+
+Options:
+  data: folder of official files.
+  domains: list of worlds, all four by default.
+  difficulty: `easy`, `medium` or `hard`; all three by default (generated problems only).
+  count: problems of the split (generated; rounded up to equal shares), default 480 train, 60 dev, 60 test.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from agentrm_jax.envs.pddl.domains import WORLDS, World
+from agentrm_jax.envs.pddl.engine import Atom, Operator, Problem, State, apply, ground, read_problem, satisfied
+from agentrm_jax.envs.pddl.generate import DIFFICULTIES, generate, seeds
+from agentrm_jax.envs.pddl.plan import plan
+from agentrm_jax.envs.react import played
+from agentrm_jax.envs.spec import EnvSpec, Options, several, whole
+from agentrm_jax.types import EngineStep, Environment, Start, Task, UserError
+
+MAX_STEPS = 30
+CHECK, LOOK = "check valid actions", "look around"
+_COUNTS = {"train": 480, "dev": 60, "test": 60}
+
+
+class Grounded(NamedTuple):
+    """A problem with its operators; shared by all episodes of it in a process."""
+
+    world: World
+    problem: Problem
+    operators: Mapping[Atom, Operator]
+    goal: tuple[Atom, ...]
+
+
+Source = str | tuple[str, int]  # the text of a problem, or (difficulty, seed) of a generated one
+
+
+def _source(task: Task) -> tuple[str, Source]:
+    args = task.args
+    return str(args["domain"]), args["pddl"] if "pddl" in args else (str(args["difficulty"]), int(args["seed"]))
+
+
+@functools.lru_cache(maxsize=256)
+def _grounded(domain: str, source: Source) -> Grounded:
+    world = WORLDS[domain]
+    problem = read_problem(source, world.domain) if isinstance(source, str) else generate(domain, *source)
+    order = sorted(problem.goal, key=lambda atom: sentence(world.facts, atom))
+    return Grounded(world, problem, ground(world.domain, problem), tuple(order))
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(domain: str, source: Source) -> tuple[Atom, ...]:
+    grounded = _grounded(domain, source)
+    return tuple(plan(grounded.operators, grounded.problem.init, grounded.goal))
+
+
+def sentence(templates: Mapping[str, str], atom: Atom) -> str:
+    """An atom or ground action in words; `("on", "b1", "b2")` is `b1 is on b2.`"""
+    return templates[atom[0]].format(*atom[1:])
+
+
+@functools.cache
+def _shapes(commands: tuple[tuple[str, str], ...]) -> tuple[tuple[str, int, re.Pattern[str]], ...]:
+    """(action, number of arguments, pattern of its command) for every action."""
+    shapes = []
+    for action, template in commands:
+        arguments = re.findall(r"\{(\d)\}", template)
+        pattern = re.sub(r"\\\{(\d)\\\}", r"(?P<a\1>\\S+)", re.escape(template))
+        shapes.append((action, len(arguments), re.compile(pattern)))
+    return tuple(shapes)
+
+
+def read_command(world: World, objects: Mapping[str, str], command: str) -> Atom | None:
+    """The ground action a command names, or None. It need not be applicable, nor its arguments of the right type.
+
+    Reads our wording, and else AgentBoard's rule: the first action word, and the objects in the order they occur.
+    """
+    text = " ".join(command.lower().split()).rstrip(". ")
+    shapes = _shapes(tuple(world.commands.items()))
+    for action, n, pattern in shapes:
+        if match := pattern.fullmatch(text):
+            return (action, *(match[f"a{i}"] for i in range(n)))
+    words = re.findall(r"[\w-]+", text)
+    arity = {action: n for action, n, _ in shapes}
+    found = next((word for word in words if word in arity), None)
+    named = [word for word in words if word in objects]
+    if found is None or len(named) < arity[found]:
+        return None
+    return (found, *named[: arity[found]])
+
+
+class Snapshot(NamedTuple):
+    grounded: Grounded
+    state: State
+    best: float
+
+
+class Pddl:
+    """One episode of one problem."""
+
+    def __init__(self) -> None:
+        self.grounded: Grounded | None = None
+        self.state: State = frozenset()
+        self.best = 0.0
+
+    def reset(self, task: Task) -> Start:
+        self.grounded = grounded = _grounded(*_source(task))
+        self.state = grounded.problem.init
+        self.best = satisfied(grounded.goal, self.state)
+        conditions = " ".join(sentence(grounded.world.facts, atom) for atom in grounded.goal)
+        goal = f"The goal is to satisfy the following conditions: {conditions}"
+        return Start(goal, f"{grounded.world.rules}\n{self._facts(self.state)}")
+
+    def step(self, command: str) -> EngineStep:
+        assert self.grounded is not None, "reset comes first"
+        world, problem, operators, goal = self.grounded
+        text = " ".join(command.lower().split()).rstrip(".")
+        if text == CHECK:
+            return self._answer("You can do: " + ", ".join([*self.valid_commands(), CHECK, LOOK]))
+        if text == LOOK:
+            return self._answer(self._facts(self.state))
+        action = read_command(world, problem.objects, command)
+        if action is None:
+            return self._answer("That is no command here; nothing changes.", valid=False)
+        operator = operators.get(action)
+        after = None if operator is None else apply(operator, self.state)
+        if after is None or after == self.state:
+            return self._answer("That cannot be done now; nothing changes.", valid=False)
+        before, self.state = self.state, after
+        self.best = max(self.best, satisfied(goal, after))
+        shown = self._facts(after - before if world.only_news else after)
+        if self._over():
+            shown += " The goal is satisfied."
+        return self._answer(shown)
+
+    def valid_commands(self) -> list[str]:
+        """Commands that would change the state, sorted."""
+        assert self.grounded is not None
+        world, _, operators, _ = self.grounded
+        useful = [o.name for o in operators.values() if apply(o, self.state) not in (None, self.state)]
+        return sorted(sentence(world.commands, name) for name in useful)
+
+    def snapshot(self) -> Snapshot:
+        assert self.grounded is not None
+        return Snapshot(self.grounded, self.state, self.best)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self.grounded, self.state, self.best = snapshot
+
+    def close(self) -> None:
+        pass
+
+    def _facts(self, atoms: State) -> str:
+        assert self.grounded is not None
+        facts = self.grounded.world.facts
+        return " ".join(sorted(_capital(sentence(facts, atom)) for atom in atoms if atom[0] in facts))
+
+    def _over(self) -> bool:
+        assert self.grounded is not None
+        return all(atom in self.state for atom in self.grounded.goal)
+
+    def _answer(self, observation: str, valid: bool = True) -> EngineStep:
+        return EngineStep(observation, self.best, self.best, self._over(), valid)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _domains(options: Options) -> list[str]:
+    chosen = several(options, "domains", WORLDS)
+    for name in chosen:
+        if name not in WORLDS:
+            raise UserError(f"pddl has no domain {name!r}; known: {', '.join(WORLDS)}")
+    return chosen
+
+
+def tasks(split: str, options: Options) -> Sequence[Task]:
+    """Generated problems; AgentBoard's 60 as `test` if `data` is given.
+
+    Raises:
+      UserError: unknown domain, difficulty or split, or official files missing.
+    """
+    if split not in _COUNTS:
+        raise UserError(f"pddl has no split {split!r}; known: {', '.join(_COUNTS)}")
+    domains = _domains(options)
+    if split == "test" and options.get("data"):
+        return _official(Path(str(options["data"])) / "agentboard" / "pddl", domains)
+    levels = [options["difficulty"]] if options.get("difficulty") else list(DIFFICULTIES)
+    if levels[0] not in DIFFICULTIES:
+        raise UserError(f"pddl has no difficulty {levels[0]!r}; known: {', '.join(DIFFICULTIES)}")
+    share = -(-whole(options, "count", _COUNTS[split]) // (len(domains) * len(levels)))
+    return [
+        Task(
+            "pddl",
+            f"{domain}-{level}-{seed}",
+            split,
+            MAX_STEPS,
+            {"domain": domain, "difficulty": level, "seed": seed},
+        )
+        for domain in domains
+        for level in levels
+        for _, seed in zip(range(share), seeds(domain, level, split), strict=False)
+    ]
+
+
+def _official(folder: Path, domains: Sequence[str]) -> list[Task]:
+    """AgentBoard's order: problems by file name within each domain, difficulty from its own list."""
+    try:
+        rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines() if line.strip()]
+    except OSError as e:
+        raise UserError(f"{folder / 'test.jsonl'} cannot be read; option `data` must name the folder above it") from e
+    found: list[Task] = []
+    for domain in domains:
+        files = sorted((folder / "domains" / domain).glob("*.pddl"))
+        own = [row for row in rows if row["additional_info"]["subtask"] == domain]
+        if len(files) != len(own):
+            raise UserError(f"{folder / 'domains' / domain} holds {len(files)} problems, test.jsonl names {len(own)}")
+        for file, row in zip(files, own, strict=True):
+            args = {"domain": domain, "difficulty": row["difficulty"], "pddl": file.read_text()}
+            found.append(Task("pddl", f"{domain}-{file.stem}", "test", MAX_STEPS, args))
+    return found
+
+
+def expert(env: Environment, task: Task) -> Iterator[tuple[str, str]]:
+    """A plan for the task, each step with the goal fact it works towards.
+
+    Raises:
+      TimeoutError: the planner found nothing in 20 s.
+    """
+    world, problem, operators, goal = _grounded(*_source(task))
+    steps = _plan(*_source(task))
+    states = [problem.init]
+    for step in steps:
+        after = apply(operators[step], states[-1])
+        assert after is not None, "a plan is applicable"
+        states.append(after)
+    for i, step in enumerate(steps):
+        aim = next((a for s in states[i + 1 :] for a in goal if a in s and a not in states[i]), goal[0])
+        reached = aim in states[i + 1]
+        fact = sentence(world.facts, aim).rstrip(".")
+        thought = f"This makes it true that {fact}." if reached else f"I am working towards this: {fact}."
+        yield thought, sentence(world.commands, step)
+
+
+_EXAMPLE = Task(
+    "pddl",
+    "blockworld-example",
+    "train",
+    MAX_STEPS,
+    {
+        "domain": "blockworld",
+        "pddl": """(define (problem example) (:domain blocksworld-4ops) (:objects b1 b2 b3)
+          (:init (arm-empty) (on-table b1) (on b2 b1) (on-table b3) (clear b2) (clear b3)) (:goal (on b1 b3)))""",
+    },
+)
+
+
+def make(options: Options) -> Environment:
+    """One engine; which problems it plays is the tasks' concern."""
+    return Pddl()
+
+
+SPEC = EnvSpec(
+    name="pddl",
+    make=make,
+    tasks=tasks,
+    instruction="""You solve a planning puzzle. The goal lists facts that have to hold all at the same time. \
+First you are told the commands of this puzzle with their conditions, then the facts that hold now; whatever is not \
+listed does not hold. Replace the words in capitals by names from the facts. A command whose conditions are not met \
+changes nothing. Two more commands work everywhere: "check valid actions" lists what can be done now, "look around" \
+lists all facts. You have 30 turns.
+Each turn, write one thought and one command:
+Thought: <why>
+Action: <command>""",
+    rm_instruction="""An agent solves a planning puzzle: it moves objects with simple commands until all the facts of \
+the goal hold at the same time. A command whose conditions are not met changes nothing.
+{goal}""",
+    expert=expert,
+    example=played(Pddl(), _EXAMPLE, expert),
+    options=("domains", "difficulty", "count"),
+    engine="own STRIPS engine and planner",
+    licence="Apache-2.0",
+)

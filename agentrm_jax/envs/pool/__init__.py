@@ -1,0 +1,1 @@
+"""Many episodes at once: worker processes, replay after faults, accounting of an episode."""

@@ -1,0 +1,1 @@
+"""ScienceWorld: a school laboratory."""

@@ -1,0 +1,1 @@
+"""Tool use: questions to services (`query`) and work in documents (`operation`)."""

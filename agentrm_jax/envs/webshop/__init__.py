@@ -1,0 +1,1 @@
+"""WebShop: a shop with a search engine."""

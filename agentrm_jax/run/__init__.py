@@ -1,0 +1,1 @@
+"""Runs: their folder, their stages, their record, their log."""

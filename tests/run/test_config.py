@@ -1,0 +1,177 @@
+"""Command lines: every experiment says how it is run, values keep their types, and a mistake is one line with the fix."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from agentrm_jax.run import config as cli
+from agentrm_jax.types import UserError
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem != "common")
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def parse(*arguments: str) -> ml_collections.ConfigDict:
+    return cli.parse(arguments)[0]
+
+
+def refusal(*arguments: str) -> str:
+    """The one line a command line is refused with."""
+    with pytest.raises(UserError) as caught:
+        cli.parse(arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_every_experiment_resolves_and_its_docstring_names_its_command(path):
+    doc = ast.get_docstring(ast.parse(path.read_text()))
+    assert doc is not None
+    main = "train.py" if path.stem in ("sft", "explicit", "implicit") else "search.py"
+    assert f"python {main} --config=configs/{path.name}" in doc
+    config, workdir = cli.parse([f"--config=configs/{path.name}"])
+    assert config.size == "nano"
+    assert workdir == Path("runs/nano") / path.stem
+    named, _ = cli.parse([f"--config=configs/{path.name}:nano"])
+    assert named.to_dict() == config.to_dict()
+    assert config.is_locked
+
+
+SFT = "--config=configs/sft.py"
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("total_steps", "7", 7),
+        ("learning_rate", "1", 1.0),
+        ("learning_rate", "3e-5", 3e-5),
+        ("init", "runs/nano/sft", "runs/nano/sft"),
+        ("init", "12", "12"),
+        ("mesh.tensor", "2", 2),
+        ("env.names", "maze", ("maze",)),
+        ("env.names", "maze, babyai", ("maze", "babyai")),
+        ("env.names", "('maze', 'babyai')", ("maze", "babyai")),
+        ("env.options.maze.sizes", "3,5", (3, 5)),
+        ("env.options.maze.sizes", "3", (3,)),
+        ("env.options.maze.new_key", "5", 5),
+        ("env.options.another.key", "text", "text"),
+        ("env.options.another.key", "[1, 2]", [1, 2]),
+    ],
+)
+def test_a_value_gets_the_type_of_what_it_replaces(key, text, value):
+    node = parse(SFT, f"--config.{key}={text}")
+    for part in key.split("."):
+        node = node[part]
+    node = list(node) if isinstance(value, list) else node
+    assert node == value
+    assert type(node) is type(value)
+
+
+def test_true_and_false_are_words_and_not_any_text():
+    config = ml_collections.ConfigDict({"flag": False})
+    for text, value in (("true", True), ("False", False), ("1", True)):
+        cli.override(config, "flag", text)
+        assert config.flag is value
+    with pytest.raises(UserError, match=r"--config\.flag=maybe: must be true or false"):
+        cli.override(config, "flag", "maybe")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ((SFT, "--config.totl_steps=5"), ("unknown config key --config.totl_steps", "did you mean total_steps")),
+        ((SFT, "--config.mesh.tenso=2"), ("--config.mesh.tenso", "did you mean tensor")),
+        ((SFT, "--config.zzz=2"), ("--config.zzz", "known here: ", "total_steps")),
+        ((SFT, "--config.seed.x=2"), ("--config.seed.x", "seed is a value, not a group")),
+        ((SFT, "--config.mesh=2"), ("--config.mesh is a group of keys: data, fsdp, tensor",)),
+        ((SFT, "--config.total_steps=many"), ("--config.total_steps=many: must be a whole number",)),
+        ((SFT, "--config.total_steps=1.5"), ("must be a whole number",)),
+        ((SFT, "--config.learning_rate=fast"), ("--config.learning_rate=fast: must be a number",)),
+        ((SFT, "--config.env.options.maze.sizes=big"), ("sizes=big: must be a list like 3",)),
+        ((SFT, "--steps=5"), ("unknown flag --steps", "usage: ")),
+        ((SFT, "runs"), ("cannot read 'runs'", "usage: ")),
+        ((SFT, "--workdir"), ("cannot read '--workdir'",)),
+        (("--workdir=x",), ("--config is missing", "usage: ")),
+        (("--config=configs/stf.py",), ("no such file", "did you mean configs/sft.py?")),
+        (("--config=nowhere/at/all.py",), ("--config=nowhere/at/all.py: no such file",)),
+        (("--config=pyproject.toml",), ("--config=pyproject.toml: a config is a Python file",)),
+        (("--config=configs/common.py",), ("configs/common.py defines no get_config",)),
+        (("--config=configs/sft.py:giant",), ("no size 'giant'", "nano")),
+        ((SFT, "--workdir=/nowhere/at/all"), ("--workdir=/nowhere/at/all: the folder /nowhere/at does not exist",)),
+    ],
+)
+def test_a_mistake_is_named_with_what_to_do(arguments, parts):
+    line = refusal(*arguments)
+    assert all(part in line for part in parts), line
+
+
+def test_the_parent_of_a_default_workdir_need_not_exist(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, workdir = cli.parse([f"--config={ROOT / 'configs' / 'sft.py'}"])
+    cli.begin(parse(f"--config={ROOT / 'configs' / 'sft.py'}"), workdir)
+    assert (tmp_path / "runs/nano/sft/config.json").exists()
+
+
+def test_a_workdir_belongs_to_one_config(tmp_path):
+    config = parse(SFT)
+    cli.begin(config, tmp_path)
+    written = (tmp_path / "config.json").read_text()
+    cli.begin(parse(SFT, "--config.total_steps=" + str(config.total_steps)), tmp_path)
+    with pytest.raises(
+        UserError, match=r"made with another config \(differs in: mesh, seed\); choose another --workdir"
+    ):
+        cli.begin(parse(SFT, "--config.seed=1", "--config.mesh.fsdp=2"), tmp_path)
+    assert (tmp_path / "config.json").read_text() == written
+
+
+def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--workdir=.*file/run cannot be written"):
+        cli.begin(parse(SFT), tmp_path / "file" / "run")
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("train.py", SFT, "--config.totl_steps=5"), ("--config.totl_steps", "did you mean total_steps")),
+        (("search.py", "--config=configs/greedy.py", "--workdir=/nowhere/at/all"), ("the folder /nowhere/at",)),
+    ],
+)
+def test_a_main_ends_with_one_line_and_exit_code_2(arguments, parts):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert all(part in line for part in parts)
+
+
+def test_a_main_refuses_a_changed_config_in_an_old_workdir_before_it_does_anything(tmp_path):
+    cli.begin(parse(SFT), tmp_path)
+    done = command("train.py", SFT, f"--workdir={tmp_path}", "--config.seed=5")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "differs in: seed" in line
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_help_lists_the_experiments(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.parse(["--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert "usage: " in out
+    assert "configs/sft.py: Imitation" in out

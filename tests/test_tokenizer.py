@@ -1,0 +1,57 @@
+"""A tokenizer trained from trajectories: any text survives it, and what must be one token is one."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentrm_jax.chat import load_chat
+from agentrm_jax.tokenizer import load_tokenizer, train_tokenizer
+from agentrm_jax.types import Message, UserError
+
+
+def encode(tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+@given(st.text(max_size=40).filter(lambda t: "<" not in t))
+def test_any_text_comes_back(tokenizer, text):
+    assert tokenizer.decode(encode(tokenizer, text)) == text
+
+
+def test_it_learns_the_words_it_is_shown_up_to_the_size_asked_for(tokenizer):
+    assert len(tokenizer) == 320
+    assert len(encode(tokenizer, "Action:")) < len("Action:")
+
+
+def test_digits_and_line_ends_stand_alone(tokenizer):
+    tokens = tokenizer.convert_ids_to_tokens(encode(tokenizer, "ball 123\nAction"))
+    assert [t for t in tokens if any(c.isdigit() for c in t)] == ["1", "2", "3"]
+    assert "Ċ" in tokens, "a line end is never part of a word"
+
+
+def test_special_tokens_are_single_and_distinct(tokenizer):
+    special = ("<pad>", "<|im_start|>", "<|im_end|>")
+    found = [encode(tokenizer, s) for s in special]
+    assert [len(f) for f in found] == [1, 1, 1]
+    assert len({f[0] for f in found}) == 3
+    assert tokenizer.pad_token_id == 0
+    assert tokenizer.eos_token == "<|im_end|>"
+
+
+def test_the_same_texts_give_the_same_tokenizer():
+    texts = ["go to the red ball", "go to the door"]
+    assert train_tokenizer(texts, 290).get_vocab() == train_tokenizer(iter(texts), 290).get_vocab()
+
+
+def test_a_saved_tokenizer_reads_a_chat_as_before(tokenizer, chat, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    messages = [Message("user", "go to the red ball 1"), Message("assistant", "Action: go\n  there", loss=True)]
+    again = load_chat(load_tokenizer(tmp_path))
+    assert again.end_id == chat.end_id
+    for a, b in zip(again.conversation(messages), chat.conversation(messages), strict=True):
+        assert a.tokens.tolist() == b.tokens.tolist()
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no tokenizer\.json in"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,270 @@
+"""The training step: packing, trees and padding do not change what is learned; one program; heads and what they start from."""
+
+import dataclasses
+import types
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from agentrm_jax import parallel, tree
+from agentrm_jax.models.transformer import Transformer, token_logprobs
+from agentrm_jax.training import step as training
+from agentrm_jax.tree import FlatTree, Kind, Node, Segment
+from agentrm_jax.types import UserError
+
+LENGTH = 48
+FIELDS = ("tokens", "positions", "subtree_end", "previous", "loss_weight", "value", "value_weight")
+KINDS = ("imitation", "regression")
+
+
+def batch_of(*rows: list[FlatTree], length: int = LENGTH) -> dict[str, np.ndarray]:
+    packed = [tree.to_row(row, length) for row in rows]
+    return {f: np.stack([getattr(r, f) for r in packed]) for f in FIELDS}
+
+
+def episode(seed: int, turns: int = 2) -> list[Segment]:
+    """A prompt and turns of random tokens."""
+    rng = np.random.default_rng(seed)
+    kinds: list[Kind] = ["prompt", *cast(list[Kind], ["action", "observation"] * turns)][: 2 * turns]
+    return [Segment(rng.integers(1, 64, rng.integers(1, 4)).astype(np.int32), k, k == "action") for k in kinds]
+
+
+def with_values(nodes: list[Node], values: dict[int, float]) -> list[Node]:
+    """Nodes whose actions have a target, found by the action's first token; it counts as often as the node's paths."""
+    return [
+        dataclasses.replace(n, value=values[int(n.segment.tokens[0])], value_weight=n.weight) if n.segment.loss else n
+        for n in nodes
+    ]
+
+
+def valued(segments: list[Segment]) -> FlatTree:
+    return tree.flatten(with_values(tree.path_tree(segments), VALUE))
+
+
+VALUE = {token: (token % 7) / 7 for token in range(64)}
+
+
+@pytest.fixture(scope="module")
+def both(tiny):
+    """A model with both heads, its value head not at zero, and one compiled (sum of loss, gradient) for each loss."""
+    model = Transformer(tiny, rngs=nnx.Rngs(0), lm_head=True, value_head=True)
+    model.value_d[...] = jax.random.normal(jax.random.key(1), (tiny.d_model,))
+    graphdef, params = nnx.split(model, nnx.Param)
+
+    def make(kind: str):
+        loss_fn, weight = (
+            training.make_loss(kind, jnp.float32),
+            "loss_weight" if kind == "imitation" else "value_weight",
+        )
+
+        @jax.jit
+        def total(batch):
+            def f(params):
+                return loss_fn(nnx.merge(graphdef, params), batch)[0] * jnp.sum(batch[weight])
+
+            loss, gradient = jax.value_and_grad(f)(params)
+            return loss, nnx.to_pure_dict(gradient)
+
+        return total
+
+    return {kind: make(kind) for kind in KINDS}
+
+
+def assert_same(a, b, tolerance: float = 1e-5):
+    """Equal losses and gradients, up to `tolerance` of the largest entry."""
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=tolerance * max(1.0, float(jnp.abs(y).max())))
+
+
+def added(*results):
+    return jax.tree.map(lambda *xs: sum(xs[1:], start=xs[0]), *results)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_documents_give_the_sum_of_what_they_give_alone(both, kind):
+    flats = [valued(episode(s)) for s in range(4)]
+    packed = both[kind](batch_of(flats[:2], flats[2:]))
+    alone = [both[kind](batch_of([f], [])) for f in flats]
+    assert_same(packed, added(*alone))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tree_gives_the_sum_over_its_paths(both, kind):
+    trunk, more = episode(1), episode(2)
+    fork = [*trunk, more[0], more[1]]
+    paths = [[*trunk, *episode(s)[:2]] for s in (3, 4)] + [[*fork, *episode(5)[:2]], [*fork, *episode(6)[:2]]]
+    paths = [
+        [dataclasses.replace(s, kind="observation") if s.kind == "prompt" and i else s for i, s in enumerate(p)]
+        for p in paths
+    ]
+    merged = tree.flatten(with_values(tree.merge_paths(paths), VALUE))
+    assert len(merged) < sum(len(s.tokens) for p in paths for s in p)
+    assert merged.loss_weight.max() == 4
+    one_tree = both[kind](batch_of([merged], []))
+    alone = [both[kind](batch_of([valued(p)], [])) for p in paths]
+    assert_same(one_tree, added(*alone))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_split_tree_gives_what_the_whole_gives(both, kind):
+    nodes = with_values(tree.merge_paths([[*episode(1), *episode(s)[:2]] for s in (3, 4, 5)]), VALUE)
+    parts = tree.split(nodes, len(tree.flatten(nodes)) - 3)
+    assert len(parts) > 1
+    whole = both[kind](batch_of([tree.flatten(nodes)], []))
+    cut = [both[kind](batch_of([tree.flatten(p)], [])) for p in parts]
+    assert_same(whole, added(*cut))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_and_place_in_the_row_change_nothing(both, kind):
+    flat = valued(episode(1))
+    plain = both[kind](batch_of([flat], []))
+    filled = batch_of([flat], [])
+    pad = filled["previous"] < 0
+    pad[0, 0] = False
+    filled["tokens"] = np.where(pad, 63, filled["tokens"])  # a pad id that is a real token, e.g. the end of turn
+    assert_same(both[kind](filled), plain, 0.0)
+    for silent in (2, 9):
+        before = dataclasses.replace(valued(episode(7)), loss_weight=np.zeros(0), value_weight=np.zeros(0))
+        size = len(before)
+        before = dataclasses.replace(
+            before, loss_weight=np.zeros(size, np.float32), value_weight=np.zeros(size, np.float32)
+        )
+        assert_same(both[kind](batch_of([before] * (silent % 4), [flat])), plain)
+        assert_same(both[kind](batch_of([before, flat], [before])), plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_that_no_target_depends_on_change_nothing(both, kind):
+    segments = episode(1)
+    tail = Segment(np.array([5, 6, 7], np.int32), "observation")
+    other = Segment(np.array([9, 8, 1], np.int32), "observation")
+    one, two = (batch_of([valued([*segments, t])], []) for t in (tail, other))
+    assert_same(both[kind](one), both[kind](two), 0.0)
+
+
+def test_a_token_is_predicted_at_the_token_before_it_on_its_path(tiny):
+    """A model whose logits name the next token is right everywhere, also where the neighbour to the left is another branch."""
+    flat = tree.flatten(tree.merge_paths([episode(1), [*episode(1)[:1], *episode(2)[1:]], episode(3)]))
+    vocab = 64
+    model: Any = types.SimpleNamespace(
+        config=types.SimpleNamespace(tie_embeddings=False), head_dv=100 * jnp.eye(2 * vocab)[:, :vocab]
+    )
+    knows = np.zeros((1, len(flat), 2 * vocab), np.float32)
+    for child, parent in enumerate(flat.previous):
+        if parent >= 0:
+            knows[0, parent, flat.tokens[child]] = 1
+    single = np.bincount(flat.previous[flat.previous >= 0], minlength=len(flat))[flat.previous] == 1
+
+    def logprobs(previous):
+        return np.asarray(
+            token_logprobs(model, jnp.asarray(knows), jnp.asarray(flat.tokens)[None], jnp.asarray(previous)[None])
+        )[0]
+
+    right = logprobs(flat.previous)
+    np.testing.assert_allclose(right[single & (flat.previous >= 0)], 0, atol=1e-5)
+    np.testing.assert_allclose(right[~single & (flat.previous >= 0)], -np.log(2), atol=1e-5)
+    assert (right[flat.previous < 0] == 0).all()
+    left = logprobs(np.arange(len(flat), dtype=np.int32) - 1)
+    assert left[(flat.previous >= 0) & (flat.previous != np.arange(len(flat)) - 1)].max() < -1
+
+
+@pytest.fixture(scope="module")
+def explicit(tiny):
+    """How train.py makes the state of a reward model, and its step."""
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    tx = training.make_optimizer(learning_rate=1e-2, warmup=0.1, total_steps=40, weight_decay=0.0, clip=1.0)
+
+    def make_model(rngs):
+        return Transformer(tiny, rngs=rngs, lm_head=False, value_head=True)
+
+    graphdef, _, placed = training.abstract_state(make_model, tx, mesh)
+    loss = training.make_loss("regression", jnp.float32)
+    return mesh, tx, make_model, training.make_train_step(graphdef, tx, loss, placed, mesh)
+
+
+def test_a_value_head_starts_at_zero_takes_the_policys_body_and_learns_with_one_program(explicit, tiny):
+    mesh, tx, make_model, train_step = explicit
+    policy = nnx.to_pure_dict(nnx.state(Transformer(tiny, rngs=nnx.Rngs(7), lm_head=True), nnx.Param))
+    theirs = jax.tree.map(np.asarray, policy)
+    _, state, _ = training.init_state(make_model, tx, mesh, 0, lambda wanted: policy)
+    ours = nnx.to_pure_dict(state.params)
+    assert not np.asarray(ours.pop("value_d")).any()
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+    batch = parallel.put_batch(batch_of([valued(episode(1)), valued(episode(2))], [valued(episode(3))]), mesh)
+    targets, weights = np.asarray(batch["value"]), np.asarray(batch["value_weight"])
+    mean = (targets * weights).sum() / weights.sum()
+    old, rows = state, []
+    for _ in range(30):
+        state, metrics = train_step(state, batch)
+        rows.append(jax.device_get(metrics))
+    assert rows[0]["loss"] == pytest.approx((targets**2 * weights).sum() / weights.sum(), rel=1e-5), "it predicts 0"
+    assert rows[0]["target_variance"] == pytest.approx(
+        ((targets - mean) ** 2 * weights).sum() / weights.sum(), rel=1e-5
+    )
+    assert (rows[0]["states"], rows[0]["tokens"]) == (6, (np.asarray(batch["previous"]) >= 0).sum())
+    assert rows[-1]["squared_error"] < 0.3 * rows[0]["target_variance"], "better than the mean"
+    assert train_step.compilations() == 1
+    assert int(state.step) == 30
+    assert all(x.is_deleted() for x in jax.tree.leaves(old.params)), "the old state is donated"
+
+
+def test_cross_entropy_predicts_with_a_sigmoid(tiny):
+    model = Transformer(tiny, rngs=nnx.Rngs(0), lm_head=False, value_head=True)
+    batch = batch_of([valued(episode(1))], [])
+    loss, metrics = jax.jit(training.make_loss("cross_entropy", jnp.float32))(model, batch)
+    assert loss == pytest.approx(np.log(2), rel=1e-5)
+    wanted = ((batch["value"] - 0.5) ** 2 * batch["value_weight"]).sum() / batch["value_weight"].sum()
+    assert metrics["squared_error"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_loss_that_does_not_exist_is_named():
+    with pytest.raises(UserError, match=r"--config\.loss=hinge: known losses are"):
+        training.make_loss("hinge", jnp.float32)
+
+
+def test_only_matrices_decay(tiny):
+    config = dataclasses.replace(tiny, qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm=True, tie_embeddings=False)
+    params = nnx.state(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0), value_head=True)), nnx.Param)
+    params = jax.tree.map(lambda x: jnp.ones(x.shape), params)
+    tx = training.make_optimizer(learning_rate=1.0, warmup=0.0, total_steps=1, weight_decay=0.5, clip=1.0)
+
+    @jax.jit
+    def decayed(params):
+        nothing = jax.tree.map(jnp.zeros_like, params)
+        state = tx.init(params)
+        _, state = tx.update(nothing, state, params)  # the first step of a warm-up has rate 0
+        return tx.update(nothing, state, params)[0]
+
+    updates = nnx.to_flat_state(decayed(params))
+    moved = {path[-1] for path, x in updates if np.asarray(x[...]).any()}
+    assert moved == {
+        *("embed_vd", "head_dv", "wq_dnh", "wk_dkh", "wv_dkh", "wo_nhd"),
+        *("w_gate_df", "w_up_df", "w_down_fd"),
+    }
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero():
+    tx = training.make_optimizer(learning_rate=0.5, warmup=0.2, total_steps=10, weight_decay=0.0, clip=1e9)
+    x = {"w": nnx.Param(jnp.zeros(1), axes=("norm",))}
+    state, sizes = tx.init(x), []
+    for _ in range(11):
+        update, state = tx.update(jax.tree.map(jnp.ones_like, x), state, x)
+        sizes.append(float(jnp.abs(jax.tree.leaves(update)[0][0])))
+    assert sizes[0] == 0
+    assert sizes[2] == pytest.approx(0.5, rel=1e-3)
+    assert np.argmax(sizes) == 2
+    assert sizes[10] == pytest.approx(0, abs=1e-6)
+
+
+def test_gradients_are_clipped_by_their_norm(tiny):
+    big = {"w": nnx.Param(jnp.full(4, 1e6), axes=("norm",))}
+    clip = optax.clip_by_global_norm(1.0)
+    clipped, _ = clip.update(big, clip.init(big))
+    assert optax.tree.norm(clipped) == pytest.approx(1.0, rel=1e-5)
