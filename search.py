@@ -10,6 +10,8 @@ Finished tasks are kept, so running the same command again continues a run that 
 """
 
 import asyncio
+import functools
+import sys
 from pathlib import Path
 
 import jax
@@ -19,6 +21,7 @@ from agentrm_jax import parallel, search
 from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.pool.pool import EnvironmentPool
 from agentrm_jax.envs.react import command_reader
+from agentrm_jax.models.card import differences, texts_of
 from agentrm_jax.policies.native import load_policy
 from agentrm_jax.rewards.explicit import load_reward_model
 from agentrm_jax.run import config as cli
@@ -64,6 +67,13 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     reward_model = None
     if method.reward_model:
         reward_model = load_reward_model(config.reward_model, specs, config.engine, template=template)
+
+    if process == 0:
+        told = functools.partial(texts_of, specs, tasks, config.env.prompts)
+        for line in differences(policy.card, told(reader="policy", examples=config.examples)) if policy.card else ():
+            print(f"note: the policy reads this run's texts; {line}", file=sys.stderr)
+        for line in differences(reward_model.card, told(reader="reward")) if reward_model and reward_model.card else ():
+            print(f"note: the reward model reads what it was trained with; {line}", file=sys.stderr)
 
     # --- Run: one coroutine a task; engines batch across them, environments step in worker processes -------------------
     async def run_all() -> None:

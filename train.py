@@ -10,7 +10,6 @@ same command again to continue a run that was stopped.
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +23,19 @@ from agentrm_jax.chat import Chat, load_chat
 from agentrm_jax.data import datasets, examples, formats
 from agentrm_jax.data.demonstrations import expert_trajectories
 from agentrm_jax.envs import catalogue
-from agentrm_jax.envs.catalogue import Catalogue
 from agentrm_jax.models import opening
-from agentrm_jax.models.card import Card, Texts, read_card
+from agentrm_jax.models.card import Card, Texts, read_card, texts_of
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA
 from agentrm_jax.models.opening import OpenedModel
-from agentrm_jax.prompts import Encoder, Reader, instructions
+from agentrm_jax.prompts import Encoder
 from agentrm_jax.run import config as cli
 from agentrm_jax.run import stages
 from agentrm_jax.run.logs import MetricWriter, Progress
 from agentrm_jax.tokenizer import load_tokenizer, train_tokenizer
 from agentrm_jax.training import checkpoint
 from agentrm_jax.training import step as training
-from agentrm_jax.types import Task, UserError
+from agentrm_jax.types import UserError
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -178,7 +176,7 @@ def imitation_data(
     chat = (
         base.chat if base else load_chat(train_tokenizer(examples.texts(trajectories, specs), config.model.vocab_size))
     )
-    told = texts_of(environments, [t.task for t in trajectories], config.env.prompts, reader="policy")
+    told = texts_of(specs, [t.task for t in trajectories], config.env.prompts, reader="policy")
     sizes = {"row_length": config.row_length, "context_weight": config.context_weight}
     return examples.imitation(trajectories, Encoder(chat, specs), folder, **sizes), chat, told
 
@@ -196,18 +194,9 @@ def step_value_data(
     trees = formats.read_trees(Path(config.trees) / "trees")
     env = cli.read(Path(config.trees)).get("env") or ml_collections.ConfigDict({"names": {t.task.env for t in trees}})
     environments = catalogue.resolve(env)
-    told = texts_of(environments, [t.task for t in trees], env.get("prompts", ""), reader="reward")
+    told = texts_of(environments.specs, [t.task for t in trees], env.get("prompts", ""), reader="reward")
     how = {name: config[name] for name in ("row_length", "min_visits", "target", "outcome")}
     return examples.step_values(trees, Encoder(base.chat, environments.specs, "reward"), folder, **how), base.chat, told
-
-
-def texts_of(environments: Catalogue, tasks: Sequence[Task], prompts: str, *, reader: Reader) -> dict[str, Texts]:
-    """What the card says that the model was told about each environment."""
-    found = {}
-    for name, entry in environments.items():
-        own = [task for task in tasks if task.env == name]
-        found[name] = Texts(prompts or "ours", instructions(entry.spec, own, reader=reader))
-    return found
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA
-from agentrm_jax.prompts import OBSERVATION
+from agentrm_jax.prompts import OBSERVATION, Reader, instructions
 from agentrm_jax.types import JSON, Environment, Task, UserError
 
 VERSION = 2
@@ -110,14 +110,26 @@ def read_card(workdir: Path) -> Card | None:
         ) from error
 
 
-def differences(trained: Mapping[str, Texts], told: Mapping[str, Texts]) -> list[str]:
-    """One line for every environment whose texts in this run are not those of training. Environments new to the model count not."""
+def texts_of(
+    specs: Mapping[str, EnvSpec], tasks: Sequence[Task], prompts: str, *, reader: Reader, examples: int = 0
+) -> dict[str, Texts]:
+    """What a reader is told in a run about the environments of `tasks`; `prompts` is the folder the texts come from, if any."""
+    found = {}
+    for name in dict.fromkeys(task.env for task in tasks):
+        own = [task for task in tasks if task.env == name]
+        found[name] = Texts(prompts or "ours", instructions(specs[name], own, reader=reader, examples=examples))
+    return found
+
+
+def differences(card: Card, told: Mapping[str, Texts]) -> list[str]:
+    """One line for every environment that this run tells other texts about than training did; new environments do not count."""
     lines = []
     for name, now in told.items():
-        before = trained.get(name)
+        before = card.texts.get(name)
         if before is not None and set(now.instructions) - set(before.instructions):
             lines.append(
-                f"{name}: trained with the texts of {before.source} ({before.digest}), this run has those of {now.source} ({now.digest})"
+                f"{name}: trained with the texts of {before.source} ({before.digest}), this run has those of {now.source} "
+                f"({now.digest})"
             )
     return lines
 
