@@ -38,6 +38,7 @@ from agentrm_jax.training import step as training
 from agentrm_jax.types import UserError
 
 
+@parallel.together()
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # --- Where we are --------------------------------------------------------------------------------------------------
     stages.accelerator(config.cpu_devices)
