@@ -33,8 +33,9 @@ from agentrm_jax.run import config as cli
 from agentrm_jax.run import stages
 from agentrm_jax.run.logs import MetricWriter, Progress
 from agentrm_jax.tokenizer import load_tokenizer, train_tokenizer
-from agentrm_jax.training import checkpoint
-from agentrm_jax.training import step as training
+from agentrm_jax.training import checkpoint, objectives
+from agentrm_jax.training.optimizer import optimizer_of
+from agentrm_jax.training.step import abstract_state, init_state, make_train_step, read_frozen
 from agentrm_jax.types import UserError
 
 
@@ -45,6 +46,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     first = jax.process_index() == 0
 
     # --- Mesh: all devices, named axes (before anything is written: a wrong size leaves nothing behind) ----------------
+    objective = objectives.requested(config)
     mesh = parallel.make_mesh(**config.mesh)
     rows = parallel.batch_rows(config.batch_rows, mesh)
     dtype = jax.numpy.dtype(config.dtype)
@@ -65,7 +67,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
             stages.require(config.init, "sft", config.size)
             # Only opened: its weights stay on disk until they have a place.
             base = opening.open_model(config.init, template=config.chat_template)
-        make = imitation_data if config.kind == "policy" else step_value_data
+        make = imitation_data if objective.source == "experts" else step_value_data
         trees, chat, texts = make(config, workdir, base)
         if first:
             chat.tokenizer.save_pretrained(workdir / "tokenizer")
@@ -86,11 +88,11 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     else:
         model_config = dataclasses.replace(ModelConfig(**config.model), vocab_size=len(chat.tokenizer))
     card = Card(
-        kind=config.kind,
+        kind=objective.kind,
         loss=config.loss,
         config=model_config,
-        lm_head=config.kind == "policy",
-        value_head=config.kind == "explicit",
+        lm_head=objective.lm_head,
+        value_head=objective.value_head,
         lora=lora,
         base=config.init,
         template=config.chat_template,
@@ -101,32 +103,31 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     held = dtype if lora else jax.numpy.float32
     if first:
         (workdir / "model.json").write_text(json.dumps(card.to_json(), indent=2) + "\n")
-    tx = training.optimizer_of(config)
+    tx = optimizer_of(config)
 
     # --- State: what it will be, and where -----------------------------------------------------------------------------
     def make_model(rngs: nnx.Rngs):
         return opening.build_model(card, rngs, scan=config.scan, remat=config.remat, dtype=held)
 
-    graphdef, shape, placed = training.abstract_state(make_model, tx, mesh)
+    graphdef, shape, placed = abstract_state(make_model, tx, mesh)
 
     # --- One update ----------------------------------------------------------------------------------------------------
-    loss = training.make_loss(config.loss, dtype)
-    train_step = training.make_train_step(graphdef, tx, loss, placed, mesh)
+    train_step = make_train_step(graphdef, tx, objective.loss(dtype), placed, mesh)
 
     # --- Go on where a former run stopped, or begin --------------------------------------------------------------------
     with checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
         state, meta = checkpoints.restore(shape, placed, data)
         if state is shape:  # nothing to go on from: weights go from disk or the random key straight into their shards
-            _, state, _ = training.init_state(make_model, tx, mesh, config.seed, base.read if base else None)
+            _, state, _ = init_state(make_model, tx, mesh, config.seed, base.read if base else None)
         elif lora and base:
-            state = training.read_frozen(state, base.read)
+            state = read_frozen(state, base.read)
         done = int(state.step)
         if done and first:
             print(f"continuing {workdir} at step {done}")
         trained, frozen = (sum(x.size for x in jax.tree.leaves(p)) / 1e6 for p in (state.params, state.frozen))
         parameters = f"{trained + frozen:.2f} M parameters" + (f" ({trained:.2f} M trained)" if lora else "")
         if first:
-            print(f"{config.kind}: {parameters}, {len(trees)} token trees, mesh {dict(mesh.shape)}")
+            print(f"{objective.kind}: {parameters}, {len(trees)} token trees, mesh {dict(mesh.shape)}")
 
         # --- The loop ------------------------------------------------------------------------------------------------------
         writer = MetricWriter(workdir, done=done, enabled=first)
@@ -155,7 +156,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 progress.show(step, f"loss {row['loss']:.4f}", f"{speed:,.0f} tokens/s", final=last)
                 window, clock = [], time.monotonic()
             if step % config.checkpoint_steps == 0 or last:
-                checkpoints.save(state, data, {"tokens": tokens_seen, "kind": config.kind})
+                checkpoints.save(state, data, {"tokens": tokens_seen})
         writer.close()
     if first:
         stages.finish(workdir, steps=config.total_steps, tokens=tokens_seen)

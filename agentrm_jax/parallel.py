@@ -45,7 +45,9 @@ def start_distributed() -> None:
 
 
 _MOST_WAITING = 24 * 3600  # seconds: the first process may have to make whole runs
-_ENDED = "agentrm_jax/ended"  # key of the coordination service: [process, why] of the one that ended first with an error
+_ENDED = (
+    "agentrm_jax/ended"  # key of the coordination service: [process, why] of the one that ended first with an error
+)
 _ending = threading.Lock()  # taken by whatever ends this process, its own error or another's
 
 

@@ -14,7 +14,6 @@ def get_config(size: str = "nano"):
     nano = size == "nano"
     config = common.config_dict(
         size=size,
-        kind="explicit",
         init=common.SIZES[size] or f"runs/{size}/sft",
         chat_template="",  # instead of the tokenizer\'s own: chatml, or a file
         trees=f"runs/{size}/mcts",

@@ -123,7 +123,7 @@ def _trees(workdir: Path, most: int = 12) -> list[SearchTree]:
 def _command(workdir: Path) -> str:
     config = json.loads((workdir / "config.json").read_text())
     main = "search.py" if "method" in config else "train.py"
-    name = config.get("method") or {"policy": "sft"}.get(config["kind"], config["kind"])
+    name = config.get("method") or ("sft" if "experts" in config else "explicit")
     return f"python {main} --config=configs/{name}.py:{config['size']} --workdir={workdir}"
 
 

@@ -15,8 +15,10 @@ from agentrm_jax.data import datasets as pipeline
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.opening import load_model
 from agentrm_jax.models.transformer import Transformer
-from agentrm_jax.training import step as training
+from agentrm_jax.training import objectives
 from agentrm_jax.training.checkpoint import Checkpoints
+from agentrm_jax.training.optimizer import make_optimizer
+from agentrm_jax.training.step import TrainState, abstract_state, init_state, make_train_step
 from agentrm_jax.tree import Node, Segment
 from agentrm_jax.types import UserError
 
@@ -35,13 +37,13 @@ class Run:
 
     def __init__(self, config):
         self.config, self.mesh = config, parallel.make_mesh(devices=jax.devices()[:1])
-        self.tx = training.make_optimizer(learning_rate=1e-2, warmup=0.1, total_steps=8, weight_decay=0.0, clip=1.0)
-        graphdef, self.shape, self.placed = training.abstract_state(self.make_model, self.tx, self.mesh)
-        loss = training.make_loss("imitation", jnp.float32)
-        self.step = training.make_train_step(graphdef, self.tx, loss, self.placed, self.mesh)
+        self.tx = make_optimizer(learning_rate=1e-2, warmup=0.1, total_steps=8, weight_decay=0.0, clip=1.0)
+        graphdef, self.shape, self.placed = abstract_state(self.make_model, self.tx, self.mesh)
+        loss = objectives.find("imitation").loss(jnp.float32)
+        self.step = make_train_step(graphdef, self.tx, loss, self.placed, self.mesh)
 
     def fresh(self, seed: int = 0):
-        return training.init_state(self.make_model, self.tx, self.mesh, seed)
+        return init_state(self.make_model, self.tx, self.mesh, seed)
 
     def make_model(self, rngs: nnx.Rngs) -> Transformer:
         return Transformer(self.config, rngs=rngs)
@@ -90,7 +92,7 @@ def damage(folder: Path, step: int) -> None:
         f.write_bytes(f.read_bytes()[: f.stat().st_size // 2])
 
 
-def assert_equal(a: training.TrainState, b: training.TrainState) -> None:
+def assert_equal(a: TrainState, b: TrainState) -> None:
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
 

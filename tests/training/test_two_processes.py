@@ -19,8 +19,10 @@ from agentrm_jax import parallel, tree
 from agentrm_jax.data import datasets as pipeline
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.transformer import Transformer
-from agentrm_jax.training import step as training
+from agentrm_jax.training import objectives
 from agentrm_jax.training.checkpoint import Checkpoints
+from agentrm_jax.training.optimizer import make_optimizer
+from agentrm_jax.training.step import init_state, make_train_step
 from agentrm_jax.tree import Node, Segment
 
 CONFIG = ModelConfig(vocab_size=64, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32)
@@ -49,9 +51,9 @@ def train(folder: Path, until: int) -> dict[str, list[float]]:
             shards=jax.process_count(),
         )
     )
-    tx = training.make_optimizer(learning_rate=1e-2, warmup=0.0, total_steps=10, weight_decay=0.0, clip=1.0)
-    graphdef, state, placed = training.init_state(lambda rngs: Transformer(CONFIG, rngs=rngs), tx, mesh, 0)
-    step = training.make_train_step(graphdef, tx, training.make_loss("imitation", jnp.float32), placed, mesh)
+    tx = make_optimizer(learning_rate=1e-2, warmup=0.0, total_steps=10, weight_decay=0.0, clip=1.0)
+    graphdef, state, placed = init_state(lambda rngs: Transformer(CONFIG, rngs=rngs), tx, mesh, 0)
+    step = make_train_step(graphdef, tx, objectives.find("imitation").loss(jnp.float32), placed, mesh)
     losses = []
     with Checkpoints(folder) as checkpoints:
         state, _ = checkpoints.restore(state, placed, data)
