@@ -1,5 +1,6 @@
 """One program, any size: the mesh, the table that places every array, and the start of many processes."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -41,13 +42,14 @@ def start_distributed() -> None:
     elif os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",") or "SLURM_JOB_NUM_NODES" in os.environ:
         jax.distributed.initialize()
     if (service := _service()) is not None:
-        threading.Thread(target=_end_with_the_others, args=(service,), daemon=True).start()
+        over = threading.Event()
+        watch = threading.Thread(target=_end_with_the_others, args=(service, over), daemon=True)
+        watch.start()
+        atexit.register(lambda: (over.set(), watch.join()))  # runs before JAX leaves the service
 
 
 _MOST_WAITING = 24 * 3600  # seconds: the first process may have to make whole runs
-_ENDED = (
-    "agentrm_jax/ended"  # key of the coordination service: [process, why] of the one that ended first with an error
-)
+_ENDED = "agentrm_jax/ended"  # key of the coordination service: [process, why] of the first that ended with an error
 _ending = threading.Lock()  # taken by whatever ends this process, its own error or another's
 
 
@@ -65,9 +67,10 @@ def together() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (service := _service()) is not None:
-            if not _ending.acquire(blocking=False):
-                time.sleep(_MOST_WAITING)  # this process is being ended for another's error
+        service = _service()
+        if (_ending.locked() or service is not None) and not _ending.acquire(blocking=False):
+            time.sleep(_MOST_WAITING)  # this process is being ended for another's error, which may have caused this one
+        if service is not None:
             why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process was first
                 service.key_value_set(_ENDED, json.dumps([jax.process_index(), why]))
@@ -76,15 +79,19 @@ def together() -> Iterator[None]:
         raise
 
 
-def _end_with_the_others(service: Any) -> None:
-    """Waits until a process ends with an error, and then ends this one."""
-    try:
-        process, why = json.loads(service.blocking_key_value_get(_ENDED, _MOST_WAITING * 1000))
-    except jax.errors.JaxRuntimeError:  # the run is over
-        return
+def _end_with_the_others(service: Any, over: threading.Event) -> None:
+    """Waits until a process ends with an error, and then ends this one; or until the run is over."""
+    told = None
+    while told is None:
+        if over.wait(1.0):
+            return
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has told anything
+            told = service.key_value_try_get(_ENDED)
+    process, why = json.loads(told)
     if _ending.acquire(blocking=False):
         print(f"error: process {process} ended: {' '.join(why.split())}", file=sys.stderr, flush=True)
-        jax.distributed.shutdown()
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.distributed.shutdown()
         os._exit(2)  # the main thread may wait for the other process for ever
 
 

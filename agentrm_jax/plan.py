@@ -173,8 +173,7 @@ def _abstract_state(
 ) -> tuple[Any, nnx.GraphDef, TrainState, TrainState]:
     """Optimizer, graph definition, shapes and shardings, as train.py makes them."""
     objective = objectives.find(config.loss)
-    heads = {"lm_head": objective.lm_head, "value_head": objective.value_head}
-    card = Card(objective.kind, config.loss, model, **heads, lora=lora)
+    card = Card(objective.kind, config.loss, model, objective.lm_head, objective.value_head, lora)
     held = jnp.dtype(config.dtype) if lora else jnp.float32
     tx = optimizer_of(config)
 
