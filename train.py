@@ -20,7 +20,7 @@ from flax import nnx
 
 from agentrm_jax import parallel
 from agentrm_jax.chat import Chat, load_chat
-from agentrm_jax.data import datasets, examples, formats
+from agentrm_jax.data import datasets, examples, formats, heldout
 from agentrm_jax.data.demonstrations import expert_trajectories
 from agentrm_jax.envs import catalogue
 from agentrm_jax.models import opening
@@ -33,7 +33,7 @@ from agentrm_jax.run import config as cli
 from agentrm_jax.run import stages
 from agentrm_jax.run.logs import MetricWriter, Progress
 from agentrm_jax.tokenizer import load_tokenizer, train_tokenizer
-from agentrm_jax.training import checkpoint, objectives
+from agentrm_jax.training import checkpoint, evaluation, objectives
 from agentrm_jax.training.optimizer import optimizer_of
 from agentrm_jax.training.step import abstract_state, init_state, make_train_step, read_frozen
 from agentrm_jax.types import UserError
@@ -113,6 +113,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
     # --- One update ----------------------------------------------------------------------------------------------------
     train_step = make_train_step(graphdef, tx, objective.loss(dtype), placed, mesh)
+    unseen = heldout.read(workdir / "data") if objective.predict else None
+    predict = evaluation.make_predict(graphdef, objective, dtype, mesh, unseen, rows) if unseen else None
 
     # --- Go on where a former run stopped, or begin --------------------------------------------------------------------
     with checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
@@ -133,6 +135,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         writer = MetricWriter(workdir, done=done, enabled=first)
         progress = Progress(config.total_steps, done=done, enabled=first)
         tokens_seen, window = meta.get("tokens", 0), []
+        found: dict[str, Any] = {}
         clock, compile_seconds = time.monotonic(), 0.0
         for step in range(done + 1, config.total_steps + 1):
             batch = parallel.put_batch(next(data), mesh)
@@ -142,6 +145,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 jax.block_until_ready(metrics)
                 compile_seconds, clock = time.monotonic() - clock, time.monotonic()
             last = step == config.total_steps
+            row: dict[str, Any] = {}
             if step % config.log_steps == 0 or last:
                 read = jax.device_get(window)
                 row = {k: float(np.mean([m[k] for m in read])) for k in read[0]}
@@ -152,15 +156,26 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 speed = timed / max(time.monotonic() - clock, 1e-9)
                 tokens_seen += counted
                 row |= {"tokens_seen": tokens_seen, "tokens_per_second": speed, "compile_seconds": compile_seconds}
-                writer.write(step, row)
                 progress.show(step, f"loss {row['loss']:.4f}", f"{speed:,.0f} tokens/s", final=last)
                 window, clock = [], time.monotonic()
+            if unseen and predict and (step % config.eval_steps == 0 or last):
+                jax.block_until_ready(metrics)
+                paused = time.monotonic()
+                found = evaluation.measure(predict(state), unseen)
+                row |= {f"eval/{name}": value for name, value in found["metrics"].items()}
+                if first:
+                    evaluation.write(workdir, step, found)
+                clock += time.monotonic() - paused
+            if row:
+                writer.write(step, row)
             if step % config.checkpoint_steps == 0 or last:
                 checkpoints.save(state, data, {"tokens": tokens_seen})
         writer.close()
     if first:
         stages.finish(workdir, steps=config.total_steps, tokens=tokens_seen)
         print(f"trained {config.total_steps} steps; checkpoints in {workdir / 'checkpoints'}")
+        if found:
+            print(evaluation.summary(found))
 
 
 def imitation_data(
@@ -198,6 +213,7 @@ def step_value_data(
     environments = catalogue.resolve(env)
     told = texts_of(environments.specs, [t.task for t in trees], env.get("prompts", ""), reader="reward")
     how = {name: config[name] for name in ("row_length", "min_visits", "target", "outcome")}
+    how["heldout_fraction"] = config.heldout
     return examples.step_values(trees, Encoder(base.chat, environments.specs, "reward"), folder, **how), base.chat, told
 
 
