@@ -45,7 +45,8 @@ def start_distributed() -> None:
         over = threading.Event()
         watch = threading.Thread(target=_end_with_the_others, args=(service, over), daemon=True)
         watch.start()
-        atexit.register(lambda: (over.set(), watch.join()))  # runs before JAX leaves the service
+        atexit.register(watch.join)
+        atexit.register(over.set)  # runs first, and before JAX leaves the service
 
 
 _MOST_WAITING = 24 * 3600  # seconds: the first process may have to make whole runs
