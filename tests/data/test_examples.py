@@ -29,7 +29,8 @@ def search_tree(visits: int, number: int = 1) -> SearchTree:
 @pytest.mark.parametrize("trees", [[search_tree(2)], [SearchTree(TASK, "leave", (node(-1, "", 0),))]])
 def test_states_that_were_visited_too_rarely_are_not_blamed_on_the_length_of_rows(encoder, tmp_path, trees):
     with pytest.raises(
-        UserError, match=r"no state of . trees has a target: .*min_visits=3 returns; lower it, or .* --config.search.iterations$"
+        UserError,
+        match=r"no state of . trees has a target: .*min_visits=3 returns; lower it, or .* --config.search.iterations$",
     ):
         examples.step_values(trees, encoder, tmp_path, **HOW)
     assert not list(tmp_path.iterdir())
