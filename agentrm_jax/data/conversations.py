@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from agentrm_jax.chat import Chat
+from agentrm_jax.data import fields
 from agentrm_jax.data.formats import trajectory_from_json
 from agentrm_jax.envs.catalogue import find
 from agentrm_jax.prompts import Encoder, transcript
@@ -26,7 +27,6 @@ from agentrm_jax.tree import Segment
 from agentrm_jax.types import JSON, Message, Trajectory, UserError
 
 Form = Literal["eto", "agentgym", "trl", "native"]
-Row = Mapping[str, JSON]
 
 _ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "system": "system",
@@ -41,6 +41,7 @@ _AGREES = re.compile(
     r"|(ok|okay)[.,!]? I\b[^\n]*\b(instructions?|understand|ready|my best)\b[^\n]*",
     re.IGNORECASE,
 )
+_LONGEST_OK = 200  # characters: what is longer is no mere acknowledgement
 _EXPECTED = (
     "expected 'conversations' (ETO, AgentGym), 'messages', 'prompt' with 'completion', 'chosen' and 'rejected' (TRL), "
     "or a record of kind 'trajectory' (ours)"
@@ -64,7 +65,7 @@ class Conversation:
     id: str | int
     messages: tuple[Message, ...]
     form: Form
-    row: Row
+    row: Mapping[str, JSON]
     origin: str
     trajectory: Trajectory | None = None
 
@@ -100,7 +101,9 @@ def conversations_of(row: JSON, *, origin: str, fallback: str | int) -> list[Con
     """
     if not isinstance(row, dict):
         raise UserError(f"{origin}: a row is a JSON object, not {type(row).__name__}")
-    known = next((row[k] for k in ("id", "item_id") if isinstance(row.get(k), str | int)), fallback)
+    if fields.too_deep(row):
+        raise UserError(f"{origin}: nested deeper than {fields.DEEPEST} levels")
+    known = next((name for key in ("id", "item_id") if (name := _name(row.get(key))) is not None), fallback)
     try:
         if "kind" in row and "task" in row:
             return [_native(row, origin)]
@@ -193,7 +196,7 @@ def _parse(text: str, origin: str) -> JSON:
 # --- Rows ------------------------------------------------------------------------------------------------------------
 
 
-def _form(row: Row) -> Form:
+def _form(row: Mapping[str, JSON]) -> Form:
     rows: list[JSON] = next((row[k] for k in ("conversations", "prompt", "chosen") if isinstance(row.get(k), list)), [])
     turns = [m for m in rows if isinstance(m, dict)]
     if "item_id" in row or any("loss" in m for m in turns):
@@ -201,7 +204,7 @@ def _form(row: Row) -> Form:
     return "eto" if "conversations" in row or any("from" in m for m in turns) else "trl"
 
 
-def _native(row: Row, origin: str) -> Conversation:
+def _native(row: Mapping[str, JSON], origin: str) -> Conversation:
     if row["kind"] != "trajectory":
         raise UserError(f"a record of kind {row['kind']!r}, not 'trajectory'")
     try:
@@ -214,7 +217,7 @@ def _native(row: Row, origin: str) -> Conversation:
     return Conversation(name, messages, "native", row, origin, trajectory)
 
 
-def _single(row: Row) -> tuple[Message, ...]:
+def _single(row: Mapping[str, JSON]) -> tuple[Message, ...]:
     for key in ("conversations", "messages"):
         if key in row:
             if not row[key]:
@@ -230,7 +233,7 @@ def _single(row: Row) -> tuple[Message, ...]:
     raise UserError(f"in none of the known formats: its keys are {found}; {_EXPECTED}")
 
 
-def _preference(row: Row) -> dict[str, tuple[Message, ...]]:
+def _preference(row: Mapping[str, JSON]) -> dict[str, tuple[Message, ...]]:
     """`chosen` and `rejected`, each behind the prompt; without one, what both begin with is the prompt, as in TRL."""
     names = [n for n in ("chosen", "rejected") if n in row]
     sides = {n: _side(row[n], n, "assistant") for n in names}
@@ -281,7 +284,7 @@ def _context(messages: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(dataclasses.replace(m, loss=False) for m in messages)
 
 
-def _acknowledged(messages: Sequence[Message], rows: Sequence[Row]) -> tuple[Message, ...]:
+def _acknowledged(messages: Sequence[Message], rows: Sequence[Mapping[str, JSON]]) -> tuple[Message, ...]:
     """An opening "OK" is no step: the first assistant turn, if it only agrees, more turns follow, and its row does not insist."""
     turns = [i for i, m in enumerate(messages) if m.role == "assistant"]
     if (
