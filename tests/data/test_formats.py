@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrm_jax.data import formats
+from agentrm_jax.text import clean
 from agentrm_jax.types import Action, Outcome, SearchTree, Step, Task, Trajectory, TreeNode, UserError
 
 texts = st.text(max_size=20)
+shown = texts.map(clean)  # goals and observations: what comes from outside is made clean
 units = st.floats(0, 1)
 tasks = st.builds(
     Task, texts, texts, st.sampled_from(["train", "test"]), st.integers(1, 99), st.dictionaries(texts, st.integers())
@@ -22,23 +24,28 @@ actions = st.builds(
     st.one_of(st.just(math.nan), st.floats(-99, 0)),
     st.sampled_from(["stop", "length", "error"]),
 )
-outcomes = st.builds(Outcome, texts, units, units, st.booleans(), st.booleans(), st.booleans(), st.none() | texts)
+outcomes = st.builds(Outcome, shown, units, units, st.booleans(), st.booleans(), st.booleans(), st.none() | texts)
 metas = st.dictionaries(texts, st.none() | st.integers() | texts)
 trajectories = st.builds(
-    Trajectory, tasks, texts, texts, st.lists(st.builds(Step, actions, outcomes)).map(tuple), metas
+    Trajectory, tasks, shown, shown, st.lists(st.builds(Step, actions, outcomes)).map(tuple), metas
 )
 
 
 @st.composite
 def search_trees(draw: st.DrawFn) -> SearchTree:
-    nodes = [TreeNode(-1, None, draw(outcomes), 3, 1.5, 1.25, 0.0, 1.0, expanded=True)]
-    for i in range(draw(st.integers(0, 4))):
-        made = st.builds(
-            TreeNode, st.just(draw(st.integers(0, i))), actions, outcomes, st.integers(0, 9), units, units, units, units,
-            st.integers(1, 5), st.booleans(), st.booleans(),
-        )  # fmt: skip
-        nodes.append(draw(made))
-    return SearchTree(draw(tasks), draw(texts), tuple(nodes), draw(metas))
+    """Trees in which every node's statistics are those of the returns at or below it."""
+    parents = [-1, *(draw(st.integers(0, i)) for i in range(draw(st.integers(0, 4))))]
+    returns = [draw(st.lists(units, max_size=3)) for _ in parents]
+    for i in range(len(parents) - 1, 0, -1):
+        returns[parents[i]] = returns[parents[i]] + returns[i]
+    nodes = [
+        TreeNode(
+            parent, draw(actions) if i else None, draw(outcomes), len(found), sum(found, 0.0), sum((g * g for g in found), 0.0),
+            min(found, default=0.0), max(found, default=0.0), draw(st.integers(1, 5)), draw(st.booleans()), draw(st.booleans()),
+        )
+        for i, (parent, found) in enumerate(zip(parents, returns, strict=True))
+    ]  # fmt: skip
+    return SearchTree(draw(tasks), draw(shown), tuple(nodes), draw(metas))
 
 
 def same(a: object, b: object) -> bool:
@@ -101,7 +108,8 @@ def test_a_broken_line_is_named(tmp_path, line):
 
 
 def test_trees_of_a_folder_are_read_by_file_name_and_their_absence_names_the_command(tmp_path):
-    trees = [SearchTree(Task("hall", str(i), "train", 5), "", ()) for i in range(3)]
+    root = TreeNode(-1, None, Outcome("a door"), 0, 0.0, 0.0, 0.0, 0.0)
+    trees = [SearchTree(Task("hall", str(i), "train", 5), "", (root,)) for i in range(3)]
     for name, tree in zip("bac", trees, strict=True):
         formats.append_jsonl(tmp_path / f"{name}.jsonl", [formats.tree_to_json(tree)])
     assert [t.task.id for t in formats.read_trees(tmp_path)] == ["1", "0", "2"]
