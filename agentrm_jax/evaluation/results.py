@@ -5,7 +5,8 @@ Layout of a result (all JSON; scores in [0, 1]):
     method, policy, reward_model, measure, weights
     tasks     {environment: cell}, overall: cell
               cell = {n, score, success, ci95: [lo, hi], success_ci95, progress, steps, failed, difference}
-    rows      {greedy | random | shortest | longest | ended | oracle: {tasks, overall, scores}}, each cell as above without progress, steps, failed
+    rows      {greedy | random | shortest | longest | ended | oracle: {tasks, overall, scores}}
+              each cell as above without progress, steps, failed
     n_curve   [{n, best_of_n, oracle, random, pass}], each but n an {score, ci95}; n_curves the same by environment
     budget    {policy_tokens, reward_tokens, env_steps, seconds, ...}
     records   [{task, env, score, reward, progress, success, steps, failed}], which lets any two results be compared in pairs
