@@ -13,7 +13,6 @@ Every row becomes one `Conversation` (a preference row two), which keeps the row
 import dataclasses
 import functools
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

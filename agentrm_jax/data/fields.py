@@ -103,9 +103,7 @@ def number(
     return float(value)
 
 
-def whole(
-    row: Fields, name: str, low: float = -(2**63), high: float = 2**63 - 1, *, default: int = _REQUIRED
-) -> int:
+def whole(row: Fields, name: str, low: float = -(2**63), high: float = 2**63 - 1, *, default: int = _REQUIRED) -> int:
     """A whole number in [low, high], by default one of 64 bits."""
     value = _value(row, name, expected := "a whole number" + _range(low, high), default)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

@@ -91,11 +91,11 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, JSON]]]:
     """
     try:
         with path.open("rb") as f:  # bytes: an unfinished line may end inside a character
-            for number, line in enumerate(f, 1):
-                if not line.endswith(b"\n"):
+            for number, text in enumerate(f, 1):
+                if not text.endswith(b"\n"):
                     return
                 origin = f"{path}, line {number}"
-                yield origin, dict(fields.record(fields.parse(line, origin), origin, "row").values)
+                yield origin, dict(fields.record(fields.parse(text, origin), origin, "row").values)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -103,6 +103,11 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, JSON]]]:
 def read_jsonl(path: Path) -> Iterator[dict[str, JSON]]:
     """The objects of `read_rows`, without where they stand."""
     return (row for _, row in read_rows(path))
+
+
+def line(row: Mapping[str, JSON]) -> bytes:
+    """A row as one line of a JSON-lines file. Raises: ValueError: it holds a number that JSON lacks (NaN, infinity)."""
+    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="replace")
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, JSON]]) -> None:
@@ -118,9 +123,7 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, JSON]]) -> None:
             if f.read(1) != b"\n":
                 f.seek(0)
                 f.truncate(f.read().rfind(b"\n") + 1)
-        for row in rows:
-            line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-            f.write(line.encode(errors="replace"))
+        f.writelines(map(line, rows))
 
 
 def read_trajectories(path: Path) -> list[Trajectory]:
