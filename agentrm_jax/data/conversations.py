@@ -16,7 +16,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from agentrm_jax.chat import Chat
 from agentrm_jax.data import fields
@@ -162,27 +162,34 @@ def segments(conversation: Conversation, chat: Chat) -> list[Segment]:
 def _rows(path: Path) -> Iterator[tuple[str, str | int, JSON]]:
     """(origin, id of a row without one, row). The file is read once, so it may be a pipe."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            lines = ((n, line) for n, line in enumerate(file, 1) if line.strip())
+        with path.open("rb") as file:
+            lines = ((n, text) for n, line in enumerate(file, 1) if (text := _decoded(line, path, n)).strip())
             head = list(itertools.islice(lines, 2))
             if not head:
                 return
             if head[0][1].lstrip().startswith("[") or (len(head) > 1 and not _is_json(head[0][1])):
-                yield from _whole(path, "".join(line for _, line in head), file)
+                yield from _whole(path, "".join(text for _, text in itertools.chain(head, lines)))
                 return
-            for number, line in itertools.chain(head, lines):
+            for number, text in itertools.chain(head, lines):
                 fallback = path.stem if len(head) == 1 and path.suffix == ".json" else number
-                yield f"{path}, line {number}", fallback, fields.parse(line, f"{path}, line {number}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+                yield f"{path}, line {number}", fallback, fields.parse(text, f"{path}, line {number}")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _whole(path: Path, head: str, rest: IO[str]) -> Iterator[tuple[str, str | int, JSON]]:
+def _decoded(line: bytes, path: Path, number: int) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, line {number} cannot be read: {error}") from error
+
+
+def _whole(path: Path, text: str) -> Iterator[tuple[str, str | int, JSON]]:
     """The rows of a file that is one JSON value. A file of lines whose first is broken says so of that line."""
     try:
-        value = fields.parse(head + rest.read(), str(path))
+        value = fields.parse(text, str(path))
     except UserError:
-        fields.parse(head.splitlines()[0], f"{path}, line 1")
+        fields.parse(text.splitlines()[0], f"{path}, line 1")
         raise
     if isinstance(value, list):
         yield from ((f"{path}, entry {n}", n, row) for n, row in enumerate(value, 1))
