@@ -37,7 +37,8 @@ MAY_IMPORT = {
     # commands beside the mains
     "demo": {"types", "files", "run", "evaluation"},
     "export": _BASE | {"models"},
-    "score": _BASE | {"models", "data", "search", "run"},
+    "scoring": _BASE | {"models", "data", "search"},
+    "score": {"types", "envs", "models", "data", "search", "scoring", "run"},
     "compilers": {"types"},
     "plan": _BASE | {"models", "engine", "training", "run", "compilers"},
 }

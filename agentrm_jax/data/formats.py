@@ -4,6 +4,7 @@ Whatever a file holds, reading it gives records that keep what their types promi
 parents before children), or a `UserError` that names file, line, place, what is there and what should be.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,7 +41,7 @@ def trajectory_from_json(value: JSON, origin: str = "a trajectory record") -> Tr
     row = _record(value, origin, "trajectory")
     steps = tuple(Step(_action(fields.inner(s, "action")), _outcome(s)) for s in fields.objects(row, "steps"))
     goal, observation = fields.text(row, "goal"), fields.text(row, "observation")
-    return Trajectory(_task(row), goal, observation, steps, fields.anything(row, "meta", default={}))
+    return Trajectory(_task(row), goal, observation, steps, _meta(row))
 
 
 def tree_to_json(tree: SearchTree) -> dict[str, JSON]:
@@ -198,6 +199,17 @@ def _task(row: Fields) -> Task:
         fields.whole(task, "max_steps", 1),
         fields.anything(task, "args", default={}),
     )
+
+
+def _meta(row: Fields) -> dict[str, JSON]:
+    """Anything, except for the scores that a search writes: numbers, or null where one is missing."""
+    meta = fields.anything(row, "meta", default={})
+    inner = Fields(meta, row.origin, row.kind, "meta.")
+    scores = fields.items(inner, "step_scores", default=()) if meta.get("step_scores") is not None else ()
+    for name, score in [("score", meta.get("score")), *((f"step_scores[{i}]", s) for i, s in enumerate(scores))]:
+        if score is not None:
+            fields.number(dataclasses.replace(inner, values={name: score}), name)
+    return meta
 
 
 def _action(row: Fields) -> Action:
