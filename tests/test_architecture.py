@@ -18,9 +18,10 @@ MAY_IMPORT = {
     "tree": {"types"},
     "chat": {"types", "tree"},
     "parallel": {"types"},
+    "replies": {"types"},
     "tokenizer": {"types", "chat"},
-    "envs": {"types", "data"},
-    "search": {"types"},
+    "envs": {"types", "data", "replies"},
+    "search": {"types", "replies"},
     "prompts": {"types", "tree", "chat", "envs"},
     "models": {"types", "tree", "chat", "tokenizer", "parallel"},
     "data": {"types", "tree", "chat", "tokenizer", "prompts", "envs"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "plan": _BASE | {"models", "engine", "training", "run", "compilers"},
 }
 # Rooms without model code, and what would bring it in.
-FREE = ("types", "tree", "chat", "prompts", "envs", "search", "evaluation", "data")
+FREE = ("types", "tree", "chat", "replies", "prompts", "envs", "search", "evaluation", "data")
 MODEL_CODE = {"jax", "flax", "optax", "orbax", "torch"}
 
 
