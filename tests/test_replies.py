@@ -245,27 +245,8 @@ def test_a_rendered_block_may_hold_labels():
     assert parse_action(render_action("why", command), multiline=True) == Parsed(command, "why", False)
 
 
-pieces = st.sampled_from(
-    [
-        "Action:",
-        "Thought: a",
-        "Observation: ",
-        "```",
-        "\n",
-        " ",
-        "#",
-        "> ",
-        "- ",
-        "`",
-        '"',
-        "*",
-        "go",
-        ". ",
-        "\0",
-        "\udc80",
-    ]
-    + ["<think>", "</think>", "</s>"]
-)
+labels = st.sampled_from(("Action:", "Thought: a", "Observation: ", "<think>", "</think>", "</s>"))
+pieces = labels | st.sampled_from(("```", "\n", " ", "#", "> ", "- ", "`", '"', "*", "go", ". ", "\0", "\udc80"))
 
 
 @given(st.lists(pieces).map("".join), st.booleans())
