@@ -16,10 +16,11 @@ _BASE = {"types", "tree", "chat", "tokenizer", "prompts", "parallel"}
 MAY_IMPORT = {
     "types": set(),
     "tree": {"types"},
-    "chat": {"types", "tree"},
+    "templates": {"types"},
+    "chat": {"types", "tree", "templates", "tokenizer"},
     "parallel": {"types"},
     "replies": {"types"},
-    "tokenizer": {"types", "chat"},
+    "tokenizer": {"types", "templates"},
     "envs": {"types", "data", "replies"},
     "search": {"types", "replies"},
     "prompts": {"types", "tree", "chat", "envs"},
@@ -40,7 +41,7 @@ MAY_IMPORT = {
     "plan": _BASE | {"models", "engine", "training", "run", "compilers"},
 }
 # Rooms without model code, and what would bring it in.
-FREE = ("types", "tree", "chat", "replies", "prompts", "envs", "search", "evaluation", "data")
+FREE = ("types", "tree", "chat", "templates", "tokenizer", "replies", "prompts", "envs", "search", "evaluation", "data")
 MODEL_CODE = {"jax", "flax", "optax", "orbax", "torch"}
 
 
