@@ -109,6 +109,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             del self.filters[name]
         del self.globals["lipsum"]
         self.filters |= {"tojson": _tojson, "replace": self._replace, "join": self._join, "indent": self._indent}
+        self.filters |= {check.__name__: check for check in (self.tick, self.bounded, self.written, self.joined)}
         self.filters["format"] = lambda text, *args: self.call_binop(None, "%", str(text), args)
         self.globals |= {
             "raise_exception": _raise,
@@ -119,17 +120,21 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def start(self) -> None:
         """Begins a rendering in this thread."""
-        self._running.until, self._running.written = time.thread_time() + SECONDS, 0
+        self._running.until, self._running.written, self._running.ticks = time.thread_time() + SECONDS, 0, 0
 
-    def tick(self) -> str:
-        """Looks at the clock; called in every turn of a loop."""
-        if time.thread_time() > self._running.until:
+    def tick(self, value: Any = "") -> Any:
+        """Looks at the clock now and then, and gives its argument back; called in every turn of a loop."""
+        self._running.ticks += 1
+        if self._running.ticks % 16 == 0 and time.thread_time() > self._running.until:
             raise _BoundError(f"it takes more than {SECONDS:g} seconds")
-        return ""
+        return value
 
     def bounded(self, value: Any) -> Any:
         """The value, if it is small enough written out in full (a list may hold another one many times)."""
         self.tick()
+        if isinstance(value, str):
+            self._fits(len(value))
+            return value
         size, rest = 0, [value]
         while rest:
             x = rest.pop()
@@ -267,8 +272,9 @@ class _Checked(jinja2.visitor.NodeTransformer):
         return _call("bounded", node) if node.ctx == "load" else node
 
 
-def _call(check: str, *values: nodes.Expr) -> nodes.Call:
-    return nodes.Call(nodes.EnvironmentAttribute(check), list(values), [], None, None)
+def _call(check: str, *values: nodes.Expr) -> nodes.Filter:
+    first, *others = values or (nodes.Const(""),)
+    return nodes.Filter(first, check, others, [], None, None)
 
 
 def _raise(message: str) -> None:
