@@ -263,15 +263,16 @@ def _separate_pad(tokenizer: Any, end_id: int, rows: int) -> None:
     """Gives padding a token of its own: readers of 'the last token that is not padding' would skip the end of turn.
 
     In this order: a special token that is made for it, another special token, a token of the vocabulary that no text gives, the
-    beginning of text (which ends none), and a new token, if the embedding has a row for it.
+    beginning of text (which ends none), and a new token, if the embedding has a row for it. Ids without a row are never taken.
     """
-    vocabulary = tokenizer.get_vocab()
-    special = tokenizer.convert_ids_to_tokens(sorted(tokenizers.special_ids(tokenizer) - {end_id}))
+    vocabulary = {t: i for t, i in tokenizer.get_vocab().items() if not rows or i < rows}
+    special_ids = tokenizers.special_ids(tokenizer) - {end_id}
+    special = [t for t in sorted(vocabulary, key=vocabulary.__getitem__) if vocabulary[t] in special_ids]
     made = [t for t in special if "pad" in t.lower() or "finetune" in t.lower()]
     other = [t for t in special if t not in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token)]
     unused = sorted(t for t in vocabulary if re.fullmatch(r"[<\[]\W?(?:unused|reserved|extra_id)\w*\W?[>\]]", t))
     beginning = [t for t in (tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token) if t in special]
-    free = [] if max(vocabulary.values()) + 1 >= rows else ["<|pad|>"]
+    free = ["<|pad|>"] if max(tokenizer.get_vocab().values()) + 1 < rows else []
     named = [*made, *other, *unused, *beginning, *free]
     if not named:
         raise UserError(

@@ -389,6 +389,13 @@ def test_padding_is_added_only_where_the_embedding_has_a_row_for_it():
     assert chat.size == size + 1
 
 
+def test_padding_is_never_a_token_without_a_row():
+    tokenizer = bare_tokenizer("<s>", "</s>")
+    size = max(tokenizer.get_vocab().values()) + 1
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|fill_pad|>"]})
+    assert load_chat(tokenizer, rows=size).tokenizer.pad_token == "<s>"
+
+
 def test_the_size_of_a_tokenizer_is_its_highest_id_and_one(chats):
     chat = chats["chatml"]
     assert chat.size == len(chat.tokenizer) == max(chat.tokenizer.get_vocab().values()) + 1
