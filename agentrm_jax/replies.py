@@ -48,9 +48,9 @@ _INLINE = re.compile(
     rf"([.!?;…。！？][\"'”’)\]]*)[^\S\n]*(?=[*_]{{0,3}}(?:Thought|Action|ACTION|Observation){_NUMBER}{_COLON})"
 )
 _THINK = re.compile(r"<(/?)think(?:ing)?\s*>|\[(/?)THINK\]", re.IGNORECASE)
-_TURN = re.compile(  # tokens that end or begin a turn in one of the usual templates, written out
-    r"<\|(?:im_end|im_start|endoftext|end_of_text|begin_of_text|eot_id|eom_id|start_header_id|end_header_id|end_of_turn|end|eot"
-    r"|return|call|user|assistant|system)\|>|<(?:end|start)_of_turn>|</s>|<eos>|<｜end▁of▁sentence｜>|\[/?INST\]"
+# Tokens that end or begin a turn in one of the usual templates, written out.
+_TURN = re.compile(
+    r"<\|\w{1,40}\|>|<｜[^｜\n]{1,40}｜>|<(?:end|start)_of_(?:turn|utterance)>|</s>|<eos>|\[/?INST\]|\[EOS\]"
 )
 _BREAK = re.compile("\r\n|[\n\r\v\f\x85\u2028\u2029]")
 _FENCE = re.compile(r"\s*(`{3,}|~{3,})")

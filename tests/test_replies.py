@@ -134,6 +134,8 @@ WELL_FORMED = (
     "```\nThought: a\nAction: go north\n```",
     "Thought: a\nAction: go north<|im_end|>",
     "Thought: a\nAction: go north</s>",
+    "Thought: a\nAction: go north<|end|>",
+    "Thought: a\nAction: go north<｜end▁of▁sentence｜>",
     "Thought: a\nAction: go north<end_of_turn>\n",
 )
 
