@@ -192,9 +192,9 @@ def run(kind: str, cases: int, seed: int, chat: Chat, folder: Path) -> tuple[col
     wrong = []
     for _ in range(cases):
         line = mutated(rng.choice(good), rng)
-        outcome, message = attempt(read, path, good[0], line)
-        counts[outcome] += 1
-        if outcome == "wrong":
+        verdict, message = attempt(read, path, good[0], line)
+        counts[verdict] += 1
+        if verdict == "wrong":
             wrong.append(f"{message[:300]}\n    {line[:300]!r}")
     return counts, wrong
 

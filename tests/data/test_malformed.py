@@ -19,8 +19,8 @@ def test_a_few_hundred_malformed_rows_of_every_format(kind, chat, tmp_path):
 def test_what_no_json_reader_takes(kind, line, chat, tmp_path):
     """Brackets beyond any recursion, and numbers of thousands of digits."""
     path = tmp_path / malformed.FILES[kind]
-    outcome, message = malformed.attempt(malformed.readers(chat)[kind], path, malformed.rows(kind)[0], line)
-    assert outcome == "refused"
+    verdict, message = malformed.attempt(malformed.readers(chat)[kind], path, malformed.rows(kind)[0], line)
+    assert verdict == "refused"
     assert message.startswith(f"{path}, line 2: not JSON")
 
 
