@@ -52,7 +52,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
     # --- Tasks: what is left of them -----------------------------------------------------------------------------------
     log = journal.part(workdir, process, processes)
-    before = log.finished if processes == 1 else journal.Journal(workdir).finished
+    before = {entry.record.task for entry in journal.entries(workdir / "tasks.jsonl")}
     left = [task for task in tasks if task.key not in before][process::processes]
     share = f", {len(left)} of them here" if processes > 1 else ""
     print(f"{config.method} on {len(tasks)} tasks" + (f", {len(before)} done before" if before else "") + share)
