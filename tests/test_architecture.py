@@ -12,34 +12,35 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "agentrm_jax"
 
 # Room -> the rooms of the package it may import; every module of the package lies in one of them.
-_BASE = {"types", "tree", "chat", "tokenizer", "prompts", "parallel"}
+_BASE = {"types", "files", "tree", "chat", "tokenizer", "prompts", "parallel"}
 MAY_IMPORT = {
     "types": set(),
+    "files": {"types"},
     "tree": {"types"},
     "chat": {"types", "tree"},
     "parallel": {"types"},
     "tokenizer": {"types", "chat"},
-    "envs": {"types", "data"},
+    "envs": {"types", "files", "data"},
     "search": {"types"},
     "prompts": {"types", "tree", "chat", "envs"},
-    "models": {"types", "tree", "chat", "tokenizer", "parallel"},
-    "data": {"types", "tree", "chat", "tokenizer", "prompts", "envs"},
+    "models": {"types", "files", "tree", "chat", "tokenizer", "parallel"},
+    "data": {"types", "files", "tree", "chat", "tokenizer", "prompts", "envs"},
     "engine": {"types", "tree", "chat", "models", "parallel"},
     "training": _BASE | {"models", "data"},
     "policies": _BASE | {"envs", "models", "engine"},
     "rewards": _BASE | {"envs", "models", "engine"},
-    "evaluation": {"types", "search", "data"},
-    "run": {"types", "parallel", "search", "data", "evaluation"},
+    "evaluation": {"types", "files", "search", "data"},
+    "run": {"types", "files", "parallel", "search", "data", "evaluation"},
     "testing": _BASE | {"envs", "models", "data", "search"},
     # commands beside the mains
-    "demo": {"types", "run", "evaluation"},
+    "demo": {"types", "files", "run", "evaluation"},
     "export": _BASE | {"models"},
     "score": _BASE | {"models", "data", "search", "run"},
     "compilers": {"types"},
     "plan": _BASE | {"models", "engine", "training", "run", "compilers"},
 }
 # Rooms without model code, and what would bring it in.
-FREE = ("types", "tree", "chat", "prompts", "envs", "search", "evaluation", "data")
+FREE = ("types", "files", "tree", "chat", "prompts", "envs", "search", "evaluation", "data")
 MODEL_CODE = {"jax", "flax", "optax", "orbax", "torch"}
 
 
