@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "agentrm_jax"
 
 # Room -> the rooms of the package it may import; every module of the package lies in one of them.
-_BASE = {"types", "files", "tree", "chat", "tokenizer", "prompts", "parallel"}
+_BASE = {"types", "files", "tree", "chat", "tokenizer", "prompts", "window", "parallel"}
 MAY_IMPORT = {
     "types": set(),
     "files": {"types"},
@@ -20,10 +20,11 @@ MAY_IMPORT = {
     "chat": {"types", "tree"},
     "parallel": {"types"},
     "tokenizer": {"types", "chat"},
-    "envs": {"types", "files", "data"},
+    "envs": {"types", "files"},
     "search": {"types"},
     "prompts": {"types", "tree", "chat", "envs"},
-    "models": {"types", "files", "tree", "chat", "tokenizer", "parallel"},
+    "window": {"types", "tree"},
+    "models": {"types", "files", "tree", "chat", "tokenizer", "prompts", "envs", "parallel"},
     "data": {"types", "files", "tree", "chat", "tokenizer", "prompts", "envs"},
     "engine": {"types", "tree", "chat", "models", "parallel"},
     "training": _BASE | {"models", "data"},
