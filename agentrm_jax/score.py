@@ -33,7 +33,7 @@ from agentrm_jax.data.conversations import Conversation
 from agentrm_jax.models.card import read_card
 from agentrm_jax.models.pretrained import open_pretrained
 from agentrm_jax.models.transformer import Transformer, values
-from agentrm_jax.run import stages as start
+from agentrm_jax.run.devices import accelerator
 from agentrm_jax.search import aggregate as aggregation
 from agentrm_jax.tree import FlatTree, Segment
 from agentrm_jax.types import JSON, UserError
@@ -271,7 +271,7 @@ def _run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name.replace('_', '-')}={getattr(args, name)}: use a positive number")
     _require_value_head(args.rm)
     trajectories = list(conversations.read(args.trajectories))  # all of it, so that a bad line is found before the work
-    start.accelerator()
+    accelerator()
     from agentrm_jax.models.opening import load_model
 
     loaded = load_model(args.rm, template=args.chat_template)
