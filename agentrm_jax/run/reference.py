@@ -45,9 +45,10 @@ def usage(main: str) -> str:
     for title, rows in _sections({name: values for name, (_, values) in found.items()}):
         lines += ["", title]
         for key, defaults in rows:
+            of = _owners(defaults)
             lines += [
-                f"  --config.{key.name}={_defaults(defaults)}",
-                f"      {_meaning(key)}; {key.range.words()}",
+                f"  --config.{key.name}={_defaults(defaults)}" + ("" if of in (main, "all") else f"   [{of}]"),
+                f"      {_meaning(key)}; must be {key.range.words()}",
             ]
     return "\n".join(lines)
 
