@@ -158,7 +158,9 @@ def _episode_row(state: State) -> dict[str, JSON]:
 def _sample(candidate: Candidate) -> Sample:
     outcome = candidate.state.outcome
     assert outcome is not None
-    return Sample(candidate.score, outcome.reward, outcome.success, outcome.progress)
+    state = candidate.state
+    ended = state.done and state.depth < state.task.max_steps
+    return Sample(candidate.score, outcome.reward, outcome.success, outcome.progress, state.depth, ended)
 
 
 def _record(row: dict[str, Any]) -> TaskRecord:
