@@ -20,7 +20,7 @@ from agentrm_jax.chat import Chat, load_chat
 from agentrm_jax.data import datasets, examples, formats
 from agentrm_jax.data.demonstrations import expert_trajectories
 from agentrm_jax.envs import catalogue
-from agentrm_jax.files import write_json
+from agentrm_jax.files import new_folder, write_json
 from agentrm_jax.models import opening
 from agentrm_jax.models.card import Card, Texts, read_card, texts_of
 from agentrm_jax.models.config import ModelConfig
@@ -65,8 +65,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     with parallel.first_process_first("data"), workdirs.begun(config, workdir, write=first):
         make = imitation_data if config.kind == "policy" else step_value_data
         trees, chat, texts = make(config, workdir, base)
-        if first:
-            chat.tokenizer.save_pretrained(workdir / "tokenizer")
+        if first and not (workdir / "tokenizer").exists():
+            with new_folder(workdir / "tokenizer") as folder:
+                chat.tokenizer.save_pretrained(folder)
     data = iter(
         datasets.batches(
             trees,

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "testing": _BASE | {"envs", "models", "data", "search"},
     # commands beside the mains
     "demo": {"types", "files", "run", "evaluation"},
-    "export": _BASE | {"models"},
+    "export": _BASE | {"models", "run"},
     "score": _BASE | {"models", "data", "search", "run"},
     "compilers": {"types"},
     "plan": _BASE | {"models", "engine", "training", "run", "compilers"},

@@ -24,7 +24,8 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose mistakes are `UserError`s."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
+        program = " ".join(self.prog.split()[:3])  # python -m MODULE, without the name of a subcommand
+        raise UserError(f"{message}; see {program} --help")
 
 
 def run(work: Callable[[], int | None], *, kept: str = "") -> NoReturn:
