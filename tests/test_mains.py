@@ -138,6 +138,20 @@ def test_a_terminated_training_has_saved_its_last_step_and_had_its_workdir_alone
     assert not (workdir / "lock.json").exists()
 
 
+def test_of_two_processes_that_train_one_is_terminated_and_both_stop_after_the_same_step(sft, tmp_path):
+    workdir = tmp_path / "sft"
+    long = ("--config.total_steps=5000", "--config.checkpoint_steps=5000", "--config.log_steps=3")
+    both = start_two("train.py", "sft", workdir, f"--config.experts={sft.parent}/experts", *TINY, *MODEL, *TRAIN, *long)
+    while not ((workdir / "metrics.jsonl").exists() and losses(workdir)):
+        assert [process.poll() for process in both] == [None, None], [p.communicate()[1][-2000:] for p in both]
+        time.sleep(0.02)
+    both[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [130, 143], said
+    (step,) = {re.findall(r"stopped at step (\d+); checkpoint saved", err)[0] for err in said}
+    assert [p.name for p in (workdir / "checkpoints").iterdir()] == [step]
+
+
 def test_a_terminated_search_keeps_its_finished_tasks_and_had_its_workdir_alone(sft, tmp_path):
     workdir = tmp_path / "greedy"
     many = ("--config.env.count=900", "--config.env.split=train", "--config.concurrency=2")
@@ -165,13 +179,18 @@ def test_what_a_typo_leaves_behind_does_not_bind(sft, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def run_two(script: str, config: str, workdir: Path, *options: str) -> list[str]:
-    """What each of two processes of one run prints."""
+def start_two(script: str, config: str, workdir: Path, *options: str) -> list[subprocess.Popen]:
+    """Two processes of one run."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
     env = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "1"}
-    both = [start(script, config, workdir, *options, **env, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    return [start(script, config, workdir, *options, **env, JAX_PROCESS_ID=str(i)) for i in range(2)]
+
+
+def run_two(*arguments) -> list[str]:
+    """What each of two processes of one run prints."""
+    both = start_two(*arguments)
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said[0][1][-2000:] + said[1][1][-2000:]
     return [out for out, _ in said]

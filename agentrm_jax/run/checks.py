@@ -16,9 +16,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     roles, values = keys.roles(config), keys.flatten(config)
     if not roles:
-        raise UserError("this config has neither a kind (for train.py) nor a method (for search.py)")
-    own = next(key for key in keys.rows(roles) if key.identity and key.name in ("kind", "method"))
-    for key in (own, *keys.rows(roles)):  # what the config is comes first: its other keys depend on it
+        raise UserError("this config names no method (for search.py), and neither experts nor trees (for train.py)")
+    for key in keys.rows(roles):
         if key.name.endswith("*"):
             continue
         if key.name not in values:

@@ -16,7 +16,7 @@ from agentrm_jax.types import UserError
 BAD_INPUT = 2
 
 
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):
     """A run was asked to stop (SIGINT, SIGTERM) and has saved its work; the text says what is kept."""
 
 

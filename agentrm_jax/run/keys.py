@@ -194,16 +194,10 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
 
 
 def roles(config: Mapping[str, Any] | ml_collections.ConfigDict) -> set[str]:
-    """The roles of a config: `train` and its kind, or `search` and its method."""
+    """The roles of a config: `search` and its method, or `train` and what is trained, by the data it names; empty if it names neither."""
     if "method" in config:
         return {"search", str(config["method"])}
-    return {"train", str(config["kind"])} if "kind" in config else set()
-
-
-def main_of(config: Mapping[str, Any] | ml_collections.ConfigDict) -> str:
-    """The main that a config is for; empty if it has neither a `kind` nor a `method`."""
-    found = roles(config)
-    return "search.py" if "search" in found else "train.py" if found else ""
+    return {"train", "policy"} if "experts" in config else {"train", "explicit"} if "trees" in config else set()
 
 
 def rows(of: set[str]) -> list[Key]:

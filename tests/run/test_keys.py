@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import ml_collections
 import pytest
 
 from agentrm_jax.data import targets
@@ -30,7 +31,16 @@ def test_every_key_of_every_config_is_in_the_table_and_its_value_in_range(name, 
     unknown = [key for key in keys.flatten(config) if keys.find(key, roles) is None]
     assert unknown == []
     checks.check(config)
-    assert keys.main_of(config) == stages.STAGES[name].main
+
+
+def test_a_config_that_is_for_nothing_is_refused():
+    with pytest.raises(UserError, match=r"names no method \(for search\.py\), and neither experts nor trees"):
+        checks.check(ml_collections.ConfigDict({"size": "nano", "seed": 0}))
+    other = parse("greedy")
+    with other.unlocked():
+        other.method = "magic"
+    with pytest.raises(UserError, match=r"--config\.method=magic: must be greedy, best_of_n, "):
+        checks.check(other)
 
 
 def test_every_row_of_the_table_belongs_to_a_config():
