@@ -17,11 +17,13 @@ MAY_IMPORT = {
     "types": set(),
     "files": {"types"},
     "tree": {"types"},
-    "chat": {"types", "tree"},
+    "templates": {"types"},
+    "chat": {"types", "tree", "templates", "tokenizer"},
     "parallel": {"types"},
-    "tokenizer": {"types", "chat"},
-    "envs": {"types", "files"},
-    "search": {"types"},
+    "replies": {"types"},
+    "tokenizer": {"types", "templates"},
+    "envs": {"types", "files", "replies"},
+    "search": {"types", "replies"},
     "prompts": {"types", "tree", "chat", "envs"},
     "window": {"types", "tree"},
     "models": {"types", "files", "tree", "chat", "tokenizer", "prompts", "envs", "parallel"},
@@ -41,7 +43,20 @@ MAY_IMPORT = {
     "plan": _BASE | {"models", "engine", "training", "run", "compilers"},
 }
 # Rooms without model code, and what would bring it in.
-FREE = ("types", "files", "tree", "chat", "prompts", "envs", "search", "evaluation", "data")
+FREE = (
+    "types",
+    "files",
+    "tree",
+    "chat",
+    "templates",
+    "tokenizer",
+    "replies",
+    "prompts",
+    "envs",
+    "search",
+    "evaluation",
+    "data",
+)
 MODEL_CODE = {"jax", "flax", "optax", "orbax", "torch"}
 
 
