@@ -53,11 +53,11 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
             stages.require_named(config)
             if process == 0:
                 journal.gather(workdir)  # what processes of a stopped run left
-        specs, template = environments.specs, config.chat_template
-        policy = load_policy(config.policy, specs, config.engine, examples=config.examples, template=template)
+        specs, how = environments.specs, {"template": config.chat_template, "date": config.date}
+        policy = load_policy(config.policy, specs, config.engine, examples=config.examples, **how)
         reward_model = None
         if method.reward_model:
-            reward_model = load_reward_model(config.reward_model, specs, config.engine, template=template)
+            reward_model = load_reward_model(config.reward_model, specs, config.engine, **how)
 
     # --- Tasks: what is left of them -----------------------------------------------------------------------------------
     log = journal.part(workdir, process, processes)

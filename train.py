@@ -59,7 +59,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     with parallel.first_process_first("models"):
         stages.require_named(config)
     # Only opened: its weights stay on disk until they have a place.
-    base = opening.open_model(config.init, template=config.chat_template) if config.init else None
+    base = opening.open_model(config.init, template=config.chat_template, date=config.date) if config.init else None
 
     # --- Data: records -> token trees on disk -> packed batches --------------------------------------------------------
     with parallel.first_process_first("data"), workdirs.begun(config, workdir, write=first):
@@ -93,6 +93,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         lora=lora,
         base=config.init,
         template=config.chat_template,
+        date=chat.date or "",
         texts=texts,
     )
     if lora and base:  # adapters and the value head are trained and saved; the base is held in the type it is used in

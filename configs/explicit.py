@@ -20,6 +20,7 @@ def get_config(size: str = "nano"):
         kind="explicit",
         init=common.SIZES[size] or f"runs/{size}/sft",
         chat_template="",  # instead of the tokenizer's own: chatml, or a file
+        date="",  # told to a template that reads the clock, ISO format; empty: the day the run began
         trees=f"runs/{size}/mcts",
         min_visits=1 if nano else 3,  # lambda; the paper's 3 goes with its 40 iterations a tree
         target="mean",

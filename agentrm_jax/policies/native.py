@@ -49,10 +49,10 @@ class NativePolicy:
 
 
 def load_policy(
-    place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, examples: int = 0, template: str = ""
+    place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, examples: int = 0, template: str = "", date: str = ""
 ) -> NativePolicy:
     """The policy of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes."""
     mesh = local_mesh(engine.get("tensor", 1))
-    loaded = load_model(place, template=template, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
+    loaded = load_model(place, template=template, date=date, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
     encoder = Encoder(loaded.chat, specs, "policy", examples)
     return NativePolicy(make_engine(loaded.model, engine, end_id=loaded.chat.end_id), encoder, loaded.card)

@@ -57,7 +57,7 @@ class ExplicitRewardModel:
 
 
 def load_reward_model(
-    place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, template: str = ""
+    place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, template: str = "", date: str = ""
 ) -> ExplicitRewardModel:
     """The explicit reward model of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes.
 
@@ -67,7 +67,7 @@ def load_reward_model(
       UserError: the workdir holds a model without a value head.
     """
     mesh = local_mesh(engine.get("tensor", 1))
-    loaded = load_model(place, template=template, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
+    loaded = load_model(place, template=template, date=date, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
     if not hasattr(loaded.model, "value_d"):
         raise UserError(f"{place} holds a model without a value head; train one with configs/explicit.py")
     encoder = Encoder(loaded.chat, reward_specs(loaded.card, specs), "reward")

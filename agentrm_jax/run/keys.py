@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import ml_collections
 
-from agentrm_jax.run.ranges import Choice, Flag, Free, Names, Number, Range, Sizes, Text
+from agentrm_jax.run.ranges import Choice, Date, Flag, Free, Names, Number, Range, Sizes, Text
 from agentrm_jax.search.aggregate import Aggregator
 
 
@@ -68,6 +68,12 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
             "chat_template",
             Text("chatml, or a file that holds a template", optional=True),
             "chat template instead of the tokenizer's own",
+            of=BOTH,
+        ),
+        Key(
+            "date",
+            Date(optional=True),
+            "what a chat template that reads the clock is told; empty: the day the run began",
             of=BOTH,
         ),
     ),

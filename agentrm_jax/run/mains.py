@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import ml_collections
 
-from agentrm_jax.run import checks, command, flags, reference
+from agentrm_jax.run import checks, command, flags, reference, workdirs
 
 
 def run(name: str, main: Callable[[ml_collections.ConfigDict, Path], None], *, kept: str) -> NoReturn:
@@ -26,6 +26,7 @@ def run(name: str, main: Callable[[ml_collections.ConfigDict, Path], None], *, k
             return
         config, workdir = flags.parse(sys.argv[1:], name)
         checks.check(config)
+        workdirs.pin_date(config, workdir)
         main(config, workdir)
 
     command.run(work, kept=kept)

@@ -1,6 +1,7 @@
 """What a value of a config may be: each range says in words what it allows, and whether a value is allowed."""
 
 import dataclasses
+import datetime
 import itertools
 import math
 from collections.abc import Sequence
@@ -110,6 +111,22 @@ class Text:
 
     def allows(self, value: Any) -> bool:
         return isinstance(value, str) and (self.optional or bool(value.strip())) and "\0" not in value
+
+
+@dataclasses.dataclass(frozen=True)
+class Date:
+    """A day; it may be empty where `optional` is set."""
+
+    optional: bool = False
+
+    def words(self) -> str:
+        return "a day like 2026-01-31" + (", or empty" if self.optional else "")
+
+    def allows(self, value: Any) -> bool:
+        try:
+            return isinstance(value, str) and ((self.optional and not value) or bool(datetime.date.fromisoformat(value)))
+        except ValueError:
+            return False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,12 +13,12 @@ from typing import Any
 import ml_collections
 
 from agentrm_jax.data import formats
-from agentrm_jax.files import read_json, write_json
+from agentrm_jax.files import read_json, write_atomically, write_json
 from agentrm_jax.run import keys, lock
 from agentrm_jax.run.checks import show
 from agentrm_jax.types import JSON, UserError
 
-CONFIG, CHANGES, DONE = "config.json", "config_changes.jsonl", "done.json"
+CONFIG, CHANGES, DONE, COMMAND = "config.json", "config_changes.jsonl", "done.json", "command.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,13 @@ def compare(config: ml_collections.ConfigDict, workdir: Path) -> list[Change]:
             f"{workdir} was made with another config (differs in: {'; '.join(map(str, refused))}); choose another --workdir"
         )
     return changes
+
+
+def pin_date(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Sets the config's empty `date` to the day the run began, so that templates that read the clock say the same to its end."""
+    if not config.date:
+        with config.unlocked():
+            config.date = read_config(workdir).get("date") or datetime.date.today().isoformat()
 
 
 def _is_steady(name: str, config: ml_collections.ConfigDict) -> bool:
@@ -100,8 +108,9 @@ def begun(config: ml_collections.ConfigDict, workdir: Path, *, write: bool = Tru
     try:
         yield
     except BaseException:
-        if {p.name for p in workdir.iterdir()} == {CONFIG, lock.NAME}:
-            (workdir / CONFIG).unlink()
+        if {p.name for p in workdir.iterdir()} <= {CONFIG, COMMAND, lock.NAME}:
+            for name in (CONFIG, COMMAND):
+                (workdir / name).unlink(missing_ok=True)
             lock.release_all()
             if is_new:
                 workdir.rmdir()
@@ -116,8 +125,16 @@ def _write(config: ml_collections.ConfigDict, workdir: Path, changes: Sequence[C
         formats.append_jsonl(
             workdir / CHANGES, ({"time": now, "key": c.name, "old": c.old, "new": c.new} for c in changes)
         )
+    if not (workdir / CONFIG).exists():
+        write_atomically(workdir / COMMAND, shlex.join(["python", *sys.argv]) + "\n")
     if changes or not (workdir / CONFIG).exists():
         write_json(workdir / CONFIG, _resolved(config))
+
+
+def command_of(workdir: Path) -> str:
+    """The command line that began a run, as it was typed; empty where the folder does not say."""
+    path = workdir / COMMAND
+    return path.read_text(errors="replace").strip() if path.exists() else ""
 
 
 def is_extended(changes: Sequence[Change]) -> bool:
