@@ -29,7 +29,8 @@ def read_tree(text: str) -> Tree:
       UserError: the parentheses are not balanced, or there is more or less than one expression.
     """
     stack: list[list[Any]] = [[]]
-    for token in re.findall(r"[()]|[^\s()]+", re.sub(r";[^\n]*", "", text).lower()):
+    # A variable begins a word also where no space is before it: AgentBoard's barman has `?l - level?l1 - level`.
+    for token in re.findall(r"[()]|\??[^\s()?]+", re.sub(r";[^\n]*", "", text).lower()):
         if token == "(":
             stack.append([])
         elif token != ")":

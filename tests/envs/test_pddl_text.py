@@ -15,6 +15,7 @@ PROBLEM = "(define (problem p) (:domain d) (:objects tom - cat box) (:init (calm
 
 def test_words_are_lower_case_and_comments_are_left_out():
     assert pddl_text.read_tree("(A (b ?C) ; d)\n())") == ("a", ("b", "?c"), ())
+    assert pddl_text.read_tree("(?l - level?l1 - level)") == ("?l", "-", "level", "?l1", "-", "level")
 
 
 @pytest.mark.parametrize("text", ["", "(", ")", "(a", "(a))", "(a) (b)", "word", "(a)(" * 2000])
