@@ -20,7 +20,7 @@ def test_words_are_lower_case_and_comments_are_left_out():
 
 @pytest.mark.parametrize("text", ["", "(", ")", "(a", "(a))", "(a) (b)", "word", "(a)(" * 2000])
 def test_text_that_is_not_one_balanced_expression_is_refused_in_one_line(text):
-    with pytest.raises(UserError, match="^PDDL text .+$"):
+    with pytest.raises(UserError, match=r"^PDDL text .+$"):
         pddl_text.read_tree(text)
 
 
@@ -29,7 +29,7 @@ def test_deep_nesting_is_read():
 
 
 def test_names_share_the_type_that_follows_them_and_are_objects_without_one():
-    assert pddl_text.typed("a b - t c".split()) == (("a", "t"), ("b", "t"), ("c", "object"))
+    assert pddl_text.typed(["a", "b", "-", "t", "c"]) == (("a", "t"), ("b", "t"), ("c", "object"))
     with pytest.raises(UserError, match="ends where a type is expected"):
         pddl_text.typed(["a", "-"])
 
@@ -44,7 +44,9 @@ def test_types_are_below_their_parents_and_everything_is_an_object():
 def test_both_engines_read_the_same_actions_and_problems():
     (theirs,), ours = household.parse_domain(DOMAIN), engine.read_domain(DOMAIN)
     (schema,) = ours.schemas
-    assert (theirs.name, theirs.params) == (schema.name, schema.parameters) == ("pet", (("?x", "cat"), ("?y", "object")))
+    assert (
+        (theirs.name, theirs.params) == (schema.name, schema.parameters) == ("pet", (("?x", "cat"), ("?y", "object")))
+    )
     assert (theirs.precondition,) == schema.pre
     problem = engine.read_problem(PROBLEM, ours)
     assert household.parse_problem(PROBLEM).init == {"calm": {("tom",)}}
