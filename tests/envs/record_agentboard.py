@@ -1,4 +1,4 @@
-"""Records episodes of AgentBoard's own BabyAI and PDDL wrappers, which `test_agentboard_play.py` plays again with ours.
+"""Records episodes of AgentBoard's own BabyAI and PDDL wrappers, which `test_agentboard_play.py` plays again.
 
 Two steps, because the original needs old packages. With ours (agentrm_jax and minigrid), choose tasks and commands:
 
@@ -23,6 +23,18 @@ import sys
 import tempfile
 import types
 
+# Worlds in whose episodes the wrapper's peculiarities show: which of several routes it takes, where a command stops, how it counts.
+WORLDS = {
+    "GoToRedBallGrey": 100_001,
+    "GoToRedBall": 100_002,
+    "GoToLocalS8N7": 100_002,
+    "GoToImpUnlock": 100_003,
+    "OpenDoorsOrderN4Debug": 100_000,
+    "UnblockPickup": 100_001,
+    "UnlockLocalDist": 100_003,
+    "BlockedUnlockPickup": 100_004,
+    "KeyCorridorS6R3": 100_001,
+}
 ODD = [
     "",
     "check valid actions",
@@ -34,7 +46,6 @@ ODD = [
     "drop",
     "look around",
 ]
-PLAYED = 26  # commands an episode
 
 
 def chosen(name, data):
@@ -48,9 +59,8 @@ def chosen(name, data):
     if data:
         tasks = spec.tasks("test", {**options, "data": data})
     elif name == "babyai":
-        from agentrm_jax.envs.babyai.environment import LEVELS
-
-        tasks = spec.tasks("train", {**options, "levels": [n for n in LEVELS if n != 4], "seeds_per_level": 1})
+        tasks = spec.tasks("train", {**options, "levels": list(WORLDS), "seeds_per_level": 5})
+        tasks = [task for task in tasks if WORLDS[task.id.split("-")[0]] == task.args["seed"]]
     else:
         tasks = spec.tasks("test", {**options, "count": 12})
     for task in tasks:
@@ -62,7 +72,7 @@ def chosen(name, data):
         yield task.id, args
 
 
-def plan(name, out, data, episodes):
+def plan(name, out, data, episodes, length):
     from agentrm_jax.envs import catalogue
     from agentrm_jax.types import Task
 
@@ -73,7 +83,9 @@ def plan(name, out, data, episodes):
         if name == "babyai" and "subgoals" not in args:
             env.reset(Task(name, id_, "test", 30, args))
             patterns = [subgoal[0] for subgoal in env._ledger.remaining]
-            args["subgoals"] = [[*patterns, "You are carrying a **", "There is a ** door **"]]
+            patterns += ["You are carrying a **", "There is a ** door **", "You are facing a wall 1 **"]
+            others = ["You are facing a box **", *patterns[1:-1], "You are facing a box **"]
+            args["subgoals"] = [patterns, others] if "Locked" in id_ or "Unlock" in id_ else [patterns]
         task = Task(name, id_, "test", 30, args)
         played = []
         for episode in range(episodes):
@@ -81,7 +93,7 @@ def plan(name, out, data, episodes):
             env.reset(task)
             expert = spec.expert(env, task)
             commands = []
-            for _ in range(PLAYED):
+            for _ in range(length):
                 ours = next(expert, None) if rng.random() < (0.9, 0.5, 0.0)[episode % 3] else None
                 known = listed(name, env)
                 command = ours[1] if ours else rng.choice(known) if rng.random() < 0.85 else mangled(rng, known)
@@ -160,8 +172,13 @@ def original(name, checkout, args):
 
 def play(name, plan_file, checkout, out):
     with open(plan_file) as file:
-        found = json.load(file)
-    for task in found:
+        tasks = json.load(file)
+    texts = {}  # every observation once: episodes name them by number
+
+    def numbered(text):
+        return texts.setdefault(text, len(texts))
+
+    for task in tasks:
         task["answers"] = []
         for commands in task["commands"]:
             with contextlib.redirect_stdout(io.StringIO()):
@@ -170,11 +187,12 @@ def play(name, plan_file, checkout, out):
                 task["answers"].append([])
                 for command in commands:
                     observation, reward, over, _ = env.step(command)
-                    task["answers"][-1].append([observation, reward, bool(over)])
+                    task["answers"][-1].append([numbered(observation), reward, bool(over)])
                     if over:
                         break
     with open(out, "w") as file:
-        file.write("[\n" + ",\n".join(json.dumps(task) for task in found) + "\n]\n")
+        parts = [",\n".join(map(json.dumps, rows)) for rows in (texts, tasks)]
+        file.write('{"texts": [\n%s\n],\n"tasks": [\n%s\n]}\n' % tuple(parts))
 
 
 if __name__ == "__main__":
@@ -183,9 +201,10 @@ if __name__ == "__main__":
     parser.add_argument("name", choices=("babyai", "pddl"))
     parser.add_argument("files", nargs="+")
     parser.add_argument("--data", default="")
-    parser.add_argument("--episodes", type=int, default=3)
+    parser.add_argument("--episodes", type=int, default=2)
+    parser.add_argument("--length", type=int, default=18)
     options = parser.parse_args()
     if options.step == "plan":
-        plan(options.name, options.files[0], options.data, options.episodes)
+        plan(options.name, options.files[0], options.data, options.episodes, options.length)
     else:
         play(options.name, *options.files)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from agentrm_jax.envs.babyai import text
+from agentrm_jax.envs.babyai import agentboard, text
 from agentrm_jax.envs.babyai.goals import atoms
 from agentrm_jax.envs.babyai.text import Pos, Pose
 from agentrm_jax.types import Task
@@ -35,7 +35,13 @@ def solve(env: Any, task: Task) -> Iterator[Move]:
         )
         if move is None:
             return
-        yield move
+        thought, command = move
+        if env.setting == "agentboard":
+            spelled = agentboard.respelled(command, env.view, env.commands())
+            if spelled is None:
+                return
+            command = spelled
+        yield thought, command
 
 
 def _remember(env: Any, known: list[bool]) -> None:

@@ -138,7 +138,7 @@ def describe(view: View, carrying: Cell) -> str:
     """The observation in words, equal to AgentBoard's."""
     parts = ["In front of you in this room, you can see several objects: "]
     if not any(view.cells.values()):
-        parts = ["You cannot see any objects within sight. "]
+        parts = ["You cannot see any objects within sight."]
     for item in listed(view):
         ahead, right = _where(view, item.pos)
         if right == 0:
