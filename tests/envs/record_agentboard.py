@@ -192,7 +192,7 @@ def play(name, plan_file, checkout, out):
                         break
     with open(out, "w") as file:
         parts = [",\n".join(map(json.dumps, rows)) for rows in (texts, tasks)]
-        file.write('{"texts": [\n%s\n],\n"tasks": [\n%s\n]}\n' % tuple(parts))
+        file.write('{"texts": [\n' + parts[0] + '\n],\n"tasks": [\n' + parts[1] + "\n]}\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""ALFWorld: household tasks in text, official games and generated ones (environments.md section 2).
+"""ALFWorld: household tasks in text, official games and generated ones.
 
 Reward is 1 when the goal is reached and 0 otherwise. Progress, by option `setting`:
 
 - `eto` (default): the share of the goal's changeable conditions reached under the best choice of objects, beyond those that held at
   the start; the maximum so far. A goal with one such condition (put X in Y) goes from 0 to 1.
 - `agentboard`: sub-goals reached / (sub-goals + 1), 1 when won, as AgentBoard counts: its labels if `data` holds them
-  (`agentboard/alfworld/test.jsonl`), else sub-goals derived from the goal (`_alfworld_engine.milestones`). It also knows
+  (`agentboard/alfworld/test.jsonl`), else sub-goals derived from the goal (`engine.milestones`). It also knows
   `check valid actions`.
 
 Options: `data` (folder of the official games; without it, generated households), `setting`, `max_steps` (default 20, as in the AgentRM

@@ -1,7 +1,7 @@
 """Progress in BabyAI: sub-goals as patterns over observations, given by AgentBoard or derived from the mission.
 
 A sub-goal is a tuple of alternative patterns; it is reached when one of them matches a sentence of the observation after an executed
-command (algorithms.md section 9). `**` stands for anything within the sentence.
+command. `**` stands for anything within the sentence.
 """
 
 from collections import deque
