@@ -155,6 +155,9 @@ def test_agentboards_other_commands_are_known_too(env):
 def test_the_worked_example_is_the_experts_episode(env):
     task = one(25, seed=100_003)
     assert babyai.SPEC.example == played(env, task, babyai.SPEC.expert)
+    assert babyai.SPEC.texts(task) is babyai.SPEC
+    theirs = one(25, seed=100_003, setting="agentboard")
+    assert babyai.SPEC.texts(theirs).example == played(env, theirs, babyai.SPEC.expert)
 
 
 def test_every_available_command_is_accepted_and_does_something(env):

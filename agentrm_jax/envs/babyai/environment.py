@@ -32,11 +32,12 @@ Options: `data`, `setting`, `levels`, `seeds_per_level`, `max_steps` (see `level
 
 import contextlib
 import copy
+import dataclasses
 import io
 from typing import Any, NamedTuple
 
 from agentrm_jax.envs.babyai import agentboard, goals, text
-from agentrm_jax.envs.babyai.example import EXAMPLE
+from agentrm_jax.envs.babyai.example import EXAMPLE, EXAMPLE_AGENTBOARD
 from agentrm_jax.envs.babyai.levels import SETTINGS, tasks
 from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.types import EngineStep, Environment, Start, Task, UserError
@@ -282,6 +283,11 @@ def _expert(env: Environment, task: Task) -> Any:
     return solve(env, task)
 
 
+def told(task: Task) -> EnvSpec:
+    """The texts for a task: the worked example is an episode of the task's own setting."""
+    return _AS_AGENTBOARD if task.args.get("setting") == "agentboard" else SPEC
+
+
 SPEC = EnvSpec(
     name="babyai",
     make=make,
@@ -293,4 +299,6 @@ SPEC = EnvSpec(
     options=("setting", "levels", "seeds_per_level", "max_steps"),
     engine="minigrid",
     licence="MIT",
+    told=told,
 )
+_AS_AGENTBOARD = dataclasses.replace(SPEC, example=EXAMPLE_AGENTBOARD, told=None)
