@@ -351,3 +351,26 @@ def test_commands_are_cut_into_words_as_by_the_originals_tokenizer(command, word
 def test_an_unknown_setting_is_named():
     with pytest.raises(UserError, match="no setting 'eto'; known: ours, agentboard"):
         pddl.tasks("test", {"setting": "eto"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem", "message"),
+    [
+        ("[]\n", BLOCKS, "does not hold AgentBoard's problems"),
+        ("{", BLOCKS, "does not hold AgentBoard's problems"),
+        ("", BLOCKS, r"holds 1 problems, test\.jsonl names 0"),
+        (
+            '{"difficulty": "easy", "additional_info": {"subtask": "blockworld"}}',
+            "(define",
+            r"p1\.pddl: PDDL text is not one balanced",
+        ),
+    ],
+)
+def test_broken_official_files_end_in_one_line(tmp_path, rows, problem, message):
+    folder = tmp_path / "agentboard" / "pddl" / "domains" / "blockworld"
+    folder.mkdir(parents=True)
+    (folder / "p1.pddl").write_text(problem)
+    (folder.parents[1] / "test.jsonl").write_text(rows)
+    with pytest.raises(UserError, match=message) as e:
+        pddl.tasks("test", {"data": str(tmp_path), "domains": ["blockworld"]})
+    assert "\n" not in str(e.value)

@@ -122,7 +122,7 @@ def official_tasks(data: str, max_steps: int = _MAX_STEPS, marked: Mapping[str, 
             f"babyai: {data} holds no agentboard/babyai/test.jsonl; set env.options.data to the folder that does"
         )
     result = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
         try:

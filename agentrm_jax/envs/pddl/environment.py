@@ -264,19 +264,29 @@ def tasks(split: str, options: Options) -> Sequence[Task]:
 
 def _official(folder: Path, domains: Sequence[str], marked: Mapping[str, JSON]) -> list[Task]:
     """AgentBoard's order: problems by file name within each domain, difficulty from its own list; `marked` is added to each."""
-    try:
-        rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines() if line.strip()]
-    except OSError as e:
-        raise UserError(f"{folder / 'test.jsonl'} cannot be read; option `data` must name the folder above it") from e
+    labels = folder / "test.jsonl"
     found: list[Task] = []
-    for domain in domains:
-        files = sorted((folder / "domains" / domain).glob("*.pddl"))
-        own = [row for row in rows if row["additional_info"]["subtask"] == domain]
-        if len(files) != len(own):
-            raise UserError(f"{folder / 'domains' / domain} holds {len(files)} problems, test.jsonl names {len(own)}")
-        for file, row in zip(files, own, strict=True):
-            args = {"domain": domain, "difficulty": row["difficulty"], "pddl": file.read_text(), **marked}
-            found.append(Task("pddl", f"{domain}-{file.stem}", "test", MAX_STEPS, args))
+    try:
+        rows = [json.loads(line) for line in labels.read_text(encoding="utf-8").splitlines() if line.strip()]
+        for domain in domains:
+            files = sorted((folder / "domains" / domain).glob("*.pddl"))
+            difficulties = [row["difficulty"] for row in rows if row["additional_info"]["subtask"] == domain]
+            if len(files) != len(difficulties):
+                raise UserError(
+                    f"{folder / 'domains' / domain} holds {len(files)} problems, test.jsonl names {len(difficulties)}"
+                )
+            for file, difficulty in zip(files, difficulties, strict=True):
+                text = file.read_text(encoding="utf-8")
+                try:
+                    read_problem(text, WORLDS[domain].domain)  # a broken file is named here, not in a worker
+                except UserError as error:
+                    raise UserError(f"{file}: {error}") from error
+                args = {"domain": domain, "difficulty": difficulty, "pddl": text, **marked}
+                found.append(Task("pddl", f"{domain}-{file.stem}", "test", MAX_STEPS, args))
+    except OSError as error:
+        raise UserError(f"{labels} cannot be read ({error}); option `data` must name the folder above it") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} does not hold AgentBoard's problems: {error!r}") from error
     return found
 
 
