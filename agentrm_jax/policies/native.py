@@ -28,6 +28,11 @@ class NativePolicy:
         self.window = Window(engine.config.context[-1] - engine.config.max_new)
         self._batcher: Batcher[GenerateRequest, list[Sample]] = Batcher(engine.generate, most=engine.config.rows[-1])
 
+    @property
+    def dropped_turns(self) -> Mapping[str, int]:
+        """Task key -> oldest turns that were left out of what the model read."""
+        return self.window.dropped_turns
+
     async def propose(self, state: State, n: int, *, temperature: float, seed: int) -> list[Action]:
         """`n` samples for the turn after `state`. Raises TooLong if prompt and last turn alone do not fit the engine."""
         path = self.window.path(self._encoder.history(state), state.task.key)

@@ -34,6 +34,11 @@ class ExplicitRewardModel:
     def tokens(self) -> int:
         return self._engine.stats.read_tokens
 
+    @property
+    def dropped_turns(self) -> Mapping[str, int]:
+        """Task key -> oldest turns that were left out of what the model read."""
+        return self.window.dropped_turns
+
     async def score(self, states: Sequence[State]) -> list[float]:
         """float[len(states)]: the value of every state; NaN where there is none."""
         paths = [self._path(state) for state in states]
