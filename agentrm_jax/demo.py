@@ -3,7 +3,6 @@
 import sys
 import time
 
-from agentrm_jax.evaluation import results
 from agentrm_jax.run import command, reports, stages
 from agentrm_jax.run.logs import format_seconds
 from agentrm_jax.types import UserError
@@ -30,7 +29,7 @@ def main() -> None:
         title="AgentRM at nano size",
         training=[r for r in runs if (r / "metrics.jsonl").exists()],
     )
-    print("\n" + results.table(*(reports.read(stages.workdir_of(name, SIZE)) for name in COMPARED)))
+    print("\n" + reports.show(*(stages.workdir_of(name, SIZE) for name in COMPARED)))
     print(f"\ndone in {format_seconds(time.monotonic() - begin)}; report: {page}")
 
 

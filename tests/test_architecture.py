@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "run": {"types", "files", "parallel", "search", "data", "evaluation"},
     "testing": _BASE | {"envs", "models", "data", "search"},
     # commands beside the mains
+    "report": {"types", "run"},
     "demo": {"types", "files", "run", "evaluation"},
     "export": _BASE | {"models", "run"},
     "scoring": _BASE | {"models", "data", "search"},

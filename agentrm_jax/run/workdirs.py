@@ -59,8 +59,9 @@ def compare(config: ml_collections.ConfigDict, workdir: Path) -> list[Change]:
 def pin_date(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Sets the config's empty `date` to the day the run began, so that templates that read the clock say the same to its end."""
     if not config.date:
+        today = datetime.date.today().isoformat()
         with config.unlocked():
-            config.date = read_config(workdir).get("date") or datetime.date.today().isoformat()
+            config.date = read_config(workdir).get("date", "") if (workdir / CONFIG).exists() else today
 
 
 def _is_steady(name: str, config: ml_collections.ConfigDict) -> bool:

@@ -179,4 +179,4 @@ def test_a_main_refuses_a_changed_config_in_an_old_workdir_before_it_does_anythi
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "differs in: seed" in line
-    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "command.txt"}
