@@ -55,6 +55,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly")
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise UserError(f"heads of {self.head_dim} dimensions cannot be rotated in pairs")
         for name in ("window_layers", "rope_layers"):
             flags = getattr(self, name)
             if flags and len(flags) != self.num_layers:
