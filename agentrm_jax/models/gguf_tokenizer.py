@@ -28,7 +28,7 @@ def load_gguf_tokenizer(file: GGUF) -> Any:
     model, pre = file.fields.get("tokenizer.ggml.model"), file.fields.get("tokenizer.ggml.pre")
     if model == "gpt2" and pre in _cutters():
         return _build(file, tokens, types, pre)
-    folder = file.path.parent
+    folder = file.path.parent.resolve()
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         kind = f"pre-tokenizer {pre!r}" if model == "gpt2" else f"tokenizer model {model!r}"
         raise UserError(
