@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from agentrm_jax import parallel
 from agentrm_jax.models import attention_gpu, attention_tpu, attention_xla
-from agentrm_jax.models.tiles import HIDDEN, NO_WINDOW, Tiling
+from agentrm_jax.models.tiles import MASK_VALUE, NO_WINDOW, Tiling
 
 SHORT = 64
 
@@ -66,7 +66,7 @@ def dense_attention(
     seen_bts &= positions_bt[:, :, None] - positions_bt[:, None] < window
     q_btkgh = q_btnh.reshape(b, t, k, n // k, h) * h**-0.5
     scores = jnp.einsum("btkgh,bskh->bkgts", q_btkgh, k_bskh, preferred_element_type=jnp.float32)
-    scores = jnp.where(seen_bts[:, None, None], scores, HIDDEN)
+    scores = jnp.where(seen_bts[:, None, None], scores, MASK_VALUE)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_bskh.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, v_bskh).reshape(b, t, n, h)
 

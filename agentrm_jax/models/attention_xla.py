@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from agentrm_jax.models.tiles import HIDDEN, NO_WINDOW, TilePairs, Tiling, pad_alone, tile_pairs
+from agentrm_jax.models.tiles import MASK_VALUE, NO_WINDOW, TilePairs, Tiling, pad_alone, tile_pairs
 
 
 class _Tokens(NamedTuple):
@@ -74,7 +74,7 @@ def _scores(
     if window is not None:
         seen &= tokens.query_position[group, i][:, None] - tokens.key_position[group, j][..., None] < window
     by_head = scores.reshape(tiling.rows, -1, tiling.keys, scores.shape[2] // tiling.queries, tiling.queries)
-    return jnp.where(seen[:, None, :, None], by_head, HIDDEN).reshape(scores.shape)
+    return jnp.where(seen[:, None, :, None], by_head, MASK_VALUE).reshape(scores.shape)
 
 
 def forward(
@@ -99,7 +99,7 @@ def forward(
     def body(c: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         out, lse, acc_rhm, top_rm, sum_rm = carry
         group, i, j = at = pairs.group[c], pairs.query[c], pairs.key[c]
-        top_rm = jnp.where(pairs.opens[c], HIDDEN, top_rm)
+        top_rm = jnp.where(pairs.opens[c], MASK_VALUE, top_rm)
         scores = _scores(k_sh[group, j], q_hm[group, i], tokens, at, limit, tiling)
         new_top = jnp.maximum(top_rm, scores.max(1))
         weights = jnp.exp(scores - new_top[:, None])

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agentrm_jax.models.tiles import MASK_VALUE
 from agentrm_jax.parallel import BATCH, partition
-
-_HIDDEN = -1e30  # a score that no probability comes from; finite, so that nothing becomes NaN
 
 
 def look_up(embed_vd: jax.Array, tokens_bt: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -92,7 +91,7 @@ def _log_probabilities(
         if rows:
             head_dc = jax.lax.all_gather(head_dc, rows, axis=0, tiled=True)
         scores = jnp.einsum("btd,dc->btc", hidden_btd.astype(dtype), head_dc, preferred_element_type=jnp.float32)
-        scores = jnp.where(first + jnp.arange(columns) < v, scores, _HIDDEN)
+        scores = jnp.where(first + jnp.arange(columns) < v, scores, MASK_VALUE)
         new_top = jnp.maximum(top_bt, jax.lax.stop_gradient(scores).max(-1))
         sum_bt = sum_bt * jnp.exp(top_bt - new_top) + jnp.exp(scores - new_top[..., None]).sum(-1)
         at = tokens_bt - first
@@ -103,7 +102,7 @@ def _log_probabilities(
     zeros = jnp.zeros_like(hidden_btd[..., 0])
     if vocab:
         zeros = jax.lax.pcast(zeros, vocab, to="varying")  # they will hold what this device's columns give
-    start = (zeros + _HIDDEN, zeros, zeros)
+    start = (zeros + MASK_VALUE, zeros, zeros)
     (top, total, chosen), _ = jax.lax.scan(block, start, (head_ndc, np.arange(blocks, dtype=np.int32) * columns))
     if vocab:
         highest = jax.lax.pmax(jax.lax.stop_gradient(top), vocab)
