@@ -11,6 +11,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -18,14 +19,20 @@ import numpy as np
 from flax import nnx
 
 from agentrm_jax import parallel
-from agentrm_jax.data import datasets as pipeline
-from agentrm_jax.data import examples as sources
+from agentrm_jax.chat import Chat, load_chat
+from agentrm_jax.data import datasets, examples, formats
+from agentrm_jax.data.demonstrations import expert_trajectories
+from agentrm_jax.envs import catalogue
 from agentrm_jax.models import opening
+from agentrm_jax.models.card import Card, Texts, read_card, texts_of
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA
+from agentrm_jax.models.opening import OpenedModel
+from agentrm_jax.prompts import Encoder
 from agentrm_jax.run import config as cli
-from agentrm_jax.run import stages as start
+from agentrm_jax.run import stages
 from agentrm_jax.run.logs import MetricWriter, Progress
+from agentrm_jax.tokenizer import load_tokenizer, train_tokenizer
 from agentrm_jax.training import checkpoint
 from agentrm_jax.training import step as training
 from agentrm_jax.types import UserError
@@ -33,7 +40,7 @@ from agentrm_jax.types import UserError
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # --- Where we are --------------------------------------------------------------------------------------------------
-    start.accelerator(config.cpu_devices)
+    stages.accelerator(config.cpu_devices)
     first = jax.process_index() == 0
 
     # --- Mesh: all devices, named axes (before anything is written: a wrong size leaves nothing behind) ----------------
@@ -45,7 +52,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # --- What has been done before -------------------------------------------------------------------------------------
     with parallel.first_process_first("workdir"):
         cli.begin(config, workdir)
-    if start.is_finished(workdir):
+    if stages.is_finished(workdir):
         if first:
             print(f"{workdir} is finished ({config.total_steps} steps); nothing to do")
         return
@@ -54,22 +61,16 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     with parallel.first_process_first("data"):
         base = None
         if config.init:
-            start.require(config.init, "sft", config.size)
+            stages.require(config.init, "sft", config.size)
             # Only opened: its weights stay on disk until they have a place.
             base = opening.open_model(config.init, template=config.chat_template)
-        if config.kind == "policy":
-            examples, chat = sources.imitation(config, workdir, base.chat if base else None)
-        else:
-            if base is None:
-                raise UserError("a reward model starts from a model: set --config.init to its workdir")
-            chat = base.chat
-            start.require(config.trees, "mcts", config.size)
-            examples = sources.step_values(config, workdir, chat)
+        make = imitation_data if config.kind == "policy" else step_value_data
+        trees, chat, texts = make(config, workdir, base)
         if first:
             chat.tokenizer.save_pretrained(workdir / "tokenizer")
     data = iter(
-        pipeline.batches(
-            examples,
+        datasets.batches(
+            trees,
             rows=rows,
             row_length=config.row_length,
             seed=config.seed,
@@ -82,20 +83,28 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if base:
         model_config = base.config
     else:
-        model_config = ModelConfig(**config.model)
-        model_config = dataclasses.replace(model_config, vocab_size=len(chat.tokenizer))
-    heads = {"lm_head": config.kind == "policy", "value_head": config.kind == "explicit"}
-    about = {"kind": config.kind, "loss": config.loss, "config": model_config.to_json(), **heads}
+        model_config = dataclasses.replace(ModelConfig(**config.model), vocab_size=len(chat.tokenizer))
+    card = Card(
+        kind=config.kind,
+        loss=config.loss,
+        config=model_config,
+        lm_head=config.kind == "policy",
+        value_head=config.kind == "explicit",
+        lora=lora,
+        base=config.init,
+        template=config.chat_template,
+        texts=texts,
+    )
     if lora and base:  # adapters and the value head are trained and saved; the base is held in the type it is used in
-        about |= opening.describe_adapters(lora, config.init, base, lm_head=heads["lm_head"])
+        card = dataclasses.replace(card, base=opening.adapter_base(config.init, base, lm_head=card.lm_head))
     held = dtype if lora else jax.numpy.float32
     if first:
-        (workdir / "model.json").write_text(json.dumps(about, indent=2) + "\n")
+        (workdir / "model.json").write_text(json.dumps(card.to_json(), indent=2) + "\n")
     tx = training.optimizer_of(config)
 
     # --- State: what it will be, and where -----------------------------------------------------------------------------
     def make_model(rngs: nnx.Rngs):
-        return opening.build_model(model_config, rngs, about, scan=config.scan, remat=config.remat, dtype=held)
+        return opening.build_model(card, rngs, scan=config.scan, remat=config.remat, dtype=held)
 
     graphdef, shape, placed = training.abstract_state(make_model, tx, mesh)
 
@@ -116,7 +125,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         trained, frozen = (sum(x.size for x in jax.tree.leaves(p)) / 1e6 for p in (state.params, state.frozen))
         parameters = f"{trained + frozen:.2f} M parameters" + (f" ({trained:.2f} M trained)" if lora else "")
         if first:
-            print(f"{config.kind}: {parameters}, {len(examples)} token trees, mesh {dict(mesh.shape)}")
+            print(f"{config.kind}: {parameters}, {len(trees)} token trees, mesh {dict(mesh.shape)}")
 
         # --- The loop ------------------------------------------------------------------------------------------------------
         writer = MetricWriter(workdir, done=done, enabled=first)
@@ -148,8 +157,46 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 checkpoints.save(state, data, {"tokens": tokens_seen, "kind": config.kind})
         writer.close()
     if first:
-        start.finish(workdir, steps=config.total_steps, tokens=tokens_seen)
+        stages.finish(workdir, steps=config.total_steps, tokens=tokens_seen)
         print(f"trained {config.total_steps} steps; checkpoints in {workdir / 'checkpoints'}")
+
+
+def imitation_data(
+    config: ml_collections.ConfigDict, workdir: Path, base: OpenedModel | None
+) -> tuple[Any, Chat, dict[str, Texts]]:
+    """Expert trajectories as a dataset, the tokenizer they are cut with (trained on them if there is none yet), what was told."""
+    environments = catalogue.resolve(config.env)
+    folder, card = workdir / "data", read_card(workdir)
+    if card and (found := datasets.read_dataset(folder)) is not None:
+        return found, base.chat if base else load_chat(load_tokenizer(workdir / "tokenizer")), dict(card.texts)
+    trajectories = expert_trajectories(config.env, environments, Path(config.experts))
+    if not trajectories:
+        raise UserError(f"the experts of {', '.join(environments)} solved none of the chosen tasks")
+    specs = environments.specs
+    chat = (
+        base.chat if base else load_chat(train_tokenizer(examples.texts(trajectories, specs), config.model.vocab_size))
+    )
+    told = texts_of(specs, [t.task for t in trajectories], config.env.prompts, reader="policy")
+    sizes = {"row_length": config.row_length, "context_weight": config.context_weight}
+    return examples.imitation(trajectories, Encoder(chat, specs), folder, **sizes), chat, told
+
+
+def step_value_data(
+    config: ml_collections.ConfigDict, workdir: Path, base: OpenedModel | None
+) -> tuple[Any, Chat, dict[str, Texts]]:
+    """Search trees as a dataset, the tokenizer of the base, and what the reward model is told: the texts of the run that made them."""
+    if base is None:
+        raise UserError("a reward model starts from a model: set --config.init to its workdir")
+    folder, card = workdir / "data", read_card(workdir)
+    if card and (found := datasets.read_dataset(folder)) is not None:
+        return found, base.chat, dict(card.texts)
+    stages.require(config.trees, "mcts", config.size)
+    trees = formats.read_trees(Path(config.trees) / "trees")
+    env = cli.read(Path(config.trees)).get("env") or ml_collections.ConfigDict({"names": {t.task.env for t in trees}})
+    environments = catalogue.resolve(env)
+    told = texts_of(environments.specs, [t.task for t in trees], env.get("prompts", ""), reader="reward")
+    how = {name: config[name] for name in ("row_length", "min_visits", "target", "outcome")}
+    return examples.step_values(trees, Encoder(base.chat, environments.specs, "reward"), folder, **how), base.chat, told
 
 
 if __name__ == "__main__":

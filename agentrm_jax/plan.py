@@ -29,6 +29,7 @@ from agentrm_jax import parallel
 from agentrm_jax.compilers import target_devices
 from agentrm_jax.engine import kernels, layout
 from agentrm_jax.engine.requests import EngineConfig
+from agentrm_jax.models.card import Card, read_card
 from agentrm_jax.models.config import PRESETS, ModelConfig
 from agentrm_jax.models.lora import LoRA
 from agentrm_jax.models.opening import build_model
@@ -74,9 +75,8 @@ def model_shape(place: str, size: str) -> tuple[ModelConfig, str]:
     Raises:
       UserError: there is neither.
     """
-    about = Path(place) / "model.json"
-    if place and about.exists():
-        return ModelConfig.from_json(json.loads(about.read_text())["config"]), place
+    if place and (card := read_card(Path(place))):
+        return card.config, place
     if place and Path(place).expanduser().exists():
         return open_pretrained(place).config, place
     if size in PRESETS:
@@ -169,14 +169,13 @@ def _abstract_state(
     config: ml_collections.ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, lora: LoRA | None
 ) -> tuple[Any, nnx.GraphDef, training.TrainState, training.TrainState]:
     """Optimizer, graph definition, shapes and shardings, as train.py makes them."""
-    about: dict[str, JSON] = {"lm_head": config.kind == "policy", "value_head": config.kind == "explicit"}
-    if lora:
-        about["lora"] = lora.to_json()
+    policy = config.kind == "policy"
+    card = Card(config.kind, config.loss, model, lm_head=policy, value_head=not policy, lora=lora)
     held = jnp.dtype(config.dtype) if lora else jnp.float32
     tx = training.optimizer_of(config)
 
     def make_model(rngs: nnx.Rngs) -> Transformer:
-        return build_model(model, rngs, about, scan=config.scan, remat=config.remat, dtype=held)
+        return build_model(card, rngs, scan=config.scan, remat=config.remat, dtype=held)
 
     return tx, *training.abstract_state(make_model, tx, mesh)
 

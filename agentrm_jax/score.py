@@ -30,6 +30,7 @@ from agentrm_jax import parallel, tree
 from agentrm_jax.chat import Chat
 from agentrm_jax.data import conversations
 from agentrm_jax.data.conversations import Conversation
+from agentrm_jax.models.card import read_card
 from agentrm_jax.models.pretrained import open_pretrained
 from agentrm_jax.models.transformer import Transformer, values
 from agentrm_jax.run import stages as start
@@ -289,11 +290,8 @@ def _run(args: argparse.Namespace) -> int:
 
 def _require_value_head(place: str) -> None:
     """Refuses a policy before anything large is read."""
-    about = Path(place) / "model.json"
-    if about.exists():
-        rewards = json.loads(about.read_text())["value_head"]
-    else:
-        rewards = open_pretrained(place).head != "CausalLM"
+    card = read_card(Path(place))
+    rewards = card.value_head if card else open_pretrained(place).head != "CausalLM"
     if not rewards:
         raise UserError(
             f"{place} holds a policy, a model without a value head; score with a workdir of configs/explicit.py or a "

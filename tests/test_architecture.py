@@ -12,17 +12,18 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "agentrm_jax"
 
 # Room -> the rooms of the package it may import; every module of the package lies in one of them.
-_BASE = {"types", "tree", "chat", "tokenizer", "prompts", "parallel"}
+_BASE = {"types", "tree", "chat", "tokenizer", "prompts", "window", "parallel"}
 MAY_IMPORT = {
     "types": set(),
     "tree": {"types"},
     "chat": {"types", "tree"},
     "parallel": {"types"},
     "tokenizer": {"types", "chat"},
-    "envs": {"types", "data"},
+    "envs": {"types"},
     "search": {"types"},
     "prompts": {"types", "tree", "chat", "envs"},
-    "models": {"types", "tree", "chat", "tokenizer", "parallel"},
+    "window": {"types", "tree"},
+    "models": {"types", "tree", "chat", "tokenizer", "prompts", "envs", "parallel"},
     "data": {"types", "tree", "chat", "tokenizer", "prompts", "envs"},
     "engine": {"types", "tree", "chat", "models", "parallel"},
     "training": _BASE | {"models", "data"},

@@ -137,7 +137,7 @@ def test_trees_reward_model_and_search_follow(sft, tmp_path):
     chosen = ("--config.search.n=3", f"--config.reward_model={tmp_path}/explicit", f"--config.greedy={tmp_path}/greedy")
     run("search.py", "best_of_n", tmp_path / "best_of_n", *options, *chosen)
     results = json.loads((tmp_path / "best_of_n/results.json").read_text())
-    assert set(results["rows"]) == {"greedy", "random", "oracle"}
+    assert set(results["rows"]) == {"greedy", "random", "shortest", "longest", "ended", "oracle"}
     assert results["overall"]["n"] == 3
     assert results["rows"]["random"]["overall"]["score"] <= results["rows"]["oracle"]["overall"]["score"]
     assert all(results["budget"][k] > 0 for k in ("policy_tokens", "reward_tokens", "env_steps", "seconds"))

@@ -272,7 +272,8 @@ def refused(capsys, *arguments) -> str:
 def test_a_policy_and_a_classifier_of_several_labels_are_refused(rows_file, tmp_path, capsys):
     policy = changed(tmp_path, "config.json", architectures=["Qwen3ForCausalLM"])
     assert "a policy, a model without a value head; score with" in refused(capsys, policy, rows_file)
-    (tmp_path / "model.json").write_text('{"value_head": false}')
+    about = {"config": tiny_model(vocab_size=64).config.to_json(), "lm_head": True, "value_head": False}
+    (tmp_path / "model.json").write_text(json.dumps(about))
     assert "a policy, a model without a value head" in refused(capsys, tmp_path, rows_file)
     shutil.rmtree(policy)
     labels = changed(tmp_path, "config.json", id2label={"0": "bad", "1": "good"})

@@ -165,6 +165,8 @@ def _convert(old: Any, text: str, key: str) -> Any:
 
 
 def _literal(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -192,6 +194,12 @@ def begin(config: ml_collections.ConfigDict, workdir: Path) -> None:
         path.write_text(json.dumps(resolved, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error}") from error
+
+
+def read(workdir: Path) -> ml_collections.ConfigDict:
+    """The config that a run was made with; empty where the folder holds none."""
+    path = workdir / "config.json"
+    return ml_collections.ConfigDict(json.loads(path.read_text()) if path.exists() else {})
 
 
 def _fail(line: str) -> NoReturn:

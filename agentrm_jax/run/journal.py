@@ -33,8 +33,13 @@ class Journal:
             if path.exists():
                 _keep_tasks(path, self.finished)
 
-    def record(self, done: Done, meter: Meter) -> None:
-        """Writes what became of a task; `meter` says what the run has spent so far."""
+    def record(self, done: Done[Result], meter: Meter, *, ranked: bool = True) -> None:
+        """Writes what became of a task.
+
+        Args:
+          meter: what the run has spent so far.
+          ranked: the method chose among its candidates, which are then kept as samples.
+        """
         row: dict[str, JSON] = {"task": done.task.key, "env": done.task.env}
         cost = meter.tasks[done.task.key]
         match done.result:
@@ -47,16 +52,14 @@ class Journal:
                     "success": False,
                     "steps": 0,
                 }
-            case SearchTree():
-                formats.append_jsonl(self._trees, [formats.tree_to_json(done.result)])
-                row |= _tree_row(done.result)
-            case Result():
-                self._keep(done.result.candidates, done.result.chosen)
-                row |= _episode_row(done.result.state) | {"counts": dict(done.result.counts)}
-                row["samples"] = [list(_sample(c)) for c in done.result.candidates]
-            case _:
-                self._keep([Candidate(done.result, float("nan"))], 0)
-                row |= _episode_row(done.result)
+            case Result(tree=SearchTree() as tree):
+                formats.append_jsonl(self._trees, [formats.tree_to_json(tree)])
+                row |= _episode_row(done.result.state) | {"nodes": len(tree.nodes), "mean_return": tree.nodes[0].value}
+            case result:
+                self._keep(result.candidates, result.chosen)
+                row |= _episode_row(result.state) | {"counts": dict(result.counts)}
+                if ranked:
+                    row["samples"] = [list(_sample(c)) for c in result.candidates]
         row |= {"cost": dataclasses.asdict(cost), "spent": self._spent(meter.total())}
         formats.append_jsonl(self._tasks, [row])
         self._rows.append(row)
@@ -152,18 +155,12 @@ def _episode_row(state: State) -> dict[str, JSON]:
     }
 
 
-def _tree_row(tree: SearchTree) -> dict[str, JSON]:
-    """Of a tree, the best episode found counts: what exploration could reach, not what the policy does."""
-    ends = [n.outcome for n in tree.nodes if n.outcome.done] or [tree.nodes[0].outcome]
-    best = max(ends, key=lambda o: o.reward)
-    row: dict[str, JSON] = {"reward": best.reward, "progress": best.progress, "success": best.success}
-    return row | {"steps": 0, "failed": False, "nodes": len(tree.nodes), "mean_return": tree.nodes[0].value}
-
-
 def _sample(candidate: Candidate) -> Sample:
     outcome = candidate.state.outcome
     assert outcome is not None
-    return Sample(candidate.score, outcome.reward, outcome.success, outcome.progress)
+    state = candidate.state
+    ended = state.done and state.depth < state.task.max_steps
+    return Sample(candidate.score, outcome.reward, outcome.success, outcome.progress, state.depth, ended)
 
 
 def _record(row: dict[str, Any]) -> TaskRecord:

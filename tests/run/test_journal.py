@@ -7,7 +7,7 @@ import pytest
 
 from agentrm_jax.data import formats
 from agentrm_jax.run.journal import Journal, gather, part
-from agentrm_jax.search import Cost, Done
+from agentrm_jax.search import Candidate, Cost, Done, Result
 from agentrm_jax.types import Action, Outcome, State, Task
 
 
@@ -28,7 +28,8 @@ class Spent:
 def done(number: int) -> Done:
     root = State(Task("maze", str(number), "test", 5), "find it", outcome=Outcome("see"))
     end = Outcome("there", reward=float(number % 2), done=True)
-    return Done(root.task, dataclasses.replace(root.propose(Action("go")), outcome=end), None, 1.0)
+    state = dataclasses.replace(root.propose(Action("go")), outcome=end)
+    return Done(root.task, Result((Candidate(state, 0.5),), 0), None, 1.0)
 
 
 def record(log: Journal, *numbers: int) -> None:
