@@ -11,29 +11,33 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from agentrm_jax.models.tiles import MASK_VALUE, Tiling, pad_alone, visible_tiles
 
 
-def pad_to_tiles(x_btnh: jax.Array, multiple: int) -> jax.Array:
+def pad_to_tiles(x_btnh: Float[Array, "b t n h"], multiple: int) -> Float[Array, "b padded n h"]:
     """An array [b, t, n, h] with zeros behind its last token, up to a whole number of tiles."""
     return jnp.pad(x_btnh, ((0, 0), (0, -x_btnh.shape[1] % multiple), (0, 0), (0, 0)))
 
 
-def padded_ends(end_bt: jax.Array, multiple: int) -> jax.Array:
-    """Subtree ends int32[b, padded], every padded token a tree of its own."""
+def padded_ends(end_bt: Int[Array, "b t"], multiple: int) -> Int[Array, "b padded"]:
+    """Subtree ends as int32, every padded token a tree of its own."""
     return pad_alone(end_bt, -end_bt.shape[1] % multiple).astype(jnp.int32)
 
 
-def visible_pairs(end_bt: jax.Array, size: int) -> jax.Array:
-    """bool[b, tiles, tiles]: which key tiles a query tile must look at; `mT` gives the query tiles of a key tile."""
+def visible_pairs(end_bt: Int[Array, "b t"], size: int) -> Bool[Array, "b tiles tiles"]:
+    """Which key tiles a query tile must look at; `mT` gives the query tiles of a key tile."""
     return visible_tiles(end_bt, jnp.zeros_like(end_bt), 1, Tiling(1, size, size))
 
 
 def gradient_rows(
-    out_btnh: jax.Array, lse_btn1: jax.Array, grad_btnh: jax.Array, multiple: int
-) -> tuple[jax.Array, jax.Array]:
-    """What a backward pass needs of every query: log-sum-exp and sum of output times its gradient, float32[b, n, padded].
+    out_btnh: Float[Array, "b t n h"],
+    lse_btn1: Float[Array, "b t n 1"],
+    grad_btnh: Float[Array, "b t n h"],
+    multiple: int,
+) -> tuple[Float[Array, "b n padded"], Float[Array, "b n padded"]]:
+    """Log-sum-exp of every query, and the sum of its output times the gradient of that; both float32.
 
     A padded query has the largest log-sum-exp there is, so that all its weights come out as 0.
     """
@@ -46,8 +50,8 @@ def gradient_rows(
     return padded(lse_btn1[..., 0], -MASK_VALUE), padded(delta_btn, 0.0)
 
 
-def seen_in_tile(i: Any, j: Any, end: jax.Array, size: int, query_axis: int) -> jax.Array:
-    """bool[size, size]: the rule `key <= query < end[key]` for query tile i and key tile j.
+def seen_in_tile(i: Any, j: Any, end: Int[Array, "_ _"], size: int, query_axis: int) -> Bool[Array, "size size"]:
+    """The rule `key <= query < end[key]` for query tile i and key tile j.
 
     Queries lie along `query_axis`; `end` of the tile's keys broadcasts along it.
     """
@@ -57,9 +61,12 @@ def seen_in_tile(i: Any, j: Any, end: jax.Array, size: int, query_axis: int) -> 
 
 
 def softmax_step(
-    scores_qs: jax.Array, seen_qs: jax.Array, top_q1: jax.Array, sum_q1: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """One tile more of a softmax over keys: (weights [q, s], by what earlier sums shrink [q, 1], new top, new sum).
+    scores_qs: Float[Array, "q s"],
+    seen_qs: Bool[Array, "q s"],
+    top_q1: Float[Array, "q 1"],
+    sum_q1: Float[Array, "q 1"],
+) -> tuple[Float[Array, "q s"], Float[Array, "q 1"], Float[Array, "q 1"], Float[Array, "q 1"]]:
+    """Goes on with a softmax over keys by one tile: (weights, factor for what was summed before, new top, new sum).
 
     `top` is the largest score so far, `sum` the sum of weights relative to it.
     """
@@ -71,20 +78,27 @@ def softmax_step(
 
 
 def weights_again(
-    scores: jax.Array, seen: jax.Array, lse: jax.Array, dweights: jax.Array, delta: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """A tile's attention weights from the log-sum-exp, and the gradient of its scores (either way up)."""
+    scores: Float[Array, "r c"],
+    seen: Bool[Array, "r c"],
+    lse: Float[Array, "_ _"],
+    dweights: Float[Array, "r c"],
+    delta: Float[Array, "_ _"],
+) -> tuple[Float[Array, "r c"], Float[Array, "r c"]]:
+    """Attention weights of a tile, from the log-sum-exp, and the gradient of its scores.
+
+    Queries may lie along either axis; `lse` and `delta` (see `gradient_rows`) broadcast along the other one.
+    """
     weights = jnp.where(seen, jnp.exp(scores - lse), 0.0)
     return weights, weights * (dweights - delta)
 
 
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
+def product(a: Float[Array, "r x"], b: Float[Array, "x c"]) -> Float[Array, "r c"]:
     """a @ b inside a kernel, summed in float32, and of float32 in full precision."""
     return _product(a, b, 0)
 
 
-def product_t(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a @ b.T, the same way."""
+def product_t(a: Float[Array, "r x"], b: Float[Array, "c x"]) -> Float[Array, "r c"]:
+    """a @ b.T inside a kernel, with the same precision."""
     return _product(a, b, 1)
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
 
 from agentrm_jax.models.attention_fused import (
     gradient_rows,
@@ -33,16 +34,16 @@ _PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "par
 
 
 def forward(
-    q_btnh: jax.Array,
-    k_bskh: jax.Array,
-    v_bskh: jax.Array,
-    end_bs: jax.Array,
-    positions_bt: jax.Array,
-    window: jax.Array,
+    q_btnh: Float[Array, "b t n h"],
+    k_bskh: Float[Array, "b t k h"],
+    v_bskh: Float[Array, "b t k h"],
+    end_bs: Int[Array, "b t"],
+    positions_bt: Int[Array, "b t"],
+    window: Int[Array, ""] | int,
     *,
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-    """Output [b, t, n, h] and log-sum-exp of the scores, float32[b, t, n, 1]; positions and window are not looked at."""
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n 1"]]:
+    """Output and log-sum-exp (float32) of the scores; positions and window are not read, this kernel has no windows."""
     b, t, n, h = q_btnh.shape
     g = n // k_bskh.shape[2]
     size, end, visible = _tiles(end_bs)
@@ -85,18 +86,18 @@ def forward(
 
 
 def backward(
-    q_btnh: jax.Array,
-    k_bskh: jax.Array,
-    v_bskh: jax.Array,
-    end_bs: jax.Array,
-    positions_bt: jax.Array,
-    window: jax.Array,
-    out_btnh: jax.Array,
-    lse_btn1: jax.Array,
-    grad_btnh: jax.Array,
+    q_btnh: Float[Array, "b t n h"],
+    k_bskh: Float[Array, "b t k h"],
+    v_bskh: Float[Array, "b t k h"],
+    end_bs: Int[Array, "b t"],
+    positions_bt: Int[Array, "b t"],
+    window: Int[Array, ""] | int,
+    out_btnh: Float[Array, "b t n h"],
+    lse_btn1: Float[Array, "b t n 1"],
+    grad_btnh: Float[Array, "b t n h"],
     *,
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
     """Gradients of q, k and v; each tile's weights are computed again from the log-sum-exp."""
     b, t, n, h = q_btnh.shape
     kv = k_bskh.shape[2]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from agentrm_jax.models.tiles import MASK_VALUE, NO_WINDOW, TilePairs, Tiling, pad_alone, tile_pairs
 
@@ -80,14 +81,14 @@ def _scores(
 def forward(
     tiling: Tiling,
     windowed: bool,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    end: jax.Array,
-    positions: jax.Array,
-    window: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Output [b, t, n, h] and log-sum-exp of the scores, float32[b, t, n, 1]."""
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b t k h"],
+    v: Float[Array, "b t k h"],
+    end: Int[Array, "b t"],
+    positions: Int[Array, "b t"],
+    window: Int[Array, ""],
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n 1"]]:
+    """Output and log-sum-exp (float32) of the scores; positions and window count only if `windowed`."""
     kv_heads, h = k.shape[2], q.shape[3]
     tokens = _tokens(end, positions, window if windowed else jnp.int32(NO_WINDOW), tiling)
     pairs, limit = tokens.pairs, window if windowed else None
@@ -121,16 +122,16 @@ def forward(
 def backward(
     tiling: Tiling,
     windowed: bool,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    end: jax.Array,
-    positions: jax.Array,
-    window: jax.Array,
-    out: jax.Array,
-    lse: jax.Array,
-    grad: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b t k h"],
+    v: Float[Array, "b t k h"],
+    end: Int[Array, "b t"],
+    positions: Int[Array, "b t"],
+    window: Int[Array, ""],
+    out: Float[Array, "b t n h"],
+    lse: Float[Array, "b t n 1"],
+    grad: Float[Array, "b t n h"],
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
     """Gradients of q, k and v: one turn of the loop gives a tile's share of all three."""
     kv_heads, h = k.shape[2], q.shape[3]
     tokens = _tokens(end, positions, window if windowed else jnp.int32(NO_WINDOW), tiling)

@@ -1,4 +1,4 @@
-"""Shapes and switches of a decoder-only transformer of the Llama family, as one frozen record."""
+"""The shapes and switches that define a decoder-only transformer of the Llama family, and those of the preset sizes."""
 
 import dataclasses
 from typing import Literal
@@ -85,8 +85,7 @@ NANO = ModelConfig(
     max_length=1024,
 )
 
-# Shapes of the models that sizes start from, as their public config.json files have them: what can be said of a size where its
-# files are not at hand.
+# The models that sizes start from, as their public config.json files describe them; read where those files are not at hand.
 PRESETS: dict[str, ModelConfig] = {
     "nano": NANO,
     "smollm2": ModelConfig(

@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp's format): metadata, configuration and dequantised weights, without torch.
 
-Needs the optional package `gguf`. Tensors are handed out under Hugging Face's names and layouts, so everything after this
-module is the same as for safetensors.
+Needs the optional package `gguf`. Tensors get Hugging Face's names and layouts here, so that everything after this module is
+the same as for safetensors.
 """
 
 import dataclasses
@@ -171,4 +171,4 @@ class GGUF:
         layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
         if layer and layer[2] in _LAYER_NAMES:
             return f"model.layers.{layer[1]}.{_LAYER_NAMES[layer[2]]}.{layer[3]}"
-        return _NAMES.get(name, name)  # what has no name is reported as left over
+        return _NAMES.get(name, name)  # `load_params` refuses tensors that have no place

@@ -10,7 +10,7 @@ import numpy as np
 
 from agentrm_jax.models.families import Head
 from agentrm_jax.models.fields import positive, whole
-from agentrm_jax.models.folder import open_tensors, read_object
+from agentrm_jax.models.folder import open_tensors, read_object, require_empty
 from agentrm_jax.models.lora import LoRA, Params
 from agentrm_jax.models.weights import LAYER_TABLE, Source, some
 from agentrm_jax.types import JSON, UserError
@@ -37,14 +37,13 @@ def write_peft(trained: Params, lora: LoRA, base: str, out: Path, head: Head) ->
     `base` is the place or name that PEFT loads the frozen weights from when it is not given a model.
 
     Raises:
-      UserError: PEFT has no task for this head, or `out` is not empty.
+      UserError: PEFT has no task for this head, or `out` is a file or a folder that is not empty.
     """
     from safetensors.numpy import save_file
 
     if head not in _TASKS:
         raise UserError(f"an adapter is exported for {' or '.join(_TASKS)}, not for {head}")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} is not empty; name a new folder")
+    require_empty(out)
     fields: dict[str, JSON] = {
         "peft_type": "LORA",
         "task_type": _TASKS[head],

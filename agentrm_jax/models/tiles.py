@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
 
 NO_WINDOW = 2**30
 MASK_VALUE = -1e30  # the score of what must not be seen; finite, so that a tile without anything visible gives no NaN
@@ -37,9 +38,9 @@ class TilePairs(NamedTuple):
 
 
 def visible_tiles(
-    subtree_end_bt: jax.Array, positions_bt: jax.Array, window: jax.Array | int, tiling: Tiling
-) -> jax.Array:
-    """bool[groups, query tiles, key tiles]: where something is visible; rows [b, t] must be padded to whole tiles.
+    subtree_end_bt: Int[Array, "b t"], positions_bt: Int[Array, "b t"], window: Int[Array, ""] | int, tiling: Tiling
+) -> Bool[Array, "groups query_tiles key_tiles"]:
+    """Which pairs of tiles hold anything visible; rows must be padded to whole tiles.
 
     A key tile matters to a query tile if it does not start after it, one of its subtrees is still open when the query tile
     begins, and one of its positions lies in the window. Finished branches and documents drop out.
@@ -55,15 +56,15 @@ def visible_tiles(
     return causal & (last_end[:, None] > begins[:, None]) & (newest[:, None] > oldest[..., None])
 
 
-def pad_alone(subtree_end_bt: jax.Array, pad: int) -> jax.Array:
-    """Subtree ends [b, t + pad]: the added tokens see nothing but themselves."""
+def pad_alone(subtree_end_bt: Int[Array, "b t"], pad: int) -> Int[Array, "b t+{pad}"]:
+    """Subtree ends of rows with `pad` tokens more: the added tokens see nothing but themselves."""
     b, t = subtree_end_bt.shape
     alone = jnp.broadcast_to(jnp.arange(t, t + pad, dtype=subtree_end_bt.dtype) + 1, (b, pad))
     return jnp.concatenate([subtree_end_bt, alone], axis=1)
 
 
 def tile_pairs(
-    subtree_end_bt: jax.Array, positions_bt: jax.Array, window: jax.Array | int, tiling: Tiling
+    subtree_end_bt: Int[Array, "b t"], positions_bt: Int[Array, "b t"], window: Int[Array, ""] | int, tiling: Tiling
 ) -> TilePairs:
     """The visible tiles of all row groups as one list, for a single loop over it."""
     visible = visible_tiles(subtree_end_bt, positions_bt, window, tiling)
@@ -75,11 +76,10 @@ def tile_pairs(
     return TilePairs(row // nq, row % nq, index % nk, opens, visible.sum(dtype=jnp.int32))
 
 
-def tile_lists(visible: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """For each of n tiles the list of the m tiles that are visible to it, in order, and the length of that list.
+def tile_lists(visible: Bool[Array, "*b n m"]) -> tuple[Int[Array, "*b n m"], Int[Array, "*b n"]]:
+    """For each of n tiles the list of the m tiles that are visible to it, in order, and the length of that list (int32).
 
-    `visible` is bool[..., n, m]; returns int32[..., n, m] and int32[..., n]. The rest of a list repeats its last entry, so that
-    a kernel that walks over all of it fetches nothing new there.
+    The rest of a list repeats its last entry, so that a kernel that walks over all of it fetches nothing new there.
     """
     count = visible.sum(-1, dtype=jnp.int32)
     order = jnp.argsort(~visible, axis=-1, stable=True).astype(jnp.int32)

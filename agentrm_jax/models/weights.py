@@ -1,4 +1,4 @@
-"""Weights between Hugging Face's names and layouts and ours: one table, read in both directions.
+"""Weights in Hugging Face's names and layouts and in ours: one table translates them in both directions.
 
 Our parameters are a plain nested dict (what checkpoints hold too): layers are stacked on a leading axis l, maps are stored
 input first and heads have axes of their own (`wq_dnh`); Hugging Face stores `[out, in]` with heads flattened. Reading goes
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (lets numpy read bfloat16)
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.transformer import Transformer
@@ -44,7 +45,7 @@ class Source:
     """Named tensors in some file format.
 
     Attributes:
-      origin: where they come from, for messages.
+      origin: the file or folder that holds them, for messages.
       shapes: shape of every tensor by Hugging Face name.
       read: (name, one slice an axis) -> numpy array.
     """
@@ -98,7 +99,7 @@ def _sizes(config: ModelConfig) -> dict[str, int]:
 
 
 def abstract_params(
-    config: ModelConfig, *, lm_head: bool = True, value_head: bool = False, dtype: jnp.dtype = jnp.float32
+    config: ModelConfig, *, lm_head: bool = True, value_head: bool = False, dtype: DTypeLike = jnp.float32
 ) -> Params:
     """Shapes and types of a model's parameters, without making them; the value head is float32 always."""
     made = nnx.eval_shape(
@@ -119,7 +120,7 @@ def build(config: ModelConfig, params: Params, *, scan: bool = False, remat: boo
 
 
 def load_params(source: Source, config: ModelConfig, abstract: Params, *, new_value_head: bool = False) -> Params:
-    """Reads what `abstract` asks for (shape, dtype and, where given, sharding of every parameter).
+    """Reads the parameters of `abstract`, in their dtype and (where given) sharding.
 
     A head that the file has and `abstract` has not is left out; with `new_value_head` a missing value head starts at zero.
 
