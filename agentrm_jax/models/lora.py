@@ -132,7 +132,7 @@ def merge(params: Params, trained: Params, lora: LoRA) -> Params:
 def _add(sharding: jax.sharding.Sharding) -> Any:
     product = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
 
-    def add(weight: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+    def add(weight: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
         return (weight.astype(jnp.float32) + scale * jax.vmap(product)(a, b)).astype(weight.dtype)
 
     return jax.jit(add, donate_argnums=0, out_shardings=sharding)
