@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from agentrm_jax.envs.pool.episode import Episode
-from agentrm_jax.envs.react import render_action
 from agentrm_jax.envs.webshop import environment as webshop
 from agentrm_jax.envs.webshop import reward as rewards
 from agentrm_jax.envs.webshop.cache import StoredProducts, is_large, prepared
@@ -21,6 +20,7 @@ from agentrm_jax.envs.webshop.catalogue import Goal, Product, read_shop, shop_fi
 from agentrm_jax.envs.webshop.expert import choices
 from agentrm_jax.envs.webshop.generate import generate_records
 from agentrm_jax.envs.webshop.wares import OPTION_PHRASES, OPTIONS, WARES
+from agentrm_jax.replies import render_action
 from agentrm_jax.types import Task, UserError
 
 OFFICIAL = Path(__file__).parents[2] / "../shared/data"
