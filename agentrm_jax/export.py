@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax.chat import Chat
+from agentrm_jax.files import write_json
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.families import Head, config_to_hf
 from agentrm_jax.models.folder import require_empty
@@ -67,12 +68,12 @@ def write_hf(
     require_empty(out)
     fields = config_to_hf(config, head, str(params["embed_vd"].dtype)) | _token_ids(chat)
     out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / "config.json", fields)
+    write_json(out / "config.json", fields)
     if head == "CausalLM":
-        _write_json(out / "generation_config.json", _token_ids(chat))
+        write_json(out / "generation_config.json", _token_ids(chat))
     _write_weights(params, config, out, head, shard_bytes)
     write_tokenizer(chat.tokenizer, out)
-    _write_json(out / "example_scores.json", example_scores(build(config, params), chat, head, examples))
+    write_json(out / "example_scores.json", example_scores(build(config, params), chat, head, examples))
 
 
 def write_tokenizer(tokenizer: Any, out: Path) -> None:
@@ -90,7 +91,7 @@ def write_tokenizer(tokenizer: Any, out: Path) -> None:
         fields["additional_special_tokens"] = extra
     if tokenizer.chat_template:
         fields["chat_template"] = tokenizer.chat_template
-    _write_json(path, fields)
+    write_json(path, fields)
 
 
 def example_scores(
@@ -176,7 +177,7 @@ def _write_weights(params: Params, config: ModelConfig, out: Path, head: Head, s
     else:
         files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
         index = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        _write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
+        write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
     for file, shard in zip(files, shards, strict=True):
         save_file({name: get() for name, get in shard.items()}, out / file, metadata={"format": "pt"})
         (out / file).chmod((out / "config.json").stat().st_mode)  # safetensors makes files that only their owner reads
@@ -189,13 +190,9 @@ def _write_adapter(workdir: Path, model: Transformer, chat: Chat, out: Path, hea
     adapters = load_adapters(workdir)
     write_peft(adapters.params, adapters.lora, adapters.base, out, head)
     write_tokenizer(chat.tokenizer, out)
-    _write_json(out / "example_scores.json", example_scores(model, chat, head))
+    write_json(out / "example_scores.json", example_scores(model, chat, head))
     if (Path(adapters.base) / "model.json").exists():
         print(f"their base is a workdir; export it for PEFT too: python -m agentrm_jax.export {adapters.base} FOLDER")
-
-
-def _write_json(path: Path, fields: dict[str, JSON]) -> None:
-    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,12 +1,12 @@
 """Files of a Hugging Face folder: each is read whole, or refused in one line that names the file and the remedy."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from agentrm_jax.files import read_json
 from agentrm_jax.models.weights import Source, some
 from agentrm_jax.types import JSON, UserError
 
@@ -51,16 +51,7 @@ def read_object(path: Path) -> dict[str, JSON]:
       UserError: the file is missing or unreadable, a git-lfs pointer, or holds something else.
     """
     refuse_pointer(path)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:  # also a file that is no UTF-8 text
-        why = "it is empty" if path.stat().st_size == 0 else error
-        raise UserError(f"{path} is not valid JSON ({why}); copy or download it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__} where a JSON object is expected; download it again")
-    return found
+    return read_json(path)
 
 
 def require_empty(out: Path) -> None:

@@ -1,13 +1,13 @@
 """LoRA adapters as folders of Hugging Face's PEFT: written for `PeftModel.from_pretrained(base, folder)`, and read back."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from agentrm_jax.files import write_json
 from agentrm_jax.models.families import Head
 from agentrm_jax.models.fields import positive, whole
 from agentrm_jax.models.folder import open_tensors, read_object, require_empty
@@ -60,7 +60,7 @@ def write_peft(trained: Params, lora: LoRA, base: str, out: Path, head: Head) ->
         "inference_mode": True,
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / ADAPTER_CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+    write_json(out / ADAPTER_CONFIG, fields)
     save_file(peft_tensors(trained), out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     (out / ADAPTER_WEIGHTS).chmod((out / ADAPTER_CONFIG).stat().st_mode)  # else its owner's only
 
