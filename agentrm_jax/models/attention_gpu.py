@@ -124,7 +124,7 @@ def _warps(h: int) -> plgpu.CompilerParams:
 
 
 def _list_specs(index: jax.Array) -> list[pl.BlockSpec]:
-    """The list of one row's tile, and how long the lists of that row are."""
+    """Blocks of `tile_lists`: the list of the program's own tile, and the lengths of all lists of its row."""
     return [
         pl.BlockSpec((None, None, index.shape[2]), lambda i, b, n: (b, i, 0)),
         pl.BlockSpec((None, index.shape[1]), lambda i, b, n: (b, 0)),

@@ -179,19 +179,19 @@ def backward(
 
 
 def _tiles(end_bs: jax.Array) -> tuple[int, jax.Array, jax.Array]:
-    """Size of a tile, subtree ends [b, 1, padded], every padded token alone, and which pairs of tiles are visible."""
+    """(size of a tile, subtree ends [b, 1, padded], which pairs of tiles are visible)."""
     end = padded_ends(end_bs, _LANES)
     size = next(s for s in (512, 256, 128) if end.shape[1] % s == 0)
     return size, end[:, None], visible_pairs(end, size)
 
 
 def _heads_first(x_btnh: jax.Array) -> jax.Array:
-    """[b, n, padded, h]."""
+    """The array with heads before tokens and padded to whole tiles: [b, n, padded, h]."""
     return pad_to_tiles(x_btnh, _LANES).swapaxes(1, 2)
 
 
 def _column(line_ref: Any) -> jax.Array:
-    """[tile, lanes] from a row [1, tile]: what belongs to a token, beside it in every lane."""
+    """A row [1, tile] as a column [tile, lanes], repeated in every lane."""
     line = line_ref[...]
     return jnp.broadcast_to(line, (_LANES, line.shape[1])).T
 

@@ -20,7 +20,7 @@ from agentrm_jax.models.tiles import MASK_VALUE, NO_WINDOW, TilePairs, Tiling, p
 
 
 class _Tokens(NamedTuple):
-    """What the rule reads, padded to whole tiles; and the same by key tile and by query tile."""
+    """Subtree ends and positions, padded to whole tiles and cut into key and query tiles, and the list of visible pairs."""
 
     pairs: TilePairs
     end: jax.Array  # [groups, nk, rows, keys]

@@ -122,7 +122,7 @@ def head_from_hf(fields: Mapping[str, JSON], origin: str = "config.json") -> Hea
 
 
 def _check(fields: Mapping[str, JSON], kind: str, family: Family, origin: str) -> None:
-    """Refuses what would be ignored wrongly."""
+    """Refuses fields that this family does not read although they would change the model."""
     used: set[str] = set()
     if family.attention_bias == "switch":
         used.add("attention_bias")
