@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,29 @@ def replacing(path: Path) -> Iterator[Path]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def check_new_folder(path: Path) -> None:
+    """Raises UserError if `path` is a file, or a folder that holds something."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is {'not empty' if path.is_dir() else 'a file'}; name a new folder")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty draft of a folder, which becomes `path` when the block ends well and is removed when it does not.
+
+    Raises: UserError, as `check_new_folder`.
+    """
+    check_new_folder(path)
+    path = path.resolve()
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

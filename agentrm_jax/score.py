@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,8 @@ from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.models.card import Card, read_card, reward_specs
 from agentrm_jax.models.pretrained import open_pretrained
-from agentrm_jax.run import stages
+from agentrm_jax.run import command
+from agentrm_jax.run.devices import accelerator
 from agentrm_jax.scoring import Scored, score
 from agentrm_jax.search import aggregate as aggregation
 from agentrm_jax.types import UserError
@@ -35,7 +35,7 @@ from agentrm_jax.types import UserError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code (2 for what the user can mend)."""
-    parser = argparse.ArgumentParser(prog="python -m agentrm_jax.score", description=__doc__.partition("\n")[0])
+    parser = command.Parser(prog="python -m agentrm_jax.score", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "rm", help="a training workdir, or a Hugging Face folder: *ForSequenceClassification, one label"
     )
@@ -55,15 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--env", action="append", default=[], metavar="MODULE", help="your own environment of our records"
     )
     parser.add_argument("--strict", action="store_true", help="exit code 2 if a trajectory could not be scored")
-    args = parser.parse_args(argv)
-    try:
-        return _run(args)
-    except UserError as error:
-        print(f"error: {_here(str(error))}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever reads our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+    def work() -> int:
+        try:
+            return _run(parser.parse_args(argv))
+        except UserError as error:
+            raise UserError(_here(str(error))) from error
+
+    return command.exit_code(work)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -78,7 +77,7 @@ def _run(args: argparse.Namespace) -> int:
     _require_value_head(args.rm, card)
     # all of it, so that a bad line is found before the work
     trajectories = list(conversations.read(args.trajectories, known_specs(card, args.env)))
-    stages.accelerator()
+    accelerator()
     from agentrm_jax.models.opening import load_model
 
     loaded = load_model(args.rm, template=args.chat_template)

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "testing": _BASE | {"envs", "models", "data", "search"},
     # commands beside the mains
     "demo": {"types", "files", "run", "evaluation"},
-    "export": _BASE | {"models"},
+    "export": _BASE | {"models", "run"},
     "scoring": _BASE | {"models", "data", "search"},
     "score": {"types", "envs", "models", "data", "search", "scoring", "run"},
     "compilers": {"types"},

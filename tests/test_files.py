@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from agentrm_jax.files import finite, read_json, replacing, write_atomically, write_json
+from agentrm_jax.files import finite, new_folder, read_json, replacing, write_atomically, write_json
 from agentrm_jax.types import UserError
 
 
@@ -69,3 +69,27 @@ def test_a_broken_file_is_named(tmp_path, content, said):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.json cannot be read: No such file"):
         read_json(tmp_path / "nowhere.json")
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with contextlib.suppress(ZeroDivisionError), new_folder(out) as draft:
+        (draft / "a").touch()
+        raise ZeroDivisionError
+    assert not list(out.parent.iterdir())
+    out.mkdir()  # an empty one is taken
+    with new_folder(out) as draft:
+        (draft / "a").touch()
+        assert not list(out.iterdir())
+    assert [p.name for p in out.iterdir()] == ["a"]
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_a_folder_that_is_taken_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for path, said in (
+        (tmp_path, "is not empty; name a new folder"),
+        (tmp_path / "file", "is a file; name a new folder"),
+    ):
+        with pytest.raises(UserError, match=said), new_folder(path):
+            pass

@@ -54,18 +54,6 @@ def read_object(path: Path) -> dict[str, JSON]:
     return read_json(path)
 
 
-def require_empty(out: Path) -> None:
-    """Refuses to write into a place that holds something.
-
-    Raises:
-      UserError: it is a file, or a folder that is not empty.
-    """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; name a new folder")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; name a new folder")
-
-
 def has_weights(folder: Path) -> bool:
     """Whether the folder names safetensors weights, whole or not."""
     return (folder / WEIGHTS).exists() or (folder / INDEX).exists()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from agentrm_jax.files import write_json
+from agentrm_jax.files import check_new_folder, write_json
 from agentrm_jax.models.families import Head
 from agentrm_jax.models.fields import positive, whole
-from agentrm_jax.models.folder import open_tensors, read_object, require_empty
+from agentrm_jax.models.folder import open_tensors, read_object
 from agentrm_jax.models.lora import LoRA, Params
 from agentrm_jax.models.weights import LAYER_TABLE, Source, some
 from agentrm_jax.types import JSON, UserError
@@ -43,7 +43,7 @@ def write_peft(trained: Params, lora: LoRA, base: str, out: Path, head: Head) ->
 
     if head not in _TASKS:
         raise UserError(f"an adapter is exported for {' or '.join(_TASKS)}, not for {head}")
-    require_empty(out)
+    check_new_folder(out)
     fields: dict[str, JSON] = {
         "peft_type": "LORA",
         "task_type": _TASKS[head],

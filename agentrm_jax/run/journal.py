@@ -34,6 +34,7 @@ class Entry:
 
     Attributes:
       cost: tokens and steps it took, by the names of a budget.
+      dropped: oldest turns that policy and reward model read it without.
       sitting: which process of which start wrote it; empty in files of before this was noted.
       launch: names the sittings that ran side by side.
       spent: what the sitting had spent by then, on tasks that were not finished too; since the run began if `sitting` is empty.
@@ -42,6 +43,7 @@ class Entry:
 
     record: TaskRecord
     cost: dict[str, int]
+    dropped: tuple[int, int]
     sitting: str
     launch: str
     spent: dict[str, float]
@@ -74,6 +76,15 @@ def budget(finished: Sequence[Entry]) -> dict[str, JSON]:
     for entry in last.values():
         seconds[entry.launch] = max(entry.spent["seconds"], seconds.get(entry.launch, 0.0))
     return {**total, "seconds": round(sum(seconds.values()), 2), "lost": lost}
+
+
+def dropped_turns(finished: Sequence[Entry]) -> dict[str, int]:
+    """How many of the oldest turns the models read finished tasks without, and on how many tasks."""
+    return {
+        "policy": sum(entry.dropped[0] for entry in finished),
+        "reward_model": sum(entry.dropped[1] for entry in finished),
+        "tasks": sum(any(entry.dropped) for entry in finished),
+    }
 
 
 def records(workdir: Path, tasks: Sequence[Task]) -> list[TaskRecord]:
@@ -150,6 +161,11 @@ class Journal:
     def spent(self) -> dict[str, JSON]:
         """Budget of the whole run, over all its sittings; see `budget`."""
         return budget(self._entries)
+
+    @property
+    def dropped_turns(self) -> dict[str, int]:
+        """See `dropped_turns`."""
+        return dropped_turns(self._entries)
 
     def _keep(self, candidates: Sequence[Candidate], chosen: int) -> None:
         rows = []
@@ -253,6 +269,10 @@ def _entry(row: dict[str, JSON], origin: str) -> Entry:
     return Entry(
         record=record,
         cost={name: fields.whole(cost, name, 0) for name in _COUNTED},
+        dropped=(
+            fields.whole(cost, "policy_dropped_turns", 0, default=0),
+            fields.whole(cost, "reward_dropped_turns", 0, default=0),
+        ),
         sitting=sitting,
         launch=fields.text(task, "launch", default=sitting),
         spent={name: fields.number(spent, name, 0, 1e18) for name in BUDGET},

@@ -22,6 +22,8 @@ class Cost:
         tokens).
       reward_calls, reward_states, reward_tokens: requests, states scored, tokens computed (see `Meter`).
       env_resets, env_steps: as asked for by the search; replays inside a pool are its own affair.
+      policy_dropped_turns, reward_dropped_turns: oldest turns that were left out of what a model read, because all of it was too
+        long, summed over readings; for models with an attribute `dropped_turns` (task key -> how many).
       seconds: wall time from the first request to the last answer.
     """
 
@@ -33,6 +35,8 @@ class Cost:
     reward_tokens: int = 0
     env_resets: int = 0
     env_steps: int = 0
+    policy_dropped_turns: int = 0
+    reward_dropped_turns: int = 0
     seconds: float = 0.0
 
 
@@ -80,6 +84,12 @@ class Meter:
             self._spans[task.key] = first, end
             cost.seconds = end - first
 
+    def note(self, task: Task, **amounts: int) -> None:
+        """Sets amounts of a task's cost that somebody else adds up."""
+        with self._lock:
+            for name, amount in amounts.items():
+                setattr(self.tasks[task.key], name, amount)
+
     def divide(self, reward_tokens: int, states: Mapping[str, int]) -> None:
         """Charges tokens to the tasks (by key) that have states in flight, in proportion to their number; the sum is exact."""
         done, given = 0, 0
@@ -89,6 +99,10 @@ class Meter:
                 share = reward_tokens * done // sum(states.values()) - given
                 self.tasks[key].reward_tokens += share
                 given += share
+
+
+def _dropped(model: object, task: Task) -> int:
+    return int(getattr(model, "dropped_turns", {}).get(task.key, 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +115,7 @@ class _CountedPolicy:
         actions = await self.inner.propose(state, n, temperature=temperature, seed=seed)
         tokens = sum(len(a.tokens) for a in actions)
         self.meter.charge(state.task, begin, policy_calls=1, policy_turns=len(actions), policy_tokens=tokens)
+        self.meter.note(state.task, policy_dropped_turns=_dropped(self.inner, state.task))
         return actions
 
 
@@ -122,6 +137,7 @@ class _CountedRewardModel:
             self._settle(mine)
         for task in {state.task.key: state.task for state in states}.values():
             self._meter.charge(task, begin, reward_calls=1, reward_states=mine[task.key])
+            self._meter.note(task, reward_dropped_turns=_dropped(self._inner, task))
         return scores
 
     def _settle(self, answered: Counter[str]) -> None:

@@ -149,3 +149,18 @@ def test_threads_may_share_a_meter():
     for t in threads:
         t.join()
     assert meter.total().policy_calls == 800
+
+
+def test_turns_left_out_of_what_a_model_read_are_noted_by_task():
+    class Forgetful:
+        def __init__(self):
+            self.dropped_turns = {TASK.key: 0}
+
+        async def propose(self, state, n, *, temperature, seed):
+            self.dropped_turns[state.task.key] += 2
+            return await POLICY.propose(state, n, temperature=temperature, seed=seed)
+
+    meter = Meter()
+    asyncio.run(rollout(TASK, meter.policy(Forgetful()), InlineEnvironments(SPEC)))
+    assert meter.tasks[TASK.key].policy_dropped_turns == 2 * 3
+    assert meter.total().reward_dropped_turns == 0
