@@ -49,7 +49,13 @@ class NativePolicy:
 
 
 def load_policy(
-    place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, examples: int = 0, template: str = "", date: str = ""
+    place: Path | str,
+    specs: Mapping[str, EnvSpec],
+    engine: Any,
+    *,
+    examples: int = 0,
+    template: str = "",
+    date: str = "",
 ) -> NativePolicy:
     """The policy of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes."""
     mesh = local_mesh(engine.get("tensor", 1))

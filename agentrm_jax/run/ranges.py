@@ -124,7 +124,9 @@ class Date:
 
     def allows(self, value: Any) -> bool:
         try:
-            return isinstance(value, str) and ((self.optional and not value) or bool(datetime.date.fromisoformat(value)))
+            return isinstance(value, str) and (
+                (self.optional and not value) or bool(datetime.date.fromisoformat(value))
+            )
         except ValueError:
             return False
 
