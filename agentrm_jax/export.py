@@ -1,8 +1,8 @@
 """Writes a trained model as a Hugging Face folder that transformers (4 and 5) and vLLM load and score alike.
 
-    python -m agentrm_jax.export WORKDIR OUT            policy: *ForCausalLM, reward model: *ForSequenceClassification
-    python -m agentrm_jax.export WORKDIR OUT --tokens   reward model as *ForTokenClassification: a value at every token
-    python -m agentrm_jax.export WORKDIR OUT --adapter  of a run with LoRA its adapters alone, for PEFT; else they are merged
+    python -m agentrm_jax.export WORKDIR OUT            a policy as *ForCausalLM, a reward model as *ForSequenceClassification
+    python -m agentrm_jax.export WORKDIR OUT --tokens   a reward model as *ForTokenClassification: a value at every token
+    python -m agentrm_jax.export WORKDIR OUT --adapter  the LoRA adapters of a run, for PEFT; without it they are merged
 
 Besides weights, configuration, tokenizer and chat template the folder holds `example_scores.json`: inputs and what this
 package computes for them, so that any server can be checked with one request.
@@ -53,11 +53,11 @@ def write_hf(
     shard_bytes: int = SHARD_BYTES,
     examples: Sequence[Sequence[Message]] = EXAMPLES,
 ) -> None:
-    """Writes the folder `out`. Weights keep their type and, read back, their bits.
+    """Writes a model as the Hugging Face folder `out`; weights keep their type, and reading them back gives the same bits.
 
     Raises:
-      UserError: the parameters lack the head, padding equals end of turn, the family cannot express the model, or `out` is
-        not empty.
+      UserError: the parameters lack the head, padding equals end of turn, the family cannot express the model, or `out` is a
+        file or a folder that is not empty.
     """
     needs = "value_d" if head != "CausalLM" else None if config.tie_embeddings else "head_dv"
     if needs and needs not in params:
@@ -96,7 +96,7 @@ def write_tokenizer(tokenizer: Any, out: Path) -> None:
 def example_scores(
     model: Transformer, chat: Chat, head: Head, conversations: Sequence[Sequence[Message]] = EXAMPLES
 ) -> dict[str, JSON]:
-    """Conversations as token ids with our numbers for them, computed in float32.
+    """Conversations as token ids, with the numbers that the model gives them in float32.
 
     `score` is the value at the last token (the end of turn) of a reward model, `values` with it at every token; for a policy
     `logprob` is the sum over the last assistant turn, the last `logprob_tokens` ids.
@@ -145,7 +145,7 @@ def _hidden(model: Transformer, tokens: jax.Array, positions: jax.Array, end: ja
 
 
 def _token_ids(chat: Chat) -> dict[str, JSON]:
-    """Ids that readers of the folder need. A classifier is read at the last token that is not padding."""
+    """The special ids that readers of the folder need. A classifier is read at the last token that is not padding."""
     pad = chat.tokenizer.pad_token_id
     if pad is None or pad == chat.end_id:
         raise UserError(

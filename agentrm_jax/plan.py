@@ -1,12 +1,12 @@
-"""Whether a run fits, before anything is allocated: memory of every device, from shapes and compiled programs alone.
+"""Memory that a run needs on every device, computed from shapes and compiled programs before anything is allocated.
 
     python -m agentrm_jax.plan --config=configs/explicit.py:llama3_70b --devices=64 --memory-gb=80
     python -m agentrm_jax.plan --config=configs/beam.py:llama3_8b --memory-gb=80 --target=h100:1
 
 Weights, optimizer state, gradients and KV cache are exact. What a program needs beside them (activations, gathered weights,
-workspace) is what XLA plans for it: with --target the compiler of those devices, which need not be there; else the CPU's for
-that many simulated devices. That one computes bfloat16 in float32, and other platforms fuse and schedule otherwise, so there
-it is an estimate, for bfloat16 rather a high one.
+workspace) is what XLA's compiler plans for it. With --target that is the compiler of those devices, which this machine need not
+have. Without, it is the CPU's for as many simulated devices: an estimate, since other platforms fuse and schedule otherwise, and
+a high one for bfloat16, which that compiler computes in float32.
 """
 
 import dataclasses

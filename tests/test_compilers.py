@@ -1,4 +1,4 @@
-"""Programs for devices that are not there: known by name, and compiled by their own compilers where those are installed."""
+"""Targets to compile for: known by name, and compiled for by their own compilers where those are installed."""
 
 import dataclasses
 import importlib.util

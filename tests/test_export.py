@@ -130,6 +130,8 @@ def test_what_cannot_be_written_is_refused(tmp_path, chat, config):
     (tmp_path / "c" / "mine.txt").touch()
     with pytest.raises(UserError, match="not empty"):
         export.write_hf(params_of(config), config, chat, tmp_path / "c", "CausalLM")
+    with pytest.raises(UserError, match=r"mine\.txt is a file; name a new folder"):
+        export.write_hf(params_of(config), config, chat, tmp_path / "c" / "mine.txt", "CausalLM")
     tokenizer = train_tokenizer(["x"], 300)
     same = load_chat(tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
