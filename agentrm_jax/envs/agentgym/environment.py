@@ -46,7 +46,7 @@ _OPTIONS = {
     "reward_field",
     "rules",
 }
-_OPTIONS |= {"timeout", "patience", "data", "live", "success_threshold"}
+_OPTIONS |= {"timeout", "patience", "data", "live", "success_threshold", "observation_limit"}
 _GOAL = re.compile(
     r"(?:your task is to:?|your goal:|your goal is to|goal:|accomplish the goal:|task description:|instruction:(?: \[SEP\])?)\s*(.+)",
     re.IGNORECASE,

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentrm_jax.envs.cache import cache_folder
+from agentrm_jax.envs.folders import cache_folder
 from agentrm_jax.envs.spec import Options
 from agentrm_jax.types import JSON, UserError
 

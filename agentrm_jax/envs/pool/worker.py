@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from agentrm_jax.envs.catalogue import find
-from agentrm_jax.envs.pool.episode import Episode, Snapshot, next_key, start_key
+from agentrm_jax.envs.pool.episode import Episode, Snapshot, next_key, observation_limit, start_key
 from agentrm_jax.envs.react import render_action
 from agentrm_jax.envs.spec import EnvSpec, Options, whole
 from agentrm_jax.types import JSON, Outcome, Start, Task, UserError
@@ -218,7 +218,7 @@ class Episodes:
                 self._remember(mine[0], episode)
             return episode
         self.notify("slow")
-        episode = Episode(spec.make(options), spec)
+        episode = Episode(spec.make(options), spec, observation_limit(options))
         self.notify("tick")
         return episode
 

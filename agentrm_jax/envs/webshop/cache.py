@@ -17,7 +17,7 @@ from typing import overload
 
 import numpy as np
 
-from agentrm_jax.envs.cache import cache_folder
+from agentrm_jax.envs.folders import cache_folder
 from agentrm_jax.envs.webshop.catalogue import Product, Shop, document
 from agentrm_jax.envs.webshop.search import Index
 from agentrm_jax.types import UserError
