@@ -22,6 +22,7 @@ import json
 import os
 import pickle
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -253,8 +254,12 @@ def _compare(history: History, step: int, recorded: Any, answered: Any) -> None:
         raise Diverged(f"step {step} answered {answered!r:.200} where {recorded!r:.200} is on record")
 
 
-def main(fd: int) -> None:
-    """Serves requests from the socket `fd` until it is closed. Never returns."""
+def main(fd: int, folder: str) -> None:
+    """Serves requests from the socket `fd` until it is closed, then removes `folder`, the process's own. Never returns.
+
+    What is unpickled here was pickled by the process that started this one: the socket is one end of a pair that no other process
+    holds. Answers, which carry what engines and servers wrote, go back as JSON.
+    """
     sock = socket.socket(fileno=fd)
     parent = os.getppid()
     reader: BinaryIO = sock.makefile("rb")
@@ -270,7 +275,7 @@ def main(fd: int) -> None:
         file=os.open(os.devnull, os.O_WRONLY),
     )
     rearm()
-    threading.Thread(target=_guard, args=(sock.fileno(), parent, rearm), daemon=True).start()
+    threading.Thread(target=_guard, args=(sock.fileno(), parent, rearm, folder), daemon=True).start()
     _send(sock, [0, "ok", os.getpid(), 0])
     current = 0
     episodes = Episodes(settings, lambda kind: _send(sock, [current, kind, None, 0]))
@@ -284,6 +289,7 @@ def main(fd: int) -> None:
             kind, payload = _answer(episodes, request)
             _send(sock, [current, kind, payload, episodes.replayed])
     episodes.close()
+    shutil.rmtree(folder, ignore_errors=True)
     # an engine's own threads and exit handlers must not keep the process
     os._exit(0)
 
@@ -335,7 +341,7 @@ def _send(sock: socket.socket, reply: list[JSON]) -> None:
     sock.sendall(FRAME.pack(len(data)) + data)
 
 
-def _guard(fd: int, parent: int, rearm: Callable[[], None]) -> None:
+def _guard(fd: int, parent: int, rearm: Callable[[], None], folder: str) -> None:
     """Ends this process and what it started when the parent is gone, also if the main thread hangs in an engine.
 
     Native code that never releases the interpreter lock stops this thread too; then the C timer that `rearm` winds up runs out.
@@ -345,6 +351,7 @@ def _guard(fd: int, parent: int, rearm: Callable[[], None]) -> None:
     while os.getppid() == parent and not poll.poll(_GUARD_PERIOD * 1000):
         rearm()
     threading.Event().wait(_GRACE)
+    shutil.rmtree(folder, ignore_errors=True)
     if os.getpgrp() == os.getpid():  # started as its own group, as the pool does
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
