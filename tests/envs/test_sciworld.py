@@ -146,7 +146,10 @@ def test_java_does_not_outlive_a_killed_worker(tmp_path):
         "import time; from agentrm_jax.envs.sciworld import environment\n"
         "e = environment.make({}); print(e.simulator.pid, flush=True); time.sleep(60)"
     )
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # outside a pool nobody removes the folder of a killed process
+    environment = {
+        **os.environ,
+        "TMPDIR": str(tmp_path),
+    }  # outside a pool nobody removes the folder of a killed process
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as worker:
         java = int(worker.stdout.readline())
         assert Path(f"/proc/{java}").exists()

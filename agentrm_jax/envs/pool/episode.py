@@ -25,6 +25,10 @@ class GarbageError(Exception):
     """An engine answered something that is no observation, reward or progress."""
 
 
+class TransientError(Exception):
+    """An engine failed for a reason that is likely to pass, such as a network. The pool tries again more often, with growing pauses."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
     """The counters of an episode: turns used, and the engine's word on reward and progress (never falling) so far."""

@@ -45,7 +45,7 @@ class Call:
       limit: seconds it may take from the moment the worker gets to it (or to its next sign of life).
       state: the state a step starts from.
       history: the worker is sent the recorded past of `state`; with `fresh` it must replay all of it.
-      attempts: how often it failed.
+      attempts: how often it failed; `passing` times more for a reason that is likely to pass.
       worker: where it was sent last.
     """
 
@@ -59,6 +59,7 @@ class Call:
     history: bool = False
     fresh: bool = False
     attempts: int = 0
+    passing: int = 0
     worker: "WorkerProcess | None" = None
 
 
@@ -158,7 +159,9 @@ class WorkerProcess:
         try:
             folder = tempfile.mkdtemp(prefix="agentrm-worker-")
         except OSError as e:
-            raise UserError(f"environment workers need a temporary folder ({e}); set TMPDIR to one that is writable") from e
+            raise UserError(
+                f"environment workers need a temporary folder ({e}); set TMPDIR to one that is writable"
+            ) from e
         ours, theirs = socket.socketpair()
         with theirs:
             code = _CODE.format(path=[p or os.getcwd() for p in sys.path], fd=theirs.fileno(), folder=folder)

@@ -9,6 +9,7 @@ pickled tuples `(id, operation, *arguments)`; replies are JSON arrays `[id, kind
     need      the state is not held here: ask again with its history
     diverged  a replay did not reproduce the recorded past (payload: where and how)
     fault     the environment raised or answered nonsense (payload: what)
+    transient the environment raised a TransientError (payload: what)
     user      a UserError (payload: its line)
 
 Only workers import engines. This module must not import JAX, neither must anything it imports.
@@ -32,9 +33,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from agentrm_jax.envs.catalogue import find
-from agentrm_jax.envs.pool.episode import Episode, Snapshot, next_key, observation_limit, start_key
+from agentrm_jax.envs.pool.episode import Episode, Snapshot, TransientError, next_key, observation_limit, start_key
 from agentrm_jax.envs.react import render_action
 from agentrm_jax.envs.spec import EnvSpec, Options, whole
+from agentrm_jax.text import clean
 from agentrm_jax.types import JSON, Outcome, Start, Task, UserError
 
 FRAME = struct.Struct("!I")
@@ -315,7 +317,8 @@ def _answer(episodes: Episodes, request: tuple) -> tuple[str, JSON]:
     except UserError as e:
         return "user", str(e)
     except (Exception, SystemExit) as e:
-        return "fault", f"{type(e).__name__}: {e}"[:2000] + _place(e)
+        kind = "transient" if isinstance(e, TransientError) else "fault"
+        return kind, clean(f"{type(e).__name__}: {e}", 2000) + _place(e)
 
 
 def _place(error: BaseException) -> str:
