@@ -88,7 +88,7 @@ class Session:
     def __init__(self, base_url: str, dialect: Dialect, *, timeout: float, patience: float):
         self.base_url, self.dialect, self.timeout, self.patience = base_url.rstrip("/"), dialect, timeout, patience
         self.id: JSON = None
-        self._since = time.monotonic()
+        self._since, self._replaced = time.monotonic(), False
         taken = self._environments()
         # AgentGym's tool servers want an index to create with; the others ignore it
         answer = self._call("/create", {"id": 0})
@@ -102,7 +102,7 @@ class Session:
             raise ServerError(
                 f"{self.base_url} handed out environment {made}, which is already in use: it is full, restart it or use fewer engines"
             )
-        self.id, self._replaced = made, False
+        self.id = made
         _held[self.base_url, made] = self
 
     def reset(self, index: int) -> str:
@@ -157,7 +157,7 @@ class Session:
         return value / self.dialect.full_reward
 
     def _call(self, path: str, body: JSON) -> JSON:
-        if self.id is not None and self._replaced:
+        if self._replaced:
             raise ConnectionLost(f"{self.base_url} was started anew and lost environment {self.id}")
         answer = _request(self.base_url, path, body, self.timeout, self.patience)
         if isinstance(answer, dict) and answer.get("error"):

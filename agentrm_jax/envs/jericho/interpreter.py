@@ -10,6 +10,7 @@ import contextlib
 import re
 import unicodedata
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,7 @@ def about_session(line: str, word_length: int, story: bool) -> bool:
       word_length: letters of a word that the game tells apart.
       story: the game is a generated one.
     """
-    known = _SESSION | _STORY_SESSION if story else _SESSION
-    known = {word[:word_length] for word in known}
+    known = {word[:word_length] for word in (_SESSION | _STORY_SESSION if story else _SESSION)}
     for sentence in _SENTENCE.split(line.lower()):
         first = sentence.split(maxsplit=1)[0] if sentence.strip() else ""
         if first[:word_length] in known or first.startswith(_SESSION_BEGINS):
@@ -114,7 +114,7 @@ class Interpreter:
         self._folder.close()
 
     @contextlib.contextmanager
-    def _private(self) -> Any:
+    def _private(self) -> Iterator[None]:
         """The interpreter writes to the working folder: its own, for as long as it runs."""
         with contextlib.chdir(self._folder.path):
             yield
