@@ -7,21 +7,19 @@ import random
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 
 from agentrm_jax.envs.alfworld import engine, games, generate
 from agentrm_jax.envs.alfworld import environment as alfworld
+from agentrm_jax.testing.shared import needs_shared, shared_data
 from agentrm_jax.types import UserError
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = shared_data()
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("alfworld") is None, reason="alfworld is not installed (extra: envs)"
 )
-official = pytest.mark.skipif(
-    not (DATA / "alfworld").is_dir(), reason="no official ALFWorld games beside the repository"
-)
+official = needs_shared("alfworld")
 
 
 def solve(options, task, limit=100):

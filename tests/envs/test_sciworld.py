@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 from agentrm_jax.envs.sciworld import environment as sciworld
+from agentrm_jax.testing.shared import needs_shared, shared_data
 from agentrm_jax.types import Task, UserError
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
-official = pytest.mark.skipif(
-    not (DATA / "sciworld").is_dir(), reason="no official ScienceWorld indices beside the repository"
-)
+DATA = shared_data()
+official = needs_shared("sciworld")
 engine = pytest.mark.skipif(
     importlib.util.find_spec("scienceworld") is None, reason="scienceworld is not installed (extra: envs)"
 )

@@ -1,6 +1,5 @@
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -8,10 +7,11 @@ from agentrm_jax.envs.tool import operation
 from agentrm_jax.envs.tool import sheet as sheets
 from agentrm_jax.envs.tool.calls import ToolError, checked, read_call, render_call, same_answer
 from agentrm_jax.envs.tool.todo import worth
+from agentrm_jax.testing.shared import needs_shared, shared_data
 from agentrm_jax.types import Task, UserError
 
-DATA = Path(__file__).parents[2] / "../shared/data"
-official = pytest.mark.skipif(not (DATA / "tool/sheet.jsonl").exists(), reason="official tool files missing")
+DATA = shared_data()
+official = needs_shared("tool/sheet.jsonl")
 ALL_TOOLS = {name: tool for tools in operation.TOOLS.values() for name, tool in tools.items()}
 
 

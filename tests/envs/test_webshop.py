@@ -23,12 +23,11 @@ from agentrm_jax.envs.webshop.catalogue import Goal, Product, read_shop, shop_fi
 from agentrm_jax.envs.webshop.expert import choices
 from agentrm_jax.envs.webshop.generate import generate_records
 from agentrm_jax.envs.webshop.wares import OPTION_PHRASES, OPTIONS, WARES
+from agentrm_jax.testing.shared import needs_shared, shared_data
 from agentrm_jax.types import Task, UserError
 
-OFFICIAL = Path(__file__).parents[2] / "../shared/data"
-official = pytest.mark.skipif(
-    not (OFFICIAL / "webshop/items_shuffle_1000.json.xz").exists(), reason="the official WebShop files are not there"
-)
+OFFICIAL = shared_data()
+official = needs_shared("webshop/items_shuffle_1000.json.xz")
 OFFICIAL_OPTIONS = {"data": str(OFFICIAL)}
 
 
