@@ -17,7 +17,7 @@ from agentrm_jax.types import UserError
 
 DATA = shared_data()
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("alfworld") is None, reason="alfworld is not installed (extra: envs)"
+    importlib.util.find_spec("alfworld") is None, reason="alfworld is not installed (extra: alfworld)"
 )
 official = needs_shared("alfworld")
 
@@ -267,6 +267,9 @@ def test_importing_the_module_loads_no_engine():
 def test_a_missing_package_is_reported_in_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     games.wheel.cache_clear()
-    with pytest.raises(UserError, match=r"pip install 'agentrm_jax\[envs\]'"):
+    with pytest.raises(
+        UserError,
+        match=r"pip install --no-deps 'alfworld.* 'agentrm-jax\[alfworld\]' .*apt install build-essential cmake",
+    ):
         alfworld.make({})
     games.wheel.cache_clear()

@@ -16,7 +16,7 @@ from agentrm_jax.types import Task, UserError
 
 engine = pytest.mark.skipif(
     importlib.util.find_spec("jericho") is None or importlib.util.find_spec("textworld") is None,
-    reason="jericho or textworld is not installed (extra: envs)",
+    reason="jericho or textworld is not installed (extra: jericho)",
 )
 STORY = Task("jericho", "cooking-train-1", "train", 30, {"kind": "cooking", "seed": 1})
 
@@ -49,6 +49,18 @@ def test_a_story_is_won_by_its_walkthrough_sub_goal_by_sub_goal(options):
     assert (answers[-1].reward, answers[-1].over) == (1.0, True)
     assert not any(a.over for a in answers[:-1])
     assert not any("<score>" in a.observation or "\n>" in a.observation for a in answers)
+
+
+@engine
+def test_compiling_a_story_is_said_once(options, capsys):
+    task = Task("jericho", "cooking-train-2", "train", 30, {"kind": "cooking", "seed": 2})
+    env = jericho.make(options)
+    env.reset(task)
+    said = capsys.readouterr().err
+    assert said.startswith("jericho: compiling the story cooking-train-2, some seconds, once (")
+    assert said.count("\n") == 1
+    jericho.make(options).reset(task)
+    assert capsys.readouterr().err == ""
 
 
 @engine
@@ -355,7 +367,7 @@ def test_wrong_options_are_named(tmp_path):
 
 def test_a_missing_package_is_reported_in_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'agentrm_jax\[envs\]'"):
+    with pytest.raises(UserError, match=r"pip install 'agentrm-jax\[jericho\]'.*apt install build-essential"):
         jericho.make({})
 
 

@@ -215,7 +215,7 @@ def test_wrong_options_are_named():
 
 def test_a_missing_package_is_reported_in_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'agentrm_jax\[envs\]'"):
+    with pytest.raises(UserError, match=r"pip install 'agentrm-jax\[envs\]'"):
         sciworld.make({})
 
 

@@ -7,7 +7,7 @@ from agentrm_jax.testing.shared import needs_shared, shared_data
 
 def test_the_folder_lies_beside_the_repository_unless_it_is_named(monkeypatch, tmp_path):
     monkeypatch.delenv("AGENTRM_SHARED", raising=False)
-    assert shared_data() == (Path(__file__).parents[2] / "../shared/data").resolve()
+    assert shared_data().resolve() == (Path(__file__).parents[2] / "../shared/data").resolve()
     monkeypatch.setenv("AGENTRM_SHARED", str(tmp_path))
     assert shared_data() == tmp_path
 

@@ -277,7 +277,7 @@ def _agentboard(root: Path) -> dict[str, str]:
 
 def make(options: Options) -> Environment:
     if importlib.util.find_spec("jericho") is None:
-        raise UserError("jericho is not installed: pip install 'agentrm_jax[envs]'")
+        raise UserError(f"jericho is not installed: {generate.INSTALL}")
     return Jericho(options)
 
 
@@ -370,5 +370,5 @@ SPEC = EnvSpec(
     options=("max_steps", "progress", "cache", "stories"),
     engine="jericho and textworld",
     licence="GPL-2.0-or-later (jericho), MIT (textworld)",
-    extra="envs",
+    extra="jericho",
 )

