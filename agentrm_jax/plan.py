@@ -29,12 +29,13 @@ from agentrm_jax import parallel
 from agentrm_jax.compilers import target_devices
 from agentrm_jax.engine import kernels, layout
 from agentrm_jax.engine.requests import EngineConfig
+from agentrm_jax.models.card import Card, read_card
 from agentrm_jax.models.config import PRESETS, ModelConfig
 from agentrm_jax.models.lora import LoRA
 from agentrm_jax.models.opening import build_model
 from agentrm_jax.models.pretrained import open_pretrained
 from agentrm_jax.models.transformer import Transformer
-from agentrm_jax.run import config as cli
+from agentrm_jax.run import checks, command, flags
 from agentrm_jax.training import step as training
 from agentrm_jax.types import JSON, UserError
 
@@ -74,9 +75,8 @@ def model_shape(place: str, size: str) -> tuple[ModelConfig, str]:
     Raises:
       UserError: there is neither.
     """
-    about = Path(place) / "model.json"
-    if place and about.exists():
-        return ModelConfig.from_json(json.loads(about.read_text())["config"]), place
+    if place and (card := read_card(Path(place))):
+        return card.config, place
     if place and Path(place).expanduser().exists():
         return open_pretrained(place).config, place
     if size in PRESETS:
@@ -169,14 +169,13 @@ def _abstract_state(
     config: ml_collections.ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, lora: LoRA | None
 ) -> tuple[Any, nnx.GraphDef, training.TrainState, training.TrainState]:
     """Optimizer, graph definition, shapes and shardings, as train.py makes them."""
-    about: dict[str, JSON] = {"lm_head": config.kind == "policy", "value_head": config.kind == "explicit"}
-    if lora:
-        about["lora"] = lora.to_json()
+    policy = config.kind == "policy"
+    card = Card(config.kind, config.loss, model, lm_head=policy, value_head=not policy, lora=lora)
     held = jnp.dtype(config.dtype) if lora else jnp.float32
     tx = training.optimizer_of(config)
 
     def make_model(rngs: nnx.Rngs) -> Transformer:
-        return build_model(model, rngs, about, scan=config.scan, remat=config.remat, dtype=held)
+        return build_model(card, rngs, scan=config.scan, remat=config.remat, dtype=held)
 
     return tx, *training.abstract_state(make_model, tx, mesh)
 
@@ -373,7 +372,7 @@ def as_json(plan: Plan, memory_gb: float | None) -> dict[str, JSON]:
 def _own_flags(argv: Sequence[str]) -> tuple[int | None, str, float | None, bool, list[str]]:
     """Devices, target, memory, whether JSON is wanted, and what is left for the config."""
     devices, target, memory, as_dict, rest = None, "", None, False, []
-    for arg in argv:
+    for arg in flags.joined(argv, switches=("--json",)):
         name, _, value = arg.partition("=")
         try:
             if name == "--devices":
@@ -401,28 +400,22 @@ def _own_flags(argv: Sequence[str]) -> tuple[int | None, str, float | None, bool
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code: 0 also if the run does not fit, 2 for what the user can mend."""
-    argv = sys.argv[1:] if argv is None else argv
+    return command.exit_code(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> None:
     if {"-h", "--help"} & set(argv):
         print(f"{(__doc__ or '').strip()}\n\n{_USAGE}")
-        return 0
-    try:
-        count, target, memory_gb, as_dict, rest = _own_flags(argv)
-        config, _ = cli.parse(rest)
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", count or 1)
-        jax.config.update("jax_enable_compilation_cache", False)  # a program from the cache does not say what it needs
-        devices = target_devices(target) if target else jax.devices()
-        if "engine" in config:
-            plan = plan_search(config, devices)
-        elif "batch_rows" in config:
-            plan = plan_training(config, devices)
-        else:
-            raise UserError("this config is neither for train.py nor for search.py")
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return
+    count, target, memory_gb, as_dict, rest = _own_flags(argv)
+    config, _ = flags.parse(rest)
+    checks.check(config)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count or 1)
+    jax.config.update("jax_enable_compilation_cache", False)  # a program from the cache does not say what it needs
+    devices = target_devices(target) if target else jax.devices()
+    plan = plan_search(config, devices) if "engine" in config else plan_training(config, devices)
     print(json.dumps(as_json(plan, memory_gb)) if as_dict else table(plan, memory_gb))
-    return 0
 
 
 if __name__ == "__main__":

@@ -44,10 +44,10 @@ def chat(tokenizer: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny() -> Any:
-    """A model config whose programs compile in a second or two: 2 layers, d_model 16, 64 tokens."""
+    """A model config whose programs compile in a second or two: 2 layers, d_model 16, the ids of `tokenizer`."""
     from agentrm_jax.models.config import ModelConfig
 
-    return ModelConfig(vocab_size=64, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32)
+    return ModelConfig(vocab_size=320, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32)
 
 
 @pytest.fixture(scope="session")

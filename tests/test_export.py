@@ -142,3 +142,17 @@ def test_a_folder_that_is_no_workdir_ends_with_one_line(tmp_path, capsys):
     message = capsys.readouterr().err
     assert str(tmp_path) in message
     assert message.count("\n") == 1
+
+
+def test_a_place_that_is_taken_and_a_flag_that_is_none_end_with_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for arguments, said in (
+        ([str(tmp_path), str(tmp_path / "file")], "file is a file; name a new folder"),
+        ([str(tmp_path)], "the following arguments are required: out"),
+        ([str(tmp_path), str(tmp_path / "out"), "--token-s"], "unrecognized arguments: --token-s"),
+    ):
+        assert export.main(arguments) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert said in message
+        assert message.count("\n") == 1

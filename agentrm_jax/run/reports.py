@@ -1,5 +1,6 @@
 """From a search workdir to its results.json, its report page, and the table on the terminal."""
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -10,6 +11,7 @@ from typing import Any
 
 from agentrm_jax.data import formats
 from agentrm_jax.evaluation import report, results
+from agentrm_jax.run import journal
 from agentrm_jax.run.journal import Journal
 from agentrm_jax.types import JSON, SearchTree, Task, Trajectory, UserError
 
@@ -28,6 +30,7 @@ def write(workdir: Path, config: Any, tasks: list[Task], log: Journal) -> None:
         reward_model=config.reward_model or None,
         budget=log.spent,
         baselines=baselines,
+        dropped_turns=log.dropped_turns,
         config=json.loads(config.to_json_best_effort()),
     )
     (workdir / "results.json").write_text(json.dumps(found, indent=2) + "\n")
@@ -67,9 +70,7 @@ def page(workdirs: Sequence[Path], path: Path, *, title: str, training: Sequence
 
 def _greedy(workdir: Path, tasks: list[Task]) -> list[results.TaskRecord]:
     """Records of a finished greedy run on these very tasks; empty if there is none."""
-    if not (workdir / "tasks.jsonl").exists():
-        return []
-    records = Journal(workdir).records(tasks)
+    records = journal.records(workdir, tasks)
     return records if len(records) == len(tasks) else []
 
 
@@ -83,10 +84,8 @@ def read(workdir: Path) -> dict[str, JSON]:
 def _labelled(path: Path, method: str) -> list[Trajectory]:
     if not path.exists():
         return []
-    rows = list(formats.read_jsonl(path))
-    for row in rows:
-        row["meta"]["method"] = method
-    return [formats.trajectory_from_json(r) for r in rows]
+    found = formats.read_trajectories(path)
+    return [dataclasses.replace(t, meta={**t.meta, "method": method}) for t in found]
 
 
 def _varied(trajectories: list[Trajectory], most: int = 90) -> list[Trajectory]:

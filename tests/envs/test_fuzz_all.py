@@ -18,8 +18,8 @@ from agentrm_jax.envs.agentgym.kinds import KINDS, sent
 from agentrm_jax.envs.catalogue import find, names
 from agentrm_jax.envs.pool.episode import COMMAND_LIMIT, OBSERVATION_LIMIT
 from agentrm_jax.envs.pool.pool import EnvironmentPool
-from agentrm_jax.envs.react import parse_action
 from agentrm_jax.envs.tool import operation, query
+from agentrm_jax.replies import parse_action
 from agentrm_jax.testing.demonstrated import LIGHT
 from agentrm_jax.text import clean
 from agentrm_jax.types import Action, UserError

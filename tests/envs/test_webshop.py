@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from agentrm_jax.envs.pool.episode import Episode
-from agentrm_jax.envs.react import render_action
 from agentrm_jax.envs.webshop import cache
 from agentrm_jax.envs.webshop import environment as webshop
 from agentrm_jax.envs.webshop import reward as rewards
@@ -23,6 +22,7 @@ from agentrm_jax.envs.webshop.catalogue import Goal, Product, read_shop, shop_fi
 from agentrm_jax.envs.webshop.expert import choices
 from agentrm_jax.envs.webshop.generate import generate_records
 from agentrm_jax.envs.webshop.wares import OPTION_PHRASES, OPTIONS, WARES
+from agentrm_jax.replies import render_action
 from agentrm_jax.testing.shared import needs_shared, shared_data
 from agentrm_jax.types import Task, UserError
 

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from agentrm_jax import export, parallel
 from agentrm_jax.data import datasets as pipeline
 from agentrm_jax.models import opening
+from agentrm_jax.models.card import Card
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA, Params, merge, split
 from agentrm_jax.models.peft import peft_tensors, write_peft
@@ -95,7 +96,7 @@ def workdir_of(config: ModelConfig, chat, kind: str, folder: Path) -> tuple[Path
     chat.tokenizer.save_pretrained(workdir / "tokenizer")
     about = {"kind": kind, "config": config.to_json(), "lm_head": not reward, "value_head": reward}
     opened = opening.open_model(base)
-    about |= opening.describe_adapters(SPEC, str(base), opened, lm_head=not reward)
+    about |= {"lora": SPEC.to_json(), "base": opening.adapter_base(str(base), opened, lm_head=not reward)}
     about["config"] = opened.config.to_json()
     (workdir / "model.json").write_text(json.dumps(about))
     tx = training.make_optimizer(learning_rate=1.0, warmup=0.0, total_steps=1, weight_decay=0.0, clip=1.0)
@@ -106,7 +107,7 @@ def workdir_of(config: ModelConfig, chat, kind: str, folder: Path) -> tuple[Path
         return given | trained | {"layers": given["layers"] | trained["layers"]}
 
     def make(rngs: nnx.Rngs) -> Transformer:
-        return opening.build_model(opened.config, rngs, about)
+        return opening.build_model(Card.from_json(about), rngs)
 
     _, state, _ = training.init_state(make, tx, mesh, 0, read)
     row = {f: np.ones(4, np.int32) for f in ("tokens", "positions", "subtree_end", "previous")}

@@ -12,6 +12,7 @@ from flax import nnx
 
 from agentrm_jax import parallel, tree
 from agentrm_jax.data import datasets as pipeline
+from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.opening import load_model
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.training import step as training
@@ -188,5 +189,9 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path / "nowhere")):
         load_model(tmp_path / "nowhere")
     (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(UserError, match=r"model\.json is no card of a model"):
+        load_model(tmp_path)
+    about = {"config": ModelConfig(64, 1, 16, 2, 1, 8, 32).to_json(), "lm_head": True, "value_head": False}
+    (tmp_path / "model.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match="holds no checkpoints"):
         load_model(tmp_path)

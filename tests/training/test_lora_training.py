@@ -22,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 from agentrm_jax import parallel, tree
 from agentrm_jax.data import datasets as pipeline
 from agentrm_jax.models import opening
+from agentrm_jax.models.card import Card
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA, Params
 from agentrm_jax.models.opening import load_adapters, load_model, open_model
@@ -66,7 +67,7 @@ class Run:
         )
         self.about = {"kind": "explicit", "config": config.to_json(), "lm_head": False, "value_head": True}
         self.about |= {"lora": spec.to_json(), "base": "base"}
-        self.make = lambda rngs: opening.build_model(config, rngs, self.about, dtype=dtype)
+        self.make = lambda rngs: opening.build_model(Card.from_json(self.about), rngs, dtype=dtype)
         graphdef, self.shape, self.placed = training.abstract_state(self.make, self.tx, mesh)
         loss = training.make_loss("regression", dtype)
         self.step = training.make_train_step(graphdef, self.tx, loss, self.placed, mesh)
@@ -193,7 +194,7 @@ def places(run, tokenizer, tmp_path) -> tuple[Path, Path, Any]:
     save(policy / "checkpoints", whole)
     state, _ = run.steps(run.start(), 4)
     save(adapters / "checkpoints", state)
-    about = run.about | opening.describe_adapters(SPEC, str(policy), open_model(policy), lm_head=False)
+    about = run.about | {"base": opening.adapter_base(str(policy), open_model(policy), lm_head=False)}
     (adapters / "model.json").write_text(json.dumps(about))
     return policy, adapters, state
 
@@ -258,7 +259,7 @@ def test_a_run_without_adapters_has_none_and_a_policy_needs_a_base_with_a_head(p
         load_adapters(policy)
     untied = dataclasses.replace(open_model(workdir), config=dataclasses.replace(tiny, tie_embeddings=False))
     with pytest.raises(UserError, match=f"{workdir} has no language-model head, and adapters bring none"):
-        opening.describe_adapters(SPEC, str(workdir), untied, lm_head=True)
+        opening.adapter_base(str(workdir), untied, lm_head=True)
 
 
 MESHES = ((8, 1, 1), (2, 2, 2))

@@ -19,6 +19,7 @@ from agentrm_jax.chat import load_chat
 from agentrm_jax.data import datasets as pipeline
 from agentrm_jax.export import write_hf
 from agentrm_jax.models import pretrained, weights
+from agentrm_jax.models.card import Card
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.opening import OpenedModel, build_model, open_model
 from agentrm_jax.testing.devices import run_on_eight
@@ -47,7 +48,13 @@ def config_for(vocab: int) -> ModelConfig:
 def start(base: OpenedModel | None, config: ModelConfig, about: dict, mesh: jax.sharding.Mesh) -> training.TrainState:
     """A fresh state as train.py makes it."""
     read = base.read if base else None
-    return training.init_state(lambda rngs: build_model(config, rngs, about), optax.adamw(1e-3), mesh, 3, read)[1]
+    return training.init_state(
+        lambda rngs: build_model(Card.from_json(about | {"config": config.to_json()}), rngs),
+        optax.adamw(1e-3),
+        mesh,
+        3,
+        read,
+    )[1]
 
 
 def describe(state: training.TrainState, source: dict) -> dict[str, dict]:

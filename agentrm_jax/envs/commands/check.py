@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence, Set
 from agentrm_jax.envs.experts import ExpertCounts, expert_trajectories
 from agentrm_jax.envs.pool.episode import Episode, observation_limit
 from agentrm_jax.envs.pool.pool import EnvironmentPool
-from agentrm_jax.envs.react import render_action
 from agentrm_jax.envs.spec import EnvSpec, Options
+from agentrm_jax.replies import render_action
 from agentrm_jax.types import EnvironmentFault, Outcome, Task, Trajectory, UserError
 
 _MAX_TRIED = 20

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from agentrm_jax.envs.pool.episode import Episode, Snapshot, observation_limit
-from agentrm_jax.envs.react import parse_action, render_action
 from agentrm_jax.envs.spec import EnvSpec, Options
+from agentrm_jax.replies import parse_action, render_action
 from agentrm_jax.types import Outcome, Task, UserError
 
 _HELP = "Type a command of the environment, or :expert (a hint), :undo, :rules, :quit."

@@ -12,8 +12,8 @@ import json
 import math
 from typing import Any
 
-from agentrm_jax.envs.react import parse_action
 from agentrm_jax.envs.spec import EnvSpec, Options, whole
+from agentrm_jax.replies import parse_action
 from agentrm_jax.text import clean
 from agentrm_jax.types import EngineStep, Environment, Outcome, Start, Task, UserError
 

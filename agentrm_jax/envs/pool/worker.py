@@ -34,8 +34,8 @@ from typing import Any, BinaryIO
 
 from agentrm_jax.envs.catalogue import find
 from agentrm_jax.envs.pool.episode import Episode, Snapshot, TransientError, next_key, observation_limit, start_key
-from agentrm_jax.envs.react import render_action
 from agentrm_jax.envs.spec import EnvSpec, Options, whole
+from agentrm_jax.replies import render_action
 from agentrm_jax.text import clean
 from agentrm_jax.types import JSON, Outcome, Start, Task, UserError
 
