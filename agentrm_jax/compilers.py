@@ -32,15 +32,13 @@ def target_devices(name: str) -> list[jax.Device]:
     """
     kind, _, size = name.partition(":")
     if kind in _GPUS and re.fullmatch(r"[1-9]\d*", size):
-        return _topology("cuda", name, "agentrm_jax[cuda]", target_config=_gpu(**_GPUS[kind]), topology=f"1x1x{size}")
+        return _topology("cuda", name, "agentrm-jax[cuda]", target_config=_gpu(**_GPUS[kind]), topology=f"1x1x{size}")
     if re.fullmatch(r"v\d\w*", kind) and re.fullmatch(r"\d+(x\d+){1,2}", size):
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server without a TPU
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no device is opened, so processes cannot collide
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-        os.environ.setdefault(
-            "TPU_ACCELERATOR_TYPE", "v5litepod-8"
-        )  # does not change the result; libtpu warns where it is unset
-        return _topology("tpu", name, "agentrm_jax[tpu]")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # of no consequence; unset, libtpu warns
+        return _topology("tpu", name, "agentrm-jax[tpu]")
     raise UserError(f"--target={name}: known are {_EXAMPLES}")
 
 

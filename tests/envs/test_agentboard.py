@@ -13,9 +13,7 @@ from agentrm_jax.types import EngineStep, Task, UserError
 
 
 def engine(module):
-    return pytest.mark.skipif(
-        importlib.util.find_spec(module) is None, reason=f"{module} is not installed (extra: envs)"
-    )
+    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"{module} is not installed")
 
 
 def write(root, task, *rows):

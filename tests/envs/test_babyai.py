@@ -4,18 +4,17 @@ import itertools
 import json
 import random
 import re
-from pathlib import Path
 
 import pytest
 
 from agentrm_jax.envs.babyai import environment as babyai
 from agentrm_jax.envs.babyai import goals, levels, text
 from agentrm_jax.envs.react import played
+from agentrm_jax.testing.shared import needs_shared, shared_data
 from agentrm_jax.types import Task, UserError
 
-DATA = Path(__file__).parents[2] / "../shared/data"
-FILE = DATA / "agentboard/babyai/test.jsonl"
-needs_data = pytest.mark.skipif(not FILE.is_file(), reason="AgentBoard's babyai/test.jsonl is not here")
+DATA = shared_data()
+needs_data = needs_shared("agentboard/babyai/test.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def solution(env, task, limit=60):
 
 @needs_data
 def test_all_official_first_observations_and_goals_are_reproduced(env):
-    records = [json.loads(line) for line in FILE.read_text().splitlines()]
+    records = [json.loads(line) for line in (DATA / "agentboard/babyai/test.jsonl").read_text().splitlines()]
     tasks = babyai.tasks("test", {"data": str(DATA)})
     assert len(tasks) == 56
     for task, record in zip(tasks, records, strict=True):

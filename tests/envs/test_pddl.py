@@ -1,7 +1,6 @@
 import itertools
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -12,10 +11,11 @@ from agentrm_jax.envs.pddl.domains import WORLDS
 from agentrm_jax.envs.pddl.engine import apply, ground, read_domain, read_problem, write_problem
 from agentrm_jax.envs.pddl.plan import compile_operators, holds, plan
 from agentrm_jax.envs.pddl.shortest import interchangeable, shortest
+from agentrm_jax.testing.shared import needs_shared, shared_data
 from agentrm_jax.types import Task, UserError
 
-DATA = Path(__file__).parents[2] / "../shared/data"
-official = pytest.mark.skipif(not (DATA / "agentboard/pddl/test.jsonl").exists(), reason="official PDDL files missing")
+DATA = shared_data()
+official = needs_shared("agentboard/pddl/test.jsonl")
 
 BLOCKS = """(define (problem p) (:domain blocksworld-4ops) (:objects b1 b2 b3)
   (:init (arm-empty) (on-table b1) (on b2 b1) (on-table b3) (clear b2) (clear b3))

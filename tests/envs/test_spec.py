@@ -34,7 +34,7 @@ def test_an_environment_that_declares_no_options_takes_any():
     toy_env.SPEC.check({"whatever": 1})
     strict = dataclasses.replace(toy_env.SPEC, options=("delay",))
     strict.check({"delay": 1, "data": "", "live": 2, "success_threshold": 0.5})
-    with pytest.raises(UserError, match="known: data, live, success_threshold, delay"):
+    with pytest.raises(UserError, match="known: data, live, success_threshold, observation_limit, delay"):
         strict.check({"whatever": 1})
 
 

@@ -245,5 +245,5 @@ SPEC = EnvSpec(
     options=("setting", "max_steps", "wording", "expert", "games"),
     engine="alfworld",
     licence="MIT",
-    extra="envs",
+    extra="alfworld",
 )
