@@ -24,9 +24,9 @@ from agentrm_jax.envs.react import command_reader
 from agentrm_jax.models.card import differences, texts_of
 from agentrm_jax.policies.native import load_policy
 from agentrm_jax.rewards.explicit import load_reward_model
-from agentrm_jax.run import config as cli
-from agentrm_jax.run import journal, reports, stages
-from agentrm_jax.run.logs import Progress
+from agentrm_jax.run import journal, mains, reports, stages, workdirs
+from agentrm_jax.run.devices import accelerator
+from agentrm_jax.run.logs import ProgressLine
 from agentrm_jax.search import methods
 
 
@@ -39,36 +39,33 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     run = method.bind(config.search, seed=config.seed, command=command_reader(environments.specs))
 
     # --- Where we are --------------------------------------------------------------------------------------------------
-    stages.accelerator()
+    accelerator()
     process, processes = jax.process_index(), jax.process_count()
-    with parallel.first_process_first("workdir"):
-        cli.begin(config, workdir)
-        if process == 0:
-            journal.gather(workdir)  # what processes of a stopped run left
-    if stages.is_finished(workdir):
+    workdirs.compare(config, workdir)
+    if workdirs.is_finished(workdir):
         if process == 0:
             print(reports.show(workdir))
             print(f"{workdir} is finished; report: {workdir / 'report' / 'index.html'}")
         return
 
+    # --- Policy and reward model, each on an engine --------------------------------------------------------------------
+    with workdirs.begun(config, workdir, write=process == 0):
+        with parallel.first_process_first("models"):
+            stages.require_named(config)
+            if process == 0:
+                journal.gather(workdir)  # what processes of a stopped run left
+        specs, how = environments.specs, {"template": config.chat_template, "date": config.date}
+        policy = load_policy(config.policy, specs, config.engine, examples=config.examples, **how)
+        reward_model = None
+        if method.reward_model:
+            reward_model = load_reward_model(config.reward_model, specs, config.engine, **how)
+
     # --- Tasks: what is left of them -----------------------------------------------------------------------------------
     log = journal.part(workdir, process, processes)
-    before = log.finished if processes == 1 else journal.Journal(workdir).finished
+    before = {entry.record.task for entry in journal.entries(workdir / "tasks.jsonl")}
     left = [task for task in tasks if task.key not in before][process::processes]
     share = f", {len(left)} of them here" if processes > 1 else ""
     print(f"{config.method} on {len(tasks)} tasks" + (f", {len(before)} done before" if before else "") + share)
-
-    # --- Policy and reward model, each on an engine --------------------------------------------------------------------
-    with parallel.first_process_first("models"):
-        stages.require(config.policy, "sft", config.size)
-        if method.reward_model:
-            stages.require(config.reward_model, "explicit", config.size)
-    specs, template = environments.specs, config.chat_template
-    policy = load_policy(config.policy, specs, config.engine, examples=config.examples, template=template)
-    reward_model = None
-    if method.reward_model:
-        reward_model = load_reward_model(config.reward_model, specs, config.engine, template=template)
-
     if process == 0:
         told = functools.partial(texts_of, specs, tasks, config.env.prompts)
         for line in differences(policy.card, told(reader="policy", examples=config.examples)) if policy.card else ():
@@ -80,7 +77,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     async def run_all() -> None:
         meter = search.Meter()
         total = len(log.finished) + len(left)
-        progress = Progress(total, done=len(log.finished), name="task", period=config.log_seconds)
+        progress = ProgressLine(total, done=len(log.finished), name="task", period=config.log_seconds)
 
         def on_done(done: search.Done[search.Result]) -> None:
             log.record(done, meter, ranked=method.reward_model)
@@ -114,9 +111,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         log = journal.Journal(workdir)
     reports.write(workdir, config, tasks, log)
     print(reports.show(workdir))
-    stages.finish(workdir, tasks=len(tasks))
+    workdirs.finish(workdir, tasks=len(tasks))
     print(f"results: {workdir / 'results.json'}  report: {workdir / 'report' / 'index.html'}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    mains.run("search.py", main, kept="finished tasks are kept; the same command continues")

@@ -8,14 +8,11 @@ same command again to continue a run that was stopped.
 """
 
 import dataclasses
-import json
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from flax import nnx
 
 from agentrm_jax import parallel
@@ -23,15 +20,17 @@ from agentrm_jax.chat import Chat, load_chat
 from agentrm_jax.data import datasets, examples, formats, heldout
 from agentrm_jax.data.demonstrations import expert_trajectories
 from agentrm_jax.envs import catalogue
+from agentrm_jax.files import new_folder, write_json
 from agentrm_jax.models import opening
 from agentrm_jax.models.card import Card, Texts, read_card, texts_of
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA
 from agentrm_jax.models.opening import OpenedModel
 from agentrm_jax.prompts import Encoder
-from agentrm_jax.run import config as cli
-from agentrm_jax.run import stages
-from agentrm_jax.run.logs import MetricWriter, Progress
+from agentrm_jax.run import mains, stages, stopping, workdirs
+from agentrm_jax.run.command import Stopped
+from agentrm_jax.run.devices import accelerator
+from agentrm_jax.run.logs import MetricWriter, ProgressLine, StepLog
 from agentrm_jax.tokenizer import load_tokenizer, train_tokenizer
 from agentrm_jax.training import checkpoint, evaluation, objectives
 from agentrm_jax.training.optimizer import optimizer_of
@@ -42,35 +41,36 @@ from agentrm_jax.types import UserError
 @parallel.together()
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # --- Where we are --------------------------------------------------------------------------------------------------
-    stages.accelerator(config.cpu_devices)
+    accelerator(config.cpu_devices)
     first = jax.process_index() == 0
 
     # --- Mesh: all devices, named axes (before anything is written: a wrong size leaves nothing behind) ----------------
-    objective = objectives.requested(config)
+    objective = objectives.find(config.loss)
     mesh = parallel.make_mesh(**config.mesh)
     rows = parallel.batch_rows(config.batch_rows, mesh)
     dtype = jax.numpy.dtype(config.dtype)
     lora = LoRA.requested(config.init, **config.lora)
 
     # --- What has been done before -------------------------------------------------------------------------------------
-    with parallel.first_process_first("workdir"):
-        cli.begin(config, workdir)
-    if stages.is_finished(workdir):
+    changes = workdirs.compare(config, workdir)
+    if workdirs.is_finished(workdir) and not workdirs.is_extended(changes):
         if first:
             print(f"{workdir} is finished ({config.total_steps} steps); nothing to do")
         return
 
+    # --- What it builds on (nothing is written before it is there) -----------------------------------------------------
+    with parallel.first_process_first("models"):
+        stages.require_named(config)
+    # Only opened: its weights stay on disk until they have a place.
+    base = opening.open_model(config.init, template=config.chat_template, date=config.date) if config.init else None
+
     # --- Data: records -> token trees on disk -> packed batches --------------------------------------------------------
-    with parallel.first_process_first("data"):
-        base = None
-        if config.init:
-            stages.require(config.init, "sft", config.size)
-            # Only opened: its weights stay on disk until they have a place.
-            base = opening.open_model(config.init, template=config.chat_template)
+    with parallel.first_process_first("data"), workdirs.begun(config, workdir, write=first):
         make = imitation_data if objective.source == "experts" else step_value_data
         trees, chat, texts = make(config, workdir, base)
-        if first:
-            chat.tokenizer.save_pretrained(workdir / "tokenizer")
+        if first and not (workdir / "tokenizer").exists():
+            with new_folder(workdir / "tokenizer") as folder:
+                chat.tokenizer.save_pretrained(folder)
     data = iter(
         datasets.batches(
             trees,
@@ -96,13 +96,14 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         lora=lora,
         base=config.init,
         template=config.chat_template,
+        date=chat.date or "",
         texts=texts,
     )
     if lora and base:  # adapters and the value head are trained and saved; the base is held in the type it is used in
         card = dataclasses.replace(card, base=opening.adapter_base(config.init, base, lm_head=card.lm_head))
     held = dtype if lora else jax.numpy.float32
     if first:
-        (workdir / "model.json").write_text(json.dumps(card.to_json(), indent=2) + "\n")
+        write_json(workdir / "model.json", card.to_json())
     tx = optimizer_of(config)
 
     # --- State: what it will be, and where -----------------------------------------------------------------------------
@@ -117,7 +118,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     predict = evaluation.make_predict(graphdef, objective, dtype, mesh, unseen, rows) if unseen else None
 
     # --- Go on where a former run stopped, or begin --------------------------------------------------------------------
-    with checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
+    with checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints, stopping.requests() as stop:
         state, meta = checkpoints.restore(shape, placed, data)
         if state is shape:  # nothing to go on from: weights go from disk or the random key straight into their shards
             _, state, _ = init_state(make_model, tx, mesh, config.seed, base.read if base else None)
@@ -133,46 +134,35 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
         # --- The loop ------------------------------------------------------------------------------------------------------
         writer = MetricWriter(workdir, done=done, enabled=first)
-        progress = Progress(config.total_steps, done=done, enabled=first)
-        tokens_seen, window = meta.get("tokens", 0), []
+        progress = ProgressLine(config.total_steps, done=done, enabled=first)
+        log = StepLog(meta, done)
         found: dict[str, Any] = {}
-        clock, compile_seconds = time.monotonic(), 0.0
         for step in range(done + 1, config.total_steps + 1):
             batch = parallel.put_batch(next(data), mesh)
             state, metrics = train_step(state, batch)
-            window.append(metrics)
-            if step == done + 1:
-                jax.block_until_ready(metrics)
-                compile_seconds, clock = time.monotonic() - clock, time.monotonic()
+            log.add(metrics)
             last = step == config.total_steps
+            logged = last or step % config.log_steps == 0
             row: dict[str, Any] = {}
-            if step % config.log_steps == 0 or last:
-                read = jax.device_get(window)
-                row = {k: float(np.mean([m[k] for m in read])) for k in read[0]}
-                if not np.isfinite(row["loss"]):
-                    raise UserError(f"the loss is not finite at step {step}; lower --config.learning_rate")
-                counted = sum(int(m["tokens"]) for m in read)
-                timed = counted - (int(read[0]["tokens"]) if step - len(read) == done else 0)
-                speed = timed / max(time.monotonic() - clock, 1e-9)
-                tokens_seen += counted
-                row |= {"tokens_seen": tokens_seen, "tokens_per_second": speed, "compile_seconds": compile_seconds}
-                progress.show(step, f"loss {row['loss']:.4f}", f"{speed:,.0f} tokens/s", final=last)
-                window, clock = [], time.monotonic()
-            if unseen and predict and (step % config.eval_steps == 0 or last):
-                jax.block_until_ready(metrics)
-                paused = time.monotonic()
-                found = evaluation.measure(predict(state), unseen)
+            if logged:
+                row = dict(log.row())
+                progress.show(step, f"loss {row['loss']:.4f}", f"{row['tokens_per_second']:,.0f} tokens/s", final=last)
+            if unseen and predict and (last or step % config.eval_steps == 0):
+                with log.paused():
+                    found = evaluation.measure(predict(state), unseen)
                 row |= {f"eval/{name}": value for name, value in found["metrics"].items()}
                 if first:
                     evaluation.write(workdir, step, found)
-                clock += time.monotonic() - paused
             if row:
                 writer.write(step, row)
-            if step % config.checkpoint_steps == 0 or last:
-                checkpoints.save(state, data, {"tokens": tokens_seen})
+            stopped = not last and stop.agreed(meeting=logged)
+            if last or stopped or step % config.checkpoint_steps == 0:
+                checkpoints.save(state, data, log.state())
+            if stopped:
+                raise Stopped(f"stopped at step {step}; checkpoint saved; the same command continues")
         writer.close()
     if first:
-        stages.finish(workdir, steps=config.total_steps, tokens=tokens_seen)
+        workdirs.finish(workdir, steps=config.total_steps, tokens=log.state()["tokens"])
         print(f"trained {config.total_steps} steps; checkpoints in {workdir / 'checkpoints'}")
         if found:
             print(evaluation.summary(found))
@@ -202,14 +192,14 @@ def step_value_data(
     config: ml_collections.ConfigDict, workdir: Path, base: OpenedModel | None
 ) -> tuple[Any, Chat, dict[str, Texts]]:
     """Search trees as a dataset, the tokenizer of the base, and what the reward model is told: the texts of the run that made them."""
-    if base is None:
-        raise UserError("a reward model starts from a model: set --config.init to its workdir")
+    assert base is not None  # the table of keys wants it
     folder, card = workdir / "data", read_card(workdir)
     if card and (found := datasets.read_dataset(folder)) is not None:
         return found, base.chat, dict(card.texts)
-    stages.require(config.trees, "mcts", config.size)
     trees = formats.read_trees(Path(config.trees) / "trees")
-    env = cli.read(Path(config.trees)).get("env") or ml_collections.ConfigDict({"names": {t.task.env for t in trees}})
+    env = workdirs.read_config(Path(config.trees)).get("env") or ml_collections.ConfigDict(
+        {"names": {t.task.env for t in trees}}
+    )
     environments = catalogue.resolve(env)
     told = texts_of(environments.specs, [t.task for t in trees], env.get("prompts", ""), reader="reward")
     how = {name: config[name] for name in ("row_length", "min_visits", "target", "outcome")}
@@ -218,4 +208,4 @@ def step_value_data(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    mains.run("train.py", main, kept="finished steps since the last checkpoint are lost; the same command continues")

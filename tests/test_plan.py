@@ -16,7 +16,7 @@ from agentrm_jax.engine.engine import make_engine
 from agentrm_jax.models.config import PRESETS, ModelConfig
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.models.weights import abstract_params
-from agentrm_jax.run import config as cli
+from agentrm_jax.run import flags
 from agentrm_jax.training.optimizer import make_optimizer
 from agentrm_jax.training.step import init_state
 
@@ -78,7 +78,7 @@ def test_a_table_says_what_takes_the_memory_and_that_it_does_not_fit():
 
 
 def nano(name: str, **changes: Any) -> Any:
-    return cli.parse([f"--config={ROOT}/configs/{name}.py", *(f"--config.{k}={v}" for k, v in changes.items())])[0]
+    return flags.parse([f"--config={ROOT}/configs/{name}.py", *(f"--config.{k}={v}" for k, v in changes.items())])[0]
 
 
 def test_the_nano_policys_plan_is_what_its_training_state_takes():

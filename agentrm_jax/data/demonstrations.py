@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from agentrm_jax.data import formats
+from agentrm_jax.data import fields, formats
 from agentrm_jax.envs.catalogue import Catalogue, Entry, tasks
 from agentrm_jax.envs.experts import ExpertCounts, stream_expert_trajectories
 from agentrm_jax.types import Task, Trajectory
@@ -63,4 +63,5 @@ async def _demonstrate(entry: Entry, missing: list[Task], folder: Path, workers:
 def _unsolved(folder: Path, name: str) -> set[str]:
     """Keys of the tasks that the expert was tried on without success."""
     path = folder / f"{name}.failed.jsonl"
-    return {row["task"] for row in formats.read_jsonl(path)} if path.exists() else set()
+    rows = formats.read_rows(path) if path.exists() else ()
+    return {fields.text(fields.record(row, origin, "task"), "task", verbatim=True) for origin, row in rows}

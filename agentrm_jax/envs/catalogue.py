@@ -52,8 +52,9 @@ def find(place: str) -> EnvSpec:
         sys.path.append(here)
     if "." not in place and not _is_module(place):
         close = difflib.get_close_matches(place, names(), 3, 0.4)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names())}"
-        raise UserError(f"no environment named {place!r}, and no module {place}.py in {here}; {hint}")
+        known = f"known: {', '.join(names())}, or a module {place}.py of your own in {here}"
+        hint = f"did you mean {' or '.join(close)}?" if close else known
+        raise UserError(f"no environment named {place!r}; {hint}")
     try:
         spec = importlib.import_module(place).SPEC
     except Exception as error:  # a user's module may raise anything

@@ -43,10 +43,11 @@ function number(x) {
 const names = new Map();
 function colour(name) {
   for (const word of ["greedy", "random", "oracle"]) if (name === word || name.startsWith(word + " (")) return `var(--${word})`;
+  if (dashed(name)) return "var(--random)";
   if (!names.has(name)) names.set(name, `var(--c${names.size % 6})`);
   return names.get(name);
 }
-const dashed = (name) => /^(oracle|random)( \(|$)/.test(name);
+const dashed = (name) => /^(oracle|random|shortest|longest|ended)( \(|$)/.test(name);
 
 const STOPS = [[166, 97, 26], [223, 194, 125], [207, 227, 220], [128, 205, 193], [1, 133, 113]];
 function shade(value) {

@@ -57,11 +57,12 @@ class LoadedModel:
     meta: dict[str, JSON]
 
 
-def open_model(place: Path | str, *, step: int | None = None, template: str = "") -> OpenedModel:
+def open_model(place: Path | str, *, step: int | None = None, template: str = "", date: str = "") -> OpenedModel:
     """The model of a training workdir, of a Hugging Face folder or GGUF file, or `smollm2` by name.
 
     Of a workdir it is the latest readable checkpoint (or the one of `step`), parameters only. A one-label classifier that was
-    trained elsewhere brings its value head. `template` is a chat template to use instead of the tokenizer's own.
+    trained elsewhere brings its value head. `template` is a chat template to use instead of the tokenizer's own; `date` (ISO) is
+    what a template that reads the clock is told, by default the date on the model's card, else today's.
 
     Raises:
       UserError: there is no model, it cannot be read, or its tokenizer has ids for which the model has no embedding.
@@ -72,7 +73,7 @@ def open_model(place: Path | str, *, step: int | None = None, template: str = ""
         found = open_pretrained(str(place))
         causal = found.head == "CausalLM"
         has = weights.abstract_params(found.config, lm_head=causal, value_head=not causal)
-        chat = load_chat(found.tokenizer(), template)
+        chat = load_chat(found.tokenizer(), template, date=date, rows=found.config.vocab_size)
         opened = OpenedModel(
             found.config,
             chat,
@@ -84,7 +85,8 @@ def open_model(place: Path | str, *, step: int | None = None, template: str = ""
         folder = (workdir / "checkpoints").resolve()
         if not folder.is_dir():
             raise UserError(f"{workdir} holds no checkpoints; train it with train.py")
-        chat = load_chat(load_tokenizer(workdir / "tokenizer"), template)
+        rows = card.config.vocab_size
+        chat = load_chat(load_tokenizer(workdir / "tokenizer"), template, date=date or card.date, rows=rows)
         if card.lora:
             opened = _open_adapted(workdir, card, chat, step)
         else:
@@ -113,6 +115,7 @@ def load_model(
     *,
     step: int | None = None,
     template: str = "",
+    date: str = "",
     mesh: Mesh | None = None,
     dtype: jnp.dtype = jnp.float32,
 ) -> LoadedModel:
@@ -120,7 +123,7 @@ def load_model(
 
     Matrices are turned into `dtype` as they are read; final norm and value head, which are small, stay float32.
     """
-    opened = open_model(place, step=step, template=template)
+    opened = open_model(place, step=step, template=template, date=date)
     where: Any = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if mesh:
         where = nnx.to_pure_dict(parallel.shardings(nnx.state(weights.build(opened.config, opened.has)), mesh))

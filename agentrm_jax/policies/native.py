@@ -28,6 +28,11 @@ class NativePolicy:
         self.window = Window(engine.config.context[-1] - engine.config.max_new)
         self._batcher: Batcher[GenerateRequest, list[Sample]] = Batcher(engine.generate, most=engine.config.rows[-1])
 
+    @property
+    def dropped_turns(self) -> Mapping[str, int]:
+        """Task key -> oldest turns that were left out of what the model read."""
+        return self.window.dropped_turns
+
     async def propose(self, state: State, n: int, *, temperature: float, seed: int) -> list[Action]:
         """`n` samples for the turn after `state`. Raises TooLong if prompt and last turn alone do not fit the engine."""
         path = self.window.path(self._encoder.history(state), state.task.key)
@@ -44,10 +49,16 @@ class NativePolicy:
 
 
 def load_policy(
-    place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, examples: int = 0, template: str = ""
+    place: Path | str,
+    specs: Mapping[str, EnvSpec],
+    engine: Any,
+    *,
+    examples: int = 0,
+    template: str = "",
+    date: str = "",
 ) -> NativePolicy:
     """The policy of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes."""
     mesh = local_mesh(engine.get("tensor", 1))
-    loaded = load_model(place, template=template, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
+    loaded = load_model(place, template=template, date=date, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
     encoder = Encoder(loaded.chat, specs, "policy", examples)
     return NativePolicy(make_engine(loaded.model, engine, end_id=loaded.chat.end_id), encoder, loaded.card)

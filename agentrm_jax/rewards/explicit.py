@@ -34,6 +34,11 @@ class ExplicitRewardModel:
     def tokens(self) -> int:
         return self._engine.stats.read_tokens
 
+    @property
+    def dropped_turns(self) -> Mapping[str, int]:
+        """Task key -> oldest turns that were left out of what the model read."""
+        return self.window.dropped_turns
+
     async def score(self, states: Sequence[State]) -> list[float]:
         """float[len(states)]: the value of every state; NaN where there is none."""
         paths = [self._path(state) for state in states]
@@ -52,7 +57,7 @@ class ExplicitRewardModel:
 
 
 def load_reward_model(
-    place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, template: str = ""
+    place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, template: str = "", date: str = ""
 ) -> ExplicitRewardModel:
     """The explicit reward model of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes.
 
@@ -62,7 +67,7 @@ def load_reward_model(
       UserError: the workdir holds a model without a value head.
     """
     mesh = local_mesh(engine.get("tensor", 1))
-    loaded = load_model(place, template=template, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
+    loaded = load_model(place, template=template, date=date, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
     if not hasattr(loaded.model, "value_d"):
         raise UserError(f"{place} holds a model without a value head; train one with configs/explicit.py")
     encoder = Encoder(loaded.chat, reward_specs(loaded.card, specs), "reward")

@@ -16,6 +16,7 @@ import pytest
 
 from agentrm_jax import parallel
 from agentrm_jax.data import datasets
+from agentrm_jax.run import command
 from agentrm_jax.types import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +100,4 @@ def test_a_run_without_error_ends_in_peace():
 
 
 if __name__ == "__main__":
-    from agentrm_jax.run import config as cli
-
-    cli.parse = lambda argv: (argv[0], Path())  # type: ignore[assignment]
-    cli.run(lambda case, _: main(case))
+    command.run(lambda: main(sys.argv[1]))

@@ -1,8 +1,7 @@
 """The training step: packing, trees and padding do not change what is learned; one program; heads and what they start from."""
 
 import dataclasses
-import types
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -154,9 +153,9 @@ def test_a_token_is_predicted_at_the_token_before_it_on_its_path(tiny):
     """A model whose logits name the next token is right everywhere, also where the neighbour to the left is another branch."""
     flat = tree.flatten(tree.merge_paths([episode(1), [*episode(1)[:1], *episode(2)[1:]], episode(3)]))
     vocab = 64
-    model: Any = types.SimpleNamespace(
-        config=types.SimpleNamespace(tie_embeddings=False), head_dv=100 * jnp.eye(2 * vocab)[:, :vocab]
-    )
+    config = dataclasses.replace(tiny, vocab_size=vocab, d_model=2 * vocab, tie_embeddings=False)
+    model = Transformer(config, rngs=nnx.Rngs(0))
+    model.head_dv[...] = 100 * jnp.eye(2 * vocab)[:, :vocab]
     knows = np.zeros((1, len(flat), 2 * vocab), np.float32)
     for child, parent in enumerate(flat.previous):
         if parent >= 0:
