@@ -30,6 +30,7 @@ from agentrm_jax.run.logs import ProgressLine
 from agentrm_jax.search import methods
 
 
+@parallel.together()
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # --- What is asked for: checked as a whole, before anything is made or written -------------------------------------
     method = methods.find(config.method)

@@ -17,7 +17,7 @@ from flax import nnx
 
 from agentrm_jax import parallel
 from agentrm_jax.chat import Chat, load_chat
-from agentrm_jax.data import datasets, examples, formats
+from agentrm_jax.data import datasets, examples, formats, heldout
 from agentrm_jax.data.demonstrations import expert_trajectories
 from agentrm_jax.envs import catalogue
 from agentrm_jax.files import new_folder, write_json
@@ -32,17 +32,20 @@ from agentrm_jax.run.command import Stopped
 from agentrm_jax.run.devices import accelerator
 from agentrm_jax.run.logs import MetricWriter, ProgressLine, StepLog
 from agentrm_jax.tokenizer import load_tokenizer, train_tokenizer
-from agentrm_jax.training import checkpoint
-from agentrm_jax.training import step as training
+from agentrm_jax.training import checkpoint, evaluation, objectives
+from agentrm_jax.training.optimizer import optimizer_of
+from agentrm_jax.training.step import abstract_state, init_state, make_train_step, read_frozen
 from agentrm_jax.types import UserError
 
 
+@parallel.together()
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # --- Where we are --------------------------------------------------------------------------------------------------
     accelerator(config.cpu_devices)
     first = jax.process_index() == 0
 
     # --- Mesh: all devices, named axes (before anything is written: a wrong size leaves nothing behind) ----------------
+    objective = objectives.requested(config)
     mesh = parallel.make_mesh(**config.mesh)
     rows = parallel.batch_rows(config.batch_rows, mesh)
     dtype = jax.numpy.dtype(config.dtype)
@@ -63,7 +66,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
     # --- Data: records -> token trees on disk -> packed batches --------------------------------------------------------
     with parallel.first_process_first("data"), workdirs.begun(config, workdir, write=first):
-        make = imitation_data if config.kind == "policy" else step_value_data
+        make = imitation_data if objective.source == "experts" else step_value_data
         trees, chat, texts = make(config, workdir, base)
         if first and not (workdir / "tokenizer").exists():
             with new_folder(workdir / "tokenizer") as folder:
@@ -85,11 +88,11 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     else:
         model_config = dataclasses.replace(ModelConfig(**config.model), vocab_size=len(chat.tokenizer))
     card = Card(
-        kind=config.kind,
+        kind=objective.kind,
         loss=config.loss,
         config=model_config,
-        lm_head=config.kind == "policy",
-        value_head=config.kind == "explicit",
+        lm_head=objective.lm_head,
+        value_head=objective.value_head,
         lora=lora,
         base=config.init,
         template=config.chat_template,
@@ -101,56 +104,67 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     held = dtype if lora else jax.numpy.float32
     if first:
         write_json(workdir / "model.json", card.to_json())
-    tx = training.optimizer_of(config)
+    tx = optimizer_of(config)
 
     # --- State: what it will be, and where -----------------------------------------------------------------------------
     def make_model(rngs: nnx.Rngs):
         return opening.build_model(card, rngs, scan=config.scan, remat=config.remat, dtype=held)
 
-    graphdef, shape, placed = training.abstract_state(make_model, tx, mesh)
+    graphdef, shape, placed = abstract_state(make_model, tx, mesh)
 
     # --- One update ----------------------------------------------------------------------------------------------------
-    loss = training.make_loss(config.loss, dtype)
-    train_step = training.make_train_step(graphdef, tx, loss, placed, mesh)
+    train_step = make_train_step(graphdef, tx, objective.loss(dtype), placed, mesh)
+    unseen = heldout.read(workdir / "data") if objective.predict else None
+    predict = evaluation.make_predict(graphdef, objective, dtype, mesh, unseen, rows) if unseen else None
 
     # --- Go on where a former run stopped, or begin --------------------------------------------------------------------
     with checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints, stopping.requests() as stop:
         state, meta = checkpoints.restore(shape, placed, data)
         if state is shape:  # nothing to go on from: weights go from disk or the random key straight into their shards
-            _, state, _ = training.init_state(make_model, tx, mesh, config.seed, base.read if base else None)
+            _, state, _ = init_state(make_model, tx, mesh, config.seed, base.read if base else None)
         elif lora and base:
-            state = training.read_frozen(state, base.read)
+            state = read_frozen(state, base.read)
         done = int(state.step)
         if done and first:
             print(f"continuing {workdir} at step {done}")
         trained, frozen = (sum(x.size for x in jax.tree.leaves(p)) / 1e6 for p in (state.params, state.frozen))
         parameters = f"{trained + frozen:.2f} M parameters" + (f" ({trained:.2f} M trained)" if lora else "")
         if first:
-            print(f"{config.kind}: {parameters}, {len(trees)} token trees, mesh {dict(mesh.shape)}")
+            print(f"{objective.kind}: {parameters}, {len(trees)} token trees, mesh {dict(mesh.shape)}")
 
         # --- The loop ------------------------------------------------------------------------------------------------------
         writer = MetricWriter(workdir, done=done, enabled=first)
         progress = ProgressLine(config.total_steps, done=done, enabled=first)
         log = StepLog(meta, done)
+        found: dict[str, Any] = {}
         for step in range(done + 1, config.total_steps + 1):
             batch = parallel.put_batch(next(data), mesh)
             state, metrics = train_step(state, batch)
             log.add(metrics)
             last = step == config.total_steps
             logged = last or step % config.log_steps == 0
+            row: dict[str, Any] = log.row() if logged else {}
             if logged:
-                row = log.row()
-                writer.write(step, row)
                 progress.show(step, f"loss {row['loss']:.4f}", f"{row['tokens_per_second']:,.0f} tokens/s", final=last)
+            if unseen and predict and (step % config.eval_steps == 0 or last):
+                with log.paused():
+                    found = evaluation.measure(predict(state), unseen)
+                row |= {f"eval/{name}": value for name, value in found["metrics"].items()}
+                if first:
+                    evaluation.write(workdir, step, found)
+            if row:
+                writer.write(step, row)
             stopped = not last and stop.agreed(meeting=logged)
             if last or stopped or step % config.checkpoint_steps == 0:
-                checkpoints.save(state, data, {"kind": config.kind, **log.state()})
+                checkpoints.save(state, data, log.state())
             if stopped:
                 raise Stopped(f"stopped at step {step}; checkpoint saved; the same command continues")
         writer.close()
     if first:
         workdirs.finish(workdir, steps=config.total_steps, tokens=log.state()["tokens"])
         print(f"trained {config.total_steps} steps; checkpoints in {workdir / 'checkpoints'}")
+        if found:
+            print(evaluation.summary(found))
 
 
 def imitation_data(
@@ -188,6 +202,7 @@ def step_value_data(
     environments = catalogue.resolve(env)
     told = texts_of(environments.specs, [t.task for t in trees], env.get("prompts", ""), reader="reward")
     how = {name: config[name] for name in ("row_length", "min_visits", "target", "outcome")}
+    how["heldout_fraction"] = config.heldout
     return examples.step_values(trees, Encoder(base.chat, environments.specs, "reward"), folder, **how), base.chat, told
 
 

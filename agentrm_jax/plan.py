@@ -36,7 +36,9 @@ from agentrm_jax.models.opening import build_model
 from agentrm_jax.models.pretrained import open_pretrained
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.run import checks, command, flags
-from agentrm_jax.training import step as training
+from agentrm_jax.training import objectives
+from agentrm_jax.training.optimizer import optimizer_of
+from agentrm_jax.training.step import TrainState, abstract_state, make_train_step
 from agentrm_jax.types import JSON, UserError
 
 _USAGE = (
@@ -104,7 +106,8 @@ def plan_training(config: ml_collections.ConfigDict, devices: Sequence[jax.Devic
     held = {"weights": weights + frozen, "optimizer": optimizer, "gradients": weights}
     held["activations"] = max(temporary - weights, 0)
     facts: dict[str, JSON] = {
-        "run": f"{config.kind}, {config.loss}" + (f", adapters of rank {lora.rank}" if lora else ""),
+        "run": f"{objectives.find(config.loss).kind}, {config.loss}"
+        + (f", adapters of rank {lora.rank}" if lora else ""),
         "model": origin,
         "mesh": dict(mesh.shape),
         "batch": f"{config.batch_rows} rows of {config.row_length} tokens, {rows * jax.process_count() // _ways(mesh)} a device",
@@ -167,17 +170,17 @@ def plan_search(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
 
 def _abstract_state(
     config: ml_collections.ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, lora: LoRA | None
-) -> tuple[Any, nnx.GraphDef, training.TrainState, training.TrainState]:
+) -> tuple[Any, nnx.GraphDef, TrainState, TrainState]:
     """Optimizer, graph definition, shapes and shardings, as train.py makes them."""
-    policy = config.kind == "policy"
-    card = Card(config.kind, config.loss, model, lm_head=policy, value_head=not policy, lora=lora)
+    objective = objectives.find(config.loss)
+    card = Card(objective.kind, config.loss, model, objective.lm_head, objective.value_head, lora)
     held = jnp.dtype(config.dtype) if lora else jnp.float32
-    tx = training.optimizer_of(config)
+    tx = optimizer_of(config)
 
     def make_model(rngs: nnx.Rngs) -> Transformer:
         return build_model(card, rngs, scan=config.scan, remat=config.remat, dtype=held)
 
-    return tx, *training.abstract_state(make_model, tx, mesh)
+    return tx, *abstract_state(make_model, tx, mesh)
 
 
 def _compiled_step(
@@ -185,8 +188,8 @@ def _compiled_step(
 ) -> jax.stages.Compiled:
     """The training step, made from shapes alone."""
     tx, graphdef, shape, placed = _abstract_state(config, model, mesh, lora)
-    loss = training.make_loss(config.loss, jnp.dtype(config.dtype))
-    step = training.make_train_step(graphdef, tx, loss, placed, mesh)
+    loss = objectives.find(config.loss).loss(jnp.dtype(config.dtype))
+    step = make_train_step(graphdef, tx, loss, placed, mesh)
     return step.lower(shape, _batch(config, mesh)).compile()  # type: ignore[attr-defined]
 
 

@@ -17,7 +17,6 @@ def get_config(size: str = "nano"):
     nano = size == "nano"
     config = common.config_dict(
         size=size,
-        kind="policy",
         model=common.model(),  # nano's; a model named by `init` brings its own
         init=common.SIZES[size],  # a training workdir, a Hugging Face folder, a GGUF file, or smollm2
         chat_template="",  # instead of the tokenizer's own: chatml, or a file

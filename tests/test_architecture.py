@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "models": {"types", "files", "tree", "chat", "tokenizer", "prompts", "envs", "parallel"},
     "data": {"types", "files", "tree", "chat", "tokenizer", "prompts", "envs"},
     "engine": {"types", "tree", "chat", "models", "parallel"},
-    "training": _BASE | {"models", "data"},
+    "training": _BASE | {"models", "data", "evaluation"},
     "policies": _BASE | {"envs", "models", "engine"},
     "rewards": _BASE | {"envs", "models", "engine"},
     "evaluation": {"types", "files", "search", "data"},

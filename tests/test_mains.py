@@ -223,8 +223,19 @@ def test_trees_reward_model_and_search_follow(sft, tmp_path):
         tmp_path / "explicit",
         f"--config.init={sft}",
         f"--config.trees={tmp_path}/mcts",
+        "--config.heldout=0.4",
+        "--config.eval_steps=3",
         *TRAIN,
     )
+    evaluation = json.loads((tmp_path / "explicit/evaluation.json").read_text())
+    assert evaluation["step"] == 6
+    assert evaluation["metrics"]["tasks"] == 1
+    assert sum(b["count"] for b in evaluation["calibration"]) == evaluation["metrics"]["states"] > 0
+    rows = [json.loads(line) for line in (tmp_path / "explicit/metrics.jsonl").read_text().splitlines()]
+    measured = {r["step"]: r["eval/mse"] for r in rows if "eval/mse" in r}
+    assert list(measured) == [3, 6]
+    assert measured[6] == evaluation["metrics"]["mse"]
+    assert [r["step"] for r in rows if "loss" in r] == [2, 4, 6]
     greedy = run("search.py", "greedy", tmp_path / "greedy", *options)
     assert "greedy" in greedy
     chosen = ("--config.search.n=3", f"--config.reward_model={tmp_path}/explicit", f"--config.greedy={tmp_path}/greedy")

@@ -3,12 +3,12 @@
 A dataset is made once and kept in the workdir's folder `data`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentrm_jax import tree
-from agentrm_jax.data import datasets, targets
+from agentrm_jax.data import datasets, heldout, targets
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.prompts import Encoder, opening
 from agentrm_jax.types import SearchTree, Trajectory, UserError
@@ -19,16 +19,17 @@ def imitation(
 ) -> Any:
     """The dataset of expert trajectories to imitate; those longer than a row are left out, and counted.
 
+    Trajectories of one task share what they have in common.
+
     Raises:
       UserError: none fits a row.
     """
-    flat = []
-    for trajectory in trajectories:
-        one = tree.flatten(targets.imitation_tree(encoder, trajectory, context_weight=context_weight))
-        if len(one) <= row_length:
-            flat.append(one)
-    _report(flat, len(trajectories) - len(flat), row_length)
-    datasets.write_dataset(folder, flat, meta={"kind": "imitation", "trajectories": len(flat)})
+    forests, left_out = targets.imitation_trees(encoder, trajectories, row_length, context_weight=context_weight)
+    flat = [tree.flatten(part) for forest in forests for part in tree.split(forest, row_length)]
+    if not flat:
+        raise UserError(f"no trajectory fits a row of {row_length} tokens; raise --config.row_length")
+    _report(flat, left_out)
+    datasets.write_dataset(folder, flat, meta={"trajectories": len(trajectories) - left_out})
     return datasets.read_dataset(folder)
 
 
@@ -41,26 +42,50 @@ def step_values(
     min_visits: int,
     target: targets.Target,
     outcome: str,
+    heldout_fraction: float = 0.0,
 ) -> Any:
     """The dataset of search trees with a value target at every state that has earned one (`targets.value_tree`).
 
+    The trees of `heldout_fraction` of the tasks are kept apart, to be read with `heldout.read`.
+
     Raises:
-      UserError: no state has.
+      UserError: no state of a tree to train on has earned one, or none fits a row.
     """
-    flat, histogram, wanted = [], [0] * 10, 0
-    for one in trees:
-        nodes = targets.value_tree(encoder, one, min_visits=min_visits, target=target, outcome=outcome)
-        wanted += sum(targets.target_histogram([nodes]))
-        for part in tree.split(nodes, row_length):
-            counts = targets.target_histogram([part])
-            if sum(counts):
-                flat.append(tree.flatten(part))
-                histogram = [a + b for a, b in zip(histogram, counts, strict=True)]
-    print(f"{len(trees)} trees, {sum(histogram)} target states; by value in tenths: {histogram}")
-    if lost := wanted - sum(histogram):
+    if not trees:
+        raise UserError("there are no search trees to learn from; finish the search that --config.trees names")
+    chosen, kept_out = heldout.choose(trees, heldout_fraction)
+    lost = 0
+
+    def pieces(of: Sequence[SearchTree]) -> Iterator[tuple[SearchTree, list[tree.Node]]]:
+        """The trees with their targets, cut to rows; pieces without a target are left out."""
+        nonlocal lost
+        for one in of:
+            nodes = targets.value_tree(encoder, one, min_visits=min_visits, target=target, outcome=outcome)
+            lost += sum(targets.target_histogram([nodes]))
+            for part in tree.split(nodes, row_length):
+                if count := sum(targets.target_histogram([part])):
+                    lost -= count
+                    yield one, part
+
+    parts = [part for _, part in pieces(chosen)]
+    held = heldout.collect(pieces(kept_out), row_length)
+    histogram = targets.target_histogram(parts)
+    print(f"{len(chosen)} trees, {sum(histogram)} target states; by value in tenths: {histogram}")
+    if held is not None:
+        print(f"held out to measure: {len(held.target)} target states of {len(kept_out)} trees")
+        heldout.write(folder, held)
+    if not parts and not lost:
+        raise UserError(
+            f"no state of {len(chosen)} trees has a target: none ended an episode or rests on --config.min_visits={min_visits} "
+            "returns; lower it, or search with more --config.search.iterations"
+        )
+    if not parts:
+        raise UserError(f"no state with a target fits a row of {row_length} tokens; raise --config.row_length")
+    if lost:
         print(f"{lost} states lie deeper than {row_length} tokens and are left out; --config.row_length raises it")
-    _report(flat, 0, row_length)
-    datasets.write_dataset(folder, flat, meta={"kind": "step_values", "states": sum(histogram)})
+    flat = [tree.flatten(part) for part in parts]
+    _report(flat, 0)
+    datasets.write_dataset(folder, flat, meta={"states": sum(histogram)})
     return datasets.read_dataset(folder)
 
 
@@ -74,9 +99,7 @@ def texts(trajectories: Sequence[Trajectory], specs: Mapping[str, EnvSpec]) -> l
     return found
 
 
-def _report(flat: list[tree.FlatTree], skipped: int, row_length: int) -> None:
-    if not flat:
-        raise UserError(f"none of the data fits rows of {row_length} tokens; raise --config.row_length")
+def _report(flat: list[tree.FlatTree], skipped: int) -> None:
     sizes = sorted(len(f) for f in flat)
     print(
         f"{len(flat)} token trees, {sum(sizes)} tokens, median {sizes[len(sizes) // 2]}, longest {sizes[-1]}"

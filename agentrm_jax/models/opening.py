@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 from agentrm_jax import parallel
 from agentrm_jax.chat import Chat, load_chat
-from agentrm_jax.models import weights
+from agentrm_jax.models import checksums, weights
 from agentrm_jax.models.card import NAME, Card, read_card
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA, merge, split
@@ -224,14 +224,22 @@ def _load_checkpoint(
     context.pytree.loading.partial_load = True  # a reward model leaves the policy's head where it is
     with context, ocp.training.Checkpointer(folder) as checkpointer:
         steps = [c.step for c in checkpointer.checkpoints][::-1] if step is None else [step]
+        faults: dict[int, str] = {}
         for number in steps:
+            if fault := checksums.find_damage(folder / str(number), ("params", "meta")):
+                faults[number] = fault
+                continue
             try:
                 found = checkpointer.load_checkpointables(number, {"params": wanted, "meta": None})
             except Exception as error:  # whatever a damaged file makes Orbax raise
-                logging.warning("checkpoint %s cannot be read (%s)", folder / str(number), error)
+                faults[number] = checksums.one_line(error)
                 continue
+            for damaged, fault in faults.items():
+                logging.warning(
+                    "checkpoint %s cannot be read (%s); using step %d", folder / str(damaged), fault, number
+                )
             return found["params"], number, found["meta"] or {}
-    raise UserError(f"no checkpoint in {folder} can be read")
+    raise UserError(f"no checkpoint in {folder} can be read" + (f" ({faults[steps[0]]})" if faults else ""))
 
 
 def _common(wanted: weights.Params, has: weights.Params) -> weights.Params:

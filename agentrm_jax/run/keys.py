@@ -78,7 +78,6 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         ),
     ),
     "Training: data": (
-        Key("kind", Choice(("policy", "explicit")), "what is trained", of=TRAIN, identity=True),
         Key("init", Text(MODELS, optional=True), "the model that training starts from; empty: from nothing", of=POLICY),
         Key("init", Text(MODELS), "the model that training starts from", of=EXPLICIT),
         Key("experts", Text("a folder"), "where expert episodes are kept; made if they are missing", of=POLICY),
@@ -91,6 +90,13 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
     "Training: optimisation": (
         Key("loss", Choice(("imitation",)), "the loss", of=POLICY),
         Key("loss", Choice(("regression", "cross_entropy")), "the loss", of=EXPLICIT),
+        Key(
+            "heldout",
+            Number(0, 1, below=True),
+            "share of the tasks whose trees are measured on, not trained on",
+            of=EXPLICIT,
+        ),
+        Key("eval_steps", COUNT, "steps between measurements on held-out trees", of=EXPLICIT, steady=True),
         Key(
             "total_steps",
             COUNT,

@@ -1,10 +1,11 @@
 """Where numbers of a run go: metrics.jsonl, TensorBoard, and one line on the terminal."""
 
+import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,14 @@ class StepLog:
         }
         self._window, self._timed_from, self._clock = [], 0, time.monotonic()
         return row
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block whose time is not that of steps, an evaluation for instance; the steps so far are waited for first."""
+        self._read()
+        begin = time.monotonic()
+        yield
+        self._clock += time.monotonic() - begin
 
     def state(self) -> dict[str, JSON]:
         """What a checkpoint of the last step needs to hold: `tokens`, and `window`, the steps since the last row.

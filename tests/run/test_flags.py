@@ -162,7 +162,7 @@ def test_a_value_may_follow_its_flag_after_a_space(tmp_path):
 def test_shipped_configs_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config, workdir = flags.parse(["--config=configs/sft.py"])
-    assert (config.kind, workdir) == ("policy", Path("runs/nano/sft"))
+    assert (config.loss, workdir) == ("imitation", Path("runs/nano/sft"))
     assert "did you mean configs/sft.py?" in refusal("--config=configs/stf.py")
 
 
