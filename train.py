@@ -143,11 +143,10 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
             log.add(metrics)
             last = step == config.total_steps
             logged = last or step % config.log_steps == 0
-            row: dict[str, Any] = {}
+            row: dict[str, Any] = log.row() if logged else {}
             if logged:
-                row = dict(log.row())
                 progress.show(step, f"loss {row['loss']:.4f}", f"{row['tokens_per_second']:,.0f} tokens/s", final=last)
-            if unseen and predict and (last or step % config.eval_steps == 0):
+            if unseen and predict and (step % config.eval_steps == 0 or last):
                 with log.paused():
                     found = evaluation.measure(predict(state), unseen)
                 row |= {f"eval/{name}": value for name, value in found["metrics"].items()}

@@ -86,11 +86,17 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         Key("min_visits", COUNT, "returns that a state's value must rest on (λ)", of=EXPLICIT),
         Key("target", Choice(("mean", "max")), "the value of a state: mean or best of the returns below", of=EXPLICIT),
         Key("outcome", OUTCOMES, "what counts as the return of an episode", of=EXPLICIT),
-        Key("heldout", Number(0, 1, below=True), "part of the tasks that is measured on, not trained on", of=EXPLICIT),
     ),
     "Training: optimisation": (
         Key("loss", Choice(("imitation",)), "the loss", of=POLICY),
         Key("loss", Choice(("regression", "cross_entropy")), "the loss", of=EXPLICIT),
+        Key(
+            "heldout",
+            Number(0, 1, below=True),
+            "share of the tasks whose trees are measured on, not trained on",
+            of=EXPLICIT,
+        ),
+        Key("eval_steps", COUNT, "steps between measurements on held-out trees", of=EXPLICIT, steady=True),
         Key(
             "total_steps",
             COUNT,
@@ -118,14 +124,6 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         Key("mesh.fsdp", AXIS, f"ways that rows and weights are split; {AXIS_WORDS}", of=TRAIN),
         Key("mesh.tensor", AXIS, f"ways that heads are split; {AXIS_WORDS}", of=TRAIN),
         Key("log_steps", COUNT, "steps between two rows of metrics.jsonl", unit="steps", of=TRAIN, steady=True),
-        Key(
-            "eval_steps",
-            COUNT,
-            "steps between two measurements on held-out tasks",
-            unit="steps",
-            of=EXPLICIT,
-            steady=True,
-        ),
         Key("checkpoint_steps", COUNT, "steps between two checkpoints", unit="steps", of=TRAIN, steady=True),
     ),
     "Model of a policy that starts from nothing": (

@@ -84,16 +84,6 @@ class StepLog:
             self._compile_seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
             self._compiled, self._timed_from = True, len(self._window)
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Waits for the steps so far; the time within the block does not count into `tokens_per_second`."""
-        import jax
-
-        jax.block_until_ready(self._waiting)
-        began = time.monotonic()
-        yield
-        self._clock += time.monotonic() - began
-
     def row(self) -> dict[str, float]:
         """Means over the steps since the last row, with `tokens_seen`, `tokens_per_second` (without the step that compiles) and
         `compile_seconds`.
@@ -111,6 +101,14 @@ class StepLog:
         }
         self._window, self._timed_from, self._clock = [], 0, time.monotonic()
         return row
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block whose time is not that of steps, an evaluation for instance; the steps so far are waited for first."""
+        self._read()
+        begin = time.monotonic()
+        yield
+        self._clock += time.monotonic() - begin
 
     def state(self) -> dict[str, JSON]:
         """What a checkpoint of the last step needs to hold: `tokens`, and `window`, the steps since the last row.
