@@ -9,8 +9,8 @@ import numpy as np
 
 from agentrm_jax import tree
 from agentrm_jax.engine.engine import Engine, local_mesh, make_engine
-from agentrm_jax.engine.requests import GenerateRequest, Sample
-from agentrm_jax.engine.service import Batcher
+from agentrm_jax.engine.requests import GenerateRequest, SamplingParams
+from agentrm_jax.engine.service import EngineService
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.models.opening import load_model
 from agentrm_jax.prompts import Encoder
@@ -26,7 +26,7 @@ class NativePolicy:
     def __init__(self, engine: Engine, encoder: Encoder):
         self._engine, self._encoder = engine, encoder
         self._room = engine.config.context[-1] - engine.config.max_new
-        self._batcher: Batcher[GenerateRequest, list[Sample]] = Batcher(engine.generate, most=engine.config.rows[-1])
+        self._service = EngineService(engine)
         self.dropped_turns = 0
 
     async def propose(self, state: State, n: int, *, temperature: float, seed: int) -> list[Action]:
@@ -36,7 +36,8 @@ class NativePolicy:
             raise UserError(f"{state.task.key}: {error}; raise the last of --config.engine.context") from error
         self.dropped_turns += dropped
         path = np.concatenate([s.tokens for s in segments])
-        samples = await self._batcher.ask(GenerateRequest(path, n, temperature, seed))
+        params = SamplingParams(temperature=temperature, n=n, seed=seed)
+        samples = await self._service.generate(GenerateRequest(path, params))
         return [
             Action(
                 self._encoder.chat.decode(s.tokens.tolist()),

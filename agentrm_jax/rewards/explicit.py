@@ -9,7 +9,7 @@ import numpy as np
 
 from agentrm_jax import tree
 from agentrm_jax.engine.engine import Engine, local_mesh, make_engine
-from agentrm_jax.engine.service import Batcher
+from agentrm_jax.engine.service import EngineService
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.models.opening import load_model
 from agentrm_jax.prompts import Encoder
@@ -25,7 +25,7 @@ class ExplicitRewardModel:
     def __init__(self, engine: Engine, encoder: Encoder):
         self._engine, self._encoder = engine, encoder
         self._room = engine.config.context[-1]
-        self._batcher: Batcher[Sequence[np.ndarray], np.ndarray] = Batcher(self._run, most=engine.config.rows[-1])
+        self._service = EngineService(engine)
         self.dropped_turns = 0
 
     @property
@@ -41,11 +41,7 @@ class ExplicitRewardModel:
                 raise UserError(f"{state.task.key}: {error}; raise the last of --config.engine.context") from error
             self.dropped_turns += dropped
             paths.append(np.concatenate([s.tokens for s in segments]))
-        return [float(v) for v in await self._batcher.ask(paths)]
-
-    def _run(self, batch: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-        values = self._engine.score([path for paths in batch for path in paths])
-        return np.split(values, np.cumsum([len(paths) for paths in batch])[:-1])
+        return await self._service.score(paths)
 
 
 def load_reward_model(
