@@ -229,7 +229,10 @@ def admit(
             keys = jax.lax.dynamic_update_slice(keys, k, (zero, at_rows[i], zero, zero, zero))
             vals = jax.lax.dynamic_update_slice(vals, v, (zero, at_rows[i], zero, zero))
             out.append(
-                (by_heads(keys.reshape(kv * u, *keys.shape[2:]), kv, 0), by_heads(vals.reshape(kv * u, *vals.shape[2:]), kv, 0))
+                (
+                    by_heads(keys.reshape(kv * u, *keys.shape[2:]), kv, 0),
+                    by_heads(vals.reshape(kv * u, *vals.shape[2:]), kv, 0),
+                )
             )
         return out
 
@@ -316,7 +319,9 @@ def decode(
             )
             top = steps.top[0].at[steps.ran].set(most_ids), steps.top[1].at[steps.ran].set(most_logprobs)
         if seen is not None:
-            seen = jnp.where(done[..., None], seen, seen.at[jnp.arange(u)[:, None], jnp.arange(n)[None], chosen].set(True))
+            seen = jnp.where(
+                done[..., None], seen, seen.at[jnp.arange(u)[:, None], jnp.arange(n)[None], chosen].set(True)
+            )
         count = jnp.where(done, count, count + 1)
         full = columns.age(at + 1) >= shape.ring - STEPS
         done |= (chosen[..., None] == fixed.stops[:, None]).any(-1) | (count >= fixed.limit) | full[:, None]

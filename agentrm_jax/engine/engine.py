@@ -165,7 +165,9 @@ class Engine:
             raise RequestError("a path is one or more token ids")
         if tokens.min() < 0 or tokens.max() >= rows:
             wrong = int(tokens.min() if tokens.min() < 0 else tokens.max())
-            raise RequestError(f"token id {wrong} has no embedding: the model has {rows}; its tokenizer is another model's")
+            raise RequestError(
+                f"token id {wrong} has no embedding: the model has {rows}; its tokenizer is another model's"
+            )
         if isinstance(request, GenerateRequest):
             more = request.params.max_tokens or self.config.max_new
             if len(tokens) + more > limit:
@@ -178,7 +180,9 @@ class Engine:
         if isinstance(request, ScoreRequest) and self._weights.value_d is None:
             raise RequestError("the model has no value head, so it cannot score")
         if isinstance(request, LogprobsRequest) and not 1 <= request.start <= len(tokens):
-            raise RequestError(f"log-probabilities from token {request.start} of {len(tokens)}: the first has none before it")
+            raise RequestError(
+                f"log-probabilities from token {request.start} of {len(tokens)}: the first has none before it"
+            )
 
     # --- doing -----------------------------------------------------------------------------------------------------------
 
@@ -191,9 +195,7 @@ class Engine:
         cached = max(len(row.cached) for row in work.rows)
         columns = layout.bucket(cached, c.context) if cached else 0
         batch, at = layout.tiles(work.rows, work.slots, (padded, tile), new, columns, nowhere=c.cache_tokens)
-        facts, entries = programs.prefill(
-            self._weights, self.model_config, self._pool, batch, logprobs=work.logprobs
-        )
+        facts, entries = programs.prefill(self._weights, self.model_config, self._pool, batch, logprobs=work.logprobs)
         self._pool = programs.write(self._pool, at, entries)
         real = at < c.cache_tokens
         if self._weights.value_d is not None:
@@ -253,7 +255,9 @@ class Engine:
             for lane in sequence.lanes:
                 if lane.ended:
                     self.stats.sampled_tokens += len(lane.tokens)
-                    sequence.job.add_sample(lane.index, _sample(lane, sequence.params.logprobs, stop_ids(sequence.params, self.end_id)))
+                    sequence.job.add_sample(
+                        lane.index, _sample(lane, sequence.params.logprobs, stop_ids(sequence.params, self.end_id))
+                    )
             if all(lane.ended for lane in sequence.lanes):
                 self.scheduler.release(batch, row)
             else:
@@ -277,7 +281,10 @@ class Engine:
 def _sample(lane: Lane, most: int, ends: tuple[int, ...]) -> Sample:
     top = None
     if most:
-        top = np.array([ids[:most] for ids, _ in lane.top], np.int32), np.array([p[:most] for _, p in lane.top], np.float32)
+        top = (
+            np.array([ids[:most] for ids, _ in lane.top], np.int32),
+            np.array([p[:most] for _, p in lane.top], np.float32),
+        )
     tokens = np.array(lane.tokens, np.int32)
     finished = lane.stop is not None or lane.tokens[-1] in ends
     return Sample(tokens, np.array(lane.logprobs, np.float32), finished, lane.stop, top)

@@ -67,9 +67,7 @@ def prefill(
     new = (jnp.arange(r) <= query) & (query < jnp.asarray(batch.subtree_end)[:, None])
     old = jnp.broadcast_to((jnp.arange(s)[None] < batch.context_length[:, None])[:, None], (u, w, s))
     seen = jnp.concatenate([old, new], axis=2)
-    key_position = jnp.concatenate(
-        [jnp.broadcast_to(jnp.arange(s), (u, s)), positions.reshape(-1)[batch.new]], axis=1
-    )
+    key_position = jnp.concatenate([jnp.broadcast_to(jnp.arange(s), (u, s)), positions.reshape(-1)[batch.new]], axis=1)
 
     x = weights.embed_vd[batch.tokens]
     entries: Entries = []

@@ -75,7 +75,7 @@ class GenerateRequest:
     """Samples after the path `tokens` (int32[t], t >= 1; for a chat it ends with a generation header)."""
 
     tokens: np.ndarray
-    params: SamplingParams = SamplingParams()  # noqa: RUF009 (frozen)
+    params: SamplingParams = SamplingParams()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

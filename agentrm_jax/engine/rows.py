@@ -67,9 +67,7 @@ def _no_shaping(rows: int, vocabulary: int) -> Shaping:
     return Shaping(np.zeros(rows, np.int32), one, zero, one.copy(), np.zeros((rows, vocabulary), bool))
 
 
-def take_steps(
-    batch: DecodeBatch, steps: Steps, end_id: int, text: Callable[[list[int]], str] | None
-) -> list[int]:
+def take_steps(batch: DecodeBatch, steps: Steps, end_id: int, text: Callable[[list[int]], str] | None) -> list[int]:
     """Gives samples their new tokens; the rows that do not go on, whether their samples have ended or their room has."""
     over = []
     for row, sequence in enumerate(batch.rows):
@@ -95,9 +93,7 @@ def take_steps(
     return over
 
 
-def _look_for_stop(
-    lane: Lane, stops: tuple[str, ...], gained: int, text: Callable[[list[int]], str] | None
-) -> None:
+def _look_for_stop(lane: Lane, stops: tuple[str, ...], gained: int, text: Callable[[list[int]], str] | None) -> None:
     """Ends a sample at the token that completes the first stop text."""
     if not stops or text is None:
         return

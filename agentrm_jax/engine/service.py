@@ -73,7 +73,7 @@ class EngineService:
     async def _ask(self, requests: Sequence[Request]) -> list[Any]:
         loop = asyncio.get_running_loop()
         asks = [_Ask(request, loop.create_future()) for request in requests]
-        self._inbox += asks
+        self._inbox.extend(asks)
         if asks and (self._pump is None or self._pump.done()):
             self._pump = loop.create_task(self._work())
         try:
@@ -96,7 +96,8 @@ class EngineService:
 
     def _turn(self) -> list[_Ask]:
         """On the device thread: takes what is new, drops what was given up, does one step. Who can be answered now."""
-        inbox, self._inbox = self._inbox, []
+        inbox = self._inbox[:]
+        del self._inbox[: len(inbox)]  # the event loop may add to it meanwhile
         over: list[_Ask] = []
         for ask in inbox:
             if ask.future.cancelled():
