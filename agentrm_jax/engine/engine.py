@@ -16,8 +16,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from agentrm_jax import parallel
-from agentrm_jax.engine import decode as decoding
 from agentrm_jax.engine import layout, programs
+from agentrm_jax.engine.batch import STEPS
 from agentrm_jax.engine.facts import SlotFacts
 from agentrm_jax.engine.prefix import PrefixCache
 from agentrm_jax.engine.requests import (
@@ -229,7 +229,7 @@ class Engine:
         for row, sequence in enumerate(batch.rows):
             for j, lane in enumerate(sequence.lanes if sequence is not None else ()):
                 stopped[row, j] = lane.ended
-        most = np.int32(decoding.STEPS)
+        most = np.int32(STEPS)
         batch.state, steps = programs.decode(self._weights, model, batch.shape, batch.state, None, stopped, most)
         over = take_steps(batch, jax.device_get(steps), self.end_id, self.text)
         self.stats.decode_steps += int(steps.ran)

@@ -33,7 +33,10 @@ class Weights(nnx.Pytree):
 
 def output_map(weights: Weights, config: ModelConfig) -> jax.Array:
     """[d, v]: the map from hidden states to logits."""
-    return weights.embed_vd.T if config.tie_embeddings else weights.head_dv
+    if config.tie_embeddings:
+        return weights.embed_vd.T
+    assert weights.head_dv is not None
+    return weights.head_dv
 
 
 def logits(weights: Weights, config: ModelConfig, hidden: jax.Array) -> jax.Array:

@@ -63,7 +63,7 @@ def prefill(
     (u, w), s, r = batch.tokens.shape, batch.context.shape[1], batch.subtree_end.shape[1]
     kv, h, g = config.num_kv_heads, config.head_dim, config.num_heads // config.num_kv_heads
     query = jnp.asarray(batch.query)[:, :, None]
-    positions = jnp.asarray(batch.positions)
+    positions, context = jnp.asarray(batch.positions), jnp.asarray(batch.context)
     new = (jnp.arange(r) <= query) & (query < jnp.asarray(batch.subtree_end)[:, None])
     old = jnp.broadcast_to((jnp.arange(s)[None] < batch.context_length[:, None])[:, None], (u, w, s))
     seen = jnp.concatenate([old, new], axis=2)
@@ -80,7 +80,9 @@ def prefill(
             k, v = jax.lax.optimization_barrier((k, v))  # or the rotation would be computed again for every use
             entries.append((k.reshape(u, w, -1), v.reshape(u, w, -1)))
             both = [
-                jnp.concatenate([gather(cached, batch.context, kv), gather(x.reshape(u * w, -1), batch.new, kv)], 1)
+                jnp.concatenate(
+                    [gather(cached, context, kv), gather(x.reshape(u * w, -1), jnp.asarray(batch.new), kv)], 1
+                )
                 for cached, x in zip(pool[l], (k, v), strict=True)
             ]
             keys = both[0].transpose(2, 0, 3, 1).reshape(kv * u, h, s + r)

@@ -13,10 +13,10 @@ import numpy as np
 from flax import nnx
 
 from agentrm_jax import parallel
+from agentrm_jax.engine import batch, layout, memory
 from agentrm_jax.engine import decode as decoding
-from agentrm_jax.engine import layout, memory
 from agentrm_jax.engine import prefill as reading
-from agentrm_jax.engine.decode import DecodeShape
+from agentrm_jax.engine.batch import DecodeShape
 from agentrm_jax.engine.requests import EngineConfig
 from agentrm_jax.engine.rows import joining_rows
 from agentrm_jax.engine.scheduler import DecodeBatch
@@ -27,12 +27,12 @@ lay_out = jax.jit(memory.Weights, static_argnums=1)
 empty_pool = jax.jit(memory.empty_pool, static_argnums=(0, 1, 2))
 prefill = jax.jit(reading.prefill, static_argnums=1, static_argnames="logprobs")
 write = jax.jit(memory.write, donate_argnums=0)
-empty_state = jax.jit(decoding.empty_state, static_argnums=(0, 1, 2))
-read_trunk = jax.jit(decoding.read_trunk, static_argnums=0)
-admit = jax.jit(decoding.admit, static_argnums=(0, 1), donate_argnums=3)
-keep_rows = jax.jit(decoding.keep_rows, static_argnums=0)
+empty_state = jax.jit(batch.empty_state, static_argnums=(0, 1, 2))
+read_trunk = jax.jit(batch.read_trunk, static_argnums=0)
+admit = jax.jit(batch.admit, static_argnums=(0, 1), donate_argnums=3)
+keep_rows = jax.jit(batch.keep_rows, static_argnums=0)
 decode = jax.jit(decoding.decode, static_argnums=(1, 2), donate_argnums=3)
-store = jax.jit(decoding.store, static_argnums=(0, 1), donate_argnums=2)
+store = jax.jit(batch.store, static_argnums=(0, 1), donate_argnums=2)
 
 _ALL = (prefill, write, empty_state, read_trunk, admit, keep_rows, decode, store)
 
@@ -82,8 +82,10 @@ def planned_prefill(
     for new in {e.new_tokens[0], e.new_tokens[-1]}:
         tile = layout.tile(new)
         tiles = -(-e.batch_tokens[-1] // tile), tile
-        batch = _shapes(layout.tiles([], [], tiles, new, e.context[-1], nowhere=0)[0], mesh)
-        planned[f"prefill {new}"] = Planned(prefill, (weights, model, pool, batch), batch, {"logprobs": False})
+        new_tokens = _shapes(layout.tiles([], [], tiles, new, e.context[-1], nowhere=0)[0], mesh)
+        planned[f"prefill {new}"] = Planned(
+            prefill, (weights, model, pool, new_tokens), new_tokens, {"logprobs": False}
+        )
     return planned
 
 
@@ -108,7 +110,7 @@ def planned_decode(
     return {
         "admit": Planned(admit, (model, shape, pool, state, *arguments), (state, arguments)),
         "decode": Planned(
-            decode, (weights, model, shape, state, None, stopped, np.int32(decoding.STEPS)), (state, stopped)
+            decode, (weights, model, shape, state, None, stopped, np.int32(batch.STEPS)), (state, stopped)
         ),
     }
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from agentrm_jax.engine.decode import RowState, Steps
+from agentrm_jax.engine.batch import RowState, Steps
 from agentrm_jax.engine.requests import SamplingParams
 from agentrm_jax.engine.sampling import Shaping
 from agentrm_jax.engine.scheduler import DecodeBatch
@@ -41,7 +41,8 @@ def joining_rows(
     )
     for i, row in enumerate(joining):
         sequence = batch.rows[row]
-        assert sequence is not None and sequence.lock is not None
+        assert sequence is not None
+        assert sequence.lock is not None
         params, cached = sequence.params, len(sequence.target)
         at_rows[i] = row
         context[i, :cached] = sequence.lock.slots

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from agentrm_jax.engine import layout
-from agentrm_jax.engine.decode import DecodeShape
+from agentrm_jax.engine.batch import DecodeShape
 from agentrm_jax.engine.facts import SlotFacts
 from agentrm_jax.engine.layout import bucket
 from agentrm_jax.engine.prefix import PrefixCache, common_length
@@ -346,9 +346,9 @@ class Scheduler:
     def _shrink(self, batch: DecodeBatch) -> None:
         """Fewer rows for a batch that has become small, unless more are to come."""
         smaller = [size for size in self.config.rows if batch.live <= size < batch.shape.rows]
-        if smaller and not self.ready and not any(s.lanes for s in self.waiting) and batch.keep is None:
-            if not any(s is not None and s.fresh for s in batch.rows):
-                self._resize(batch, smaller[-1])
+        coming = self.ready or any(s.lanes for s in self.waiting) or any(s.fresh for s in batch.rows if s is not None)
+        if smaller and not coming and batch.keep is None:
+            self._resize(batch, smaller[-1])
 
     def _resize(self, batch: DecodeBatch, size: int) -> None:
         if batch.state is not None:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from agentrm_jax import tree
+from agentrm_jax.engine import batch as batches
 from agentrm_jax.engine import decode as decoding
 from agentrm_jax.engine import memory
 from agentrm_jax.engine import prefill as reading
-from agentrm_jax.engine.decode import DecodeShape, RowState
+from agentrm_jax.engine.batch import DecodeShape, RowState
 from agentrm_jax.engine.prefill import PrefillBatch
 from agentrm_jax.models.transformer import values
 from agentrm_jax.testing.tiny import dense_hidden, dense_logits, dense_values, tiny_model
@@ -38,12 +39,12 @@ SLOTS = 128
 END = 3
 PREFILL = jax.jit(reading.prefill, static_argnums=1, static_argnames="logprobs")
 WRITE = jax.jit(memory.write)
-EMPTY = jax.jit(decoding.empty_state, static_argnums=(0, 1, 2))
-TRUNK = jax.jit(decoding.read_trunk, static_argnums=0)
-ADMIT = jax.jit(decoding.admit, static_argnums=(0, 1))
+EMPTY = jax.jit(batches.empty_state, static_argnums=(0, 1, 2))
+TRUNK = jax.jit(batches.read_trunk, static_argnums=0)
+ADMIT = jax.jit(batches.admit, static_argnums=(0, 1))
 DECODE = jax.jit(decoding.decode, static_argnums=(1, 2))
-KEEP_ROWS = jax.jit(decoding.keep_rows, static_argnums=0)
-STORE = jax.jit(decoding.store, static_argnums=(0, 1))
+KEEP_ROWS = jax.jit(batches.keep_rows, static_argnums=0)
+STORE = jax.jit(batches.store, static_argnums=(0, 1))
 
 
 def ids(*shape, seed=0):
@@ -161,7 +162,7 @@ class Batch:
         stopped = np.zeros((self.shape.rows, self.shape.samples), bool)
         while ran < steps:
             before = np.asarray(self.state.rows.count)
-            most = np.int32(min(steps - ran, decoding.STEPS))
+            most = np.int32(min(steps - ran, batches.STEPS))
             self.state, out = DECODE(self.cache.weights, self.config, self.shape, self.state, self.trunk, stopped, most)
             for (i, j), tokens in self.tokens.items():
                 gained = int(out.count[i, j]) - int(before[i, j])
