@@ -248,10 +248,12 @@ class Scheduler:
     def prefilled(self, work: Prefill) -> None:
         """Records what was read: from now on it is cached, and sequences that have all they need go on."""
         for row, mine in zip(work.rows, work.slots, strict=True):
+            lies = mine.copy()  # where each token is found from now on: elsewhere if it was cached already
             for path, index in zip(row.paths, row.index, strict=True):
-                size = len(row.cached) + len(index)
-                held = self.cache.insert(path[:size], np.concatenate([row.cached, mine[index]]))[len(row.cached) :]
-                self.facts.move(mine[index], held)
+                whole = np.concatenate([row.cached, lies[index]])
+                held = self.cache.insert(path[: len(whole)], whole)[len(row.cached) :]
+                self.facts.move(lies[index], held)
+                lies[index] = held
         for sequence in work.sequences:
             if not sequence.job.cancelled and self._look_up(sequence) == len(sequence.target):
                 self._settle(sequence)
