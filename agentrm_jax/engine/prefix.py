@@ -45,6 +45,16 @@ class PrefixCache:
         return self._top
 
     @property
+    def held(self) -> int:
+        """Slots of paths that are cached (walks all of them)."""
+        count, stack = 0, [self._root]
+        while stack:
+            run = stack.pop()
+            stack.extend(run.children.values())
+            count += len(run.slots)
+        return count
+
+    @property
     def locked(self) -> int:
         """Locks that are held."""
         return self._root.locks

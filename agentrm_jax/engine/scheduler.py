@@ -22,6 +22,8 @@ from agentrm_jax.engine.sequence import Job, Lane, Sequence
 
 _PREFILLS = 4  # prefill batches between two dispatches of decode, as long as that fills rows
 
+_PATIENCE = 16  # decode dispatches after which nobody gets a row before the one that has been ready longest
+
 
 @dataclasses.dataclass(eq=False)
 class DecodeBatch:
@@ -82,6 +84,7 @@ class Scheduler:
         self.batches: list[DecodeBatch] = []
         self._in_a_row = 0  # prefill batches since the last decode
         self._turn = 0
+        self._passed_over = 0  # dispatches since the one that has been ready longest could have had a row
         self.preempted = 0
 
     def add(self, job: Job) -> None:
@@ -294,7 +297,8 @@ class Scheduler:
     def _seat(self) -> None:
         """Gives rows to sequences that are ready, first come first served: free ones, then those of larger or new batches."""
         homeless: dict[tuple[int, int, bool], list[Sequence]] = {}
-        for sequence in self.ready:
+        first = self.ready[:1]
+        for sequence in first if self._passed_over > _PATIENCE else self.ready:
             samples = self._samples(sequence)
             free = [b for b in self.batches if b.live and b.fits(sequence, samples) and b.live < b.shape.rows]
             if free:
@@ -309,6 +313,7 @@ class Scheduler:
                 if batch.live < batch.shape.rows:
                     self._sit(sequence, batch)
         self.ready = [s for s in self.ready if not s.fresh]
+        self._passed_over = self._passed_over + 1 if first and first == self.ready[:1] else 0
 
     def _samples(self, sequence: Sequence) -> int:
         return self.config.samples if len(sequence.lanes) > 1 else 1
@@ -349,18 +354,16 @@ class Scheduler:
         """Fewer rows for a batch that has become small, unless more are to come."""
         smaller = [size for size in self.config.rows if batch.live <= size < batch.shape.rows]
         coming = self.ready or any(s.lanes for s in self.waiting) or any(s.fresh for s in batch.rows if s is not None)
-        if smaller and not coming and batch.keep is None:
+        if smaller and (not coming or self._passed_over > _PATIENCE) and batch.keep is None:
             self._resize(batch, smaller[-1])
 
     def _resize(self, batch: DecodeBatch, size: int) -> None:
+        taken = [i for i, sequence in enumerate(batch.rows) if sequence is not None]
         if batch.state is not None:
-            taken = [i for i, sequence in enumerate(batch.rows) if sequence is not None]
             before = np.arange(len(batch.rows)) if batch.keep is None else batch.keep
             batch.keep = np.full(size, -1, np.int32)
             batch.keep[: len(taken)] = before[taken]
-            batch.rows = [batch.rows[i] for i in taken] + [None] * (size - len(taken))
-        else:
-            batch.rows += [None] * (size - len(batch.rows))
+        batch.rows = [batch.rows[i] for i in taken] + [None] * (size - len(taken))
         batch.shape = dataclasses.replace(batch.shape, rows=size)
 
 
