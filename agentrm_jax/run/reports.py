@@ -83,7 +83,7 @@ def read(workdir: Path) -> dict[str, JSON]:
     Raises:
       UserError: the folder holds no search, or none of its tasks is finished.
     """
-    if workdirs.is_finished(workdir):
+    if (workdir / "results.json").exists():  # written when all tasks are finished, before the workdir is marked so
         return read_json(workdir / "results.json")
     config = workdirs.read_config(workdir)
     finished = [
