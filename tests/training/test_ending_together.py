@@ -41,12 +41,12 @@ def main(case: str) -> None:
     elif case == "a broken program":
         if process == 1:
             raise ValueError("there are no trees")
-        parallel.meet("never")
+        parallel.barrier("never")
     elif case == "both":
         row = {f: np.ones(4, np.float32 if "w" in f or f == "value" else np.int32) for f in FIELDS}
         datasets.batches([row], rows=1, row_length=8, seed=0, shard=process, shards=2)
     elif case == "none":
-        parallel.meet("end")
+        parallel.barrier("end")
         assert parallel.all_agree("all", True)
         assert not parallel.all_agree("some", process == 0)
         print("well")
