@@ -12,6 +12,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from agentrm_jax.envs.official_prompts import with_prompts
@@ -121,11 +122,13 @@ def resolve(env: Any) -> Catalogue:
     path; its own `data` counts more than that of all.
 
     Raises:
-      UserError: an environment does not exist, is named twice, or does not know one of its options; or options name no
-        environment of this run.
+      UserError: an environment does not exist, is named twice, or does not know one of its options; options name no
+        environment; or the folder of data does not exist.
     """
     entries: dict[str, Entry] = {}
     prompts, data = env.get("prompts", ""), env.get("data", "")
+    if data and not Path(data).is_dir():
+        raise UserError(f"config.env.data={data}: there is no such folder")
     for place in env.names:
         spec = find(place)
         if spec.name in entries:
@@ -134,6 +137,13 @@ def resolve(env: Any) -> Catalogue:
         options = ({"data": data} if data else {}) | own
         spec.check(options)
         entries[spec.name] = Entry(place, with_prompts(spec.at_threshold(options), prompts, options), options)
+    # Configs bring options of shipped environments that a run need not use; any other name is a mistake.
+    known = {*SHIPPED, *entries, *(entry.place.split(".")[0] for entry in entries.values())}
+    for name in env.options:
+        if name not in known:
+            raise UserError(
+                f"config.env.options.{name}: this run has no environment {name!r}; it has {', '.join(entries)}"
+            )
     return Catalogue(entries)
 
 

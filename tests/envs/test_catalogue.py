@@ -4,10 +4,10 @@ import sys
 
 import ml_collections
 import pytest
-from agentrm_jax.run.config import override
 
 from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.catalogue import SHIPPED, find, names, resolve
+from agentrm_jax.run.flags import override
 from agentrm_jax.types import UserError
 
 MODULE = """
@@ -67,9 +67,21 @@ def test_options_of_a_users_module_are_typed_and_reachable_under_both_names(fold
 
 def test_options_of_all_count_less_than_an_environments_own(folder):
     options = ml_collections.ConfigDict({"maze": {"data": "mine"}})
+    (folder / "theirs").mkdir()
     found = resolve(env("maze", "babyai", data="theirs", options=options))
     assert found["maze"].options["data"] == "mine"
     assert found["babyai"].options["data"] == "theirs"
+
+
+def test_a_folder_of_data_that_is_not_there_is_named(folder):
+    with pytest.raises(UserError, match="config.env.data=nowhere: there is no such folder"):
+        resolve(env("maze", data="nowhere"))
+
+
+def test_options_that_name_no_environment_are_named(folder):
+    with pytest.raises(UserError, match="config.env.options.mazes: this run has no environment 'mazes'; it has maze, hall"):
+        resolve(env("maze", "my.module", options=ml_collections.ConfigDict({"mazes": {"sizes": (3,)}})))
+    resolve(env("maze", options=ml_collections.ConfigDict({"babyai": {"seeds": 1}})))  # configs have them for all
 
 
 @pytest.mark.parametrize(
