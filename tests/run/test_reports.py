@@ -1,5 +1,6 @@
 """Reports of runs, finished or stopped: what they show, and how the command says what it cannot do."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def test_a_search_that_has_just_finished_is_not_marked_as_unfinished(stopped):
     reports.write(stopped, config, tasks, log)
     assert "(unfinished" not in reports.show(stopped)
     assert "(unfinished" not in (stopped / "report" / "index.html").read_text()
+
+
+def test_failed_tasks_are_said_with_the_first_fault(stopped):
+    assert "failed" not in reports.show(stopped)
+    fault = "the history takes 60012 tokens"
+    Journal(stopped).record(dataclasses.replace(done(2), result=None, fault=fault), Meter())
+    assert (
+        reports.show(stopped)
+        .splitlines()[-1]
+        .endswith(f"1 of 3 tasks failed through no choice of the policy and count as 0; the first, maze/2: {fault}")
+    )
 
 
 def test_the_page_says_the_command_with_the_users_flags(stopped, tmp_path):
