@@ -11,6 +11,8 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,9 @@ def find(place: str) -> EnvSpec:
         ) from error
     if not isinstance(spec, EnvSpec):
         raise UserError(f"SPEC of environment module {place!r} is a {type(spec).__name__}, not an EnvSpec")
+    for field in ("name", "instruction", "rm_instruction"):
+        if not isinstance(text := getattr(spec, field), str):
+            raise UserError(f"{field} of environment module {place!r} is a {type(text).__name__}, not a text")
     return spec
 
 
@@ -159,16 +164,39 @@ def tasks(env: Any, entry: Entry) -> list[Task]:
     everyone.
 
     Raises:
-      UserError: there are no tasks in this split, or they carry another name than their environment.
+      UserError: there are no tasks in this split, two have one id, they carry another name than their environment, or a user's
+        module could not list them.
     """
     name = entry.spec.name
-    every = entry.spec.tasks(env.split, entry.options)
+    every = _listed(entry, env.split)
     if wrong := next((t for t in every if t.env != name), None):
         raise UserError(
             f"task {wrong.id} of {entry.place} says env={wrong.env!r}; it must be the SPEC's name, {name!r}"
         )
+    if double := next((key for key, n in Counter(t.id for t in every).items() if n > 1), None):
+        raise UserError(f"two tasks of {entry.place} have the id {double!r} in split {env.split!r}; give each its own")
     order = sorted(every, key=lambda t: hashlib.blake2b(t.key.encode(), digest_size=8).digest())
     chosen = order[env.start : env.start + env.count]
     if not chosen:
         raise UserError(f"{name} has {len(every)} tasks in split {env.split!r}, none from number {env.start} on")
     return chosen
+
+
+def _listed(entry: Entry, split: str) -> list[Task]:
+    """All tasks of a split. Raises: UserError: a user's module raised, or gave something else than tasks."""
+    if entry.place in SHIPPED:
+        return entry.spec.tasks(split, entry.options)
+    try:
+        found = list(entry.spec.tasks(split, entry.options))
+    except UserError:
+        raise
+    except Exception as error:  # a user's module may raise anything
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{last.filename}, line {last.lineno}"
+        raise UserError(f"{entry.place} could not list its tasks: {type(error).__name__}: {error} ({where})") from error
+    for task in found:
+        if not isinstance(task, Task):
+            raise UserError(f"{entry.place} lists a {type(task).__name__} among its tasks; each must be a Task")
+        if task.max_steps < 1:
+            raise UserError(f"task {task.id} of {entry.place} has max_steps={task.max_steps}; it must be at least 1")
+    return found
