@@ -168,7 +168,7 @@ def tasks(env: Any, entry: Entry) -> list[Task]:
         module could not list them.
     """
     name = entry.spec.name
-    every = _listed(entry, env.split)
+    every = listed(entry.place, entry.spec, env.split, entry.options)
     if wrong := next((t for t in every if t.env != name), None):
         raise UserError(
             f"task {wrong.id} of {entry.place} says env={wrong.env!r}; it must be the SPEC's name, {name!r}"
@@ -182,21 +182,25 @@ def tasks(env: Any, entry: Entry) -> list[Task]:
     return chosen
 
 
-def _listed(entry: Entry, split: str) -> list[Task]:
-    """All tasks of a split. Raises: UserError: a user's module raised, or gave something else than tasks."""
-    if entry.place in SHIPPED:
-        return entry.spec.tasks(split, entry.options)
+def listed(place: str, spec: EnvSpec, split: str, options: Options) -> Sequence[Task]:
+    """All tasks of a split of the environment at `place`.
+
+    Raises:
+      UserError: a user's module raised, or gave something else than tasks.
+    """
+    if place in SHIPPED:
+        return spec.tasks(split, options)
     try:
-        found = list(entry.spec.tasks(split, entry.options))
+        found = list(spec.tasks(split, options))
     except UserError:
         raise
     except Exception as error:  # a user's module may raise anything
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{last.filename}, line {last.lineno}"
-        raise UserError(f"{entry.place} could not list its tasks: {type(error).__name__}: {error} ({where})") from error
+        raise UserError(f"{place} could not list its tasks: {type(error).__name__}: {error} ({where})") from error
     for task in found:
         if not isinstance(task, Task):
-            raise UserError(f"{entry.place} lists a {type(task).__name__} among its tasks; each must be a Task")
+            raise UserError(f"{place} lists a {type(task).__name__} among its tasks; each must be a Task")
         if task.max_steps < 1:
-            raise UserError(f"task {task.id} of {entry.place} has max_steps={task.max_steps}; it must be at least 1")
+            raise UserError(f"task {task.id} of {place} has max_steps={task.max_steps}; it must be at least 1")
     return found
