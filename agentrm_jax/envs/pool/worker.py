@@ -230,7 +230,9 @@ class Episodes:
         if env not in self.specs:
             options = self.settings.options
             # tasks name a user's environment by its spec's name, the settings may name it by its module path
-            path = env if env in options else next((p for p in options if p not in SHIPPED and find(p).name == env), env)
+            path = (
+                env if env in options else next((p for p in options if p not in SHIPPED and find(p).name == env), env)
+            )
             spec, own = self.settings.specs.get(env) or find(path), options.get(path, {})
             spec.check(own)
             self.specs[env] = spec.at_threshold(own), own
