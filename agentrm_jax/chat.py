@@ -7,24 +7,17 @@ tokenised once, when it appears, and never again. That is checked when a templat
 import dataclasses
 import functools
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
+from agentrm_jax import tokenizer as tokenizers
+from agentrm_jax.templates import CHATML, Template
 from agentrm_jax.tree import Segment
 from agentrm_jax.types import Message, UserError
-
-_FIX = "use another template, e.g. --config.chat_template=chatml"
-
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
-    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +33,10 @@ class Chat:
       lead: white space the template writes between header and content; part of the tokenised action.
       alternates: the template refuses two messages of one role in a row, so they are merged.
       system: the template has a system role; otherwise system text is put before the first user message.
+      template: the compiled template.
+      advice: what to do about a conversation that the template cannot render.
+      trust_special_tokens: special tokens that are written in contents are read as such, so that contents can begin and end
+        turns; otherwise they are plain text.
     """
 
     tokenizer: Any
@@ -50,15 +47,27 @@ class Chat:
     lead: str
     alternates: bool
     system: bool
+    template: Template
+    advice: str
+    trust_special_tokens: bool = False
+
+    @property
+    def date(self) -> str | None:
+        """The date (ISO) that the template writes into every prompt; None if it does not ask for one."""
+        return self.template.date
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Highest id of the tokenizer + 1: the rows an embedding must have."""
+        return max(self.tokenizer.get_vocab().values()) + 1
 
     def prompt(self, messages: Sequence[Message]) -> Segment:
         """Everything before the first generated turn, with its generation header. Earlier assistant turns are context."""
-        text = _render(self.tokenizer, self._fit(messages), generate=True)
-        return Segment(self.encode(text), "prompt")
+        return Segment(self.encode(self._render(self._fit(messages), generate=True)), "prompt")
 
     def action(self, text: str, loss: bool = True) -> Segment:
-        """An assistant turn: content and exactly one end-of-turn token."""
-        ids = self.encode(self.lead + text.strip() + self.end_of_turn, after=self.header)
+        """An assistant turn: content and exactly one end-of-turn token (more only if special tokens in contents are trusted)."""
+        ids = self.encode(self.lead + self._marked(text.strip()) + self.end_of_turn, after=self.header)
         assert ids[-1] == self.end_id, "checked when the template was loaded"
         return Segment(ids, "action", loss)
 
@@ -71,10 +80,10 @@ class Chat:
 
     def observation(self, *contents: str) -> Segment:
         """User messages after an assistant turn, from the end of that turn to the next generation header."""
-        messages = tuple(Message("user", c) for c in contents)
+        messages = self._fit([Message("user", c) for c in contents])
         before = (Message("user", "x"), Message("assistant", "x"))
-        prefix = _render(self.tokenizer, before, generate=False)
-        text = _render(self.tokenizer, self._fit((*before, *messages)), generate=True)
+        prefix = self._render(before, generate=False)
+        text = self._render([*before, *messages], generate=True)
         return Segment(self.encode(self.tail + text[len(prefix) :], after=self.end_of_turn), "observation")
 
     def conversation(self, messages: Sequence[Message]) -> list[Segment]:
@@ -96,9 +105,11 @@ class Chat:
         segments: list[Segment] = []
         done = ""
         for i in turns[turns.index(first) :]:
-            header = _render(self.tokenizer, messages[:i], generate=True)
+            header = self._render(messages[:i], generate=True)
             if not header.startswith(done):
-                raise UserError(f"the chat template rewrites turns of this conversation before message {i}; {_FIX}")
+                raise UserError(
+                    f"the chat template rewrites turns of this conversation before message {i}; {self.advice}"
+                )
             context = self.encode(header[len(done) :], after=self.end_of_turn if segments else "")
             segments.append(Segment(context, "observation" if segments else "prompt"))
             segments.append(self.action(messages[i].content, messages[i].loss))
@@ -110,18 +121,23 @@ class Chat:
 
         `after` is what comes before it: SentencePiece-style tokenizers write a blank at the start of a text, but not there.
         """
-        if after and _adds_prefix(self.tokenizer):
-            before, both = _ids(self.tokenizer, after), _ids(self.tokenizer, after + text)
-            if both[: len(before)] == before:
-                return np.asarray(both[len(before) :], np.int32)
-        return np.asarray(_ids(self.tokenizer, text), np.int32)
+        return tokenizers.encode(self.tokenizer, text, after)
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """Text of an assistant turn's tokens, without end-of-turn and other special tokens."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
+    def _render(self, messages: Sequence[Message], generate: bool) -> str:
+        try:
+            return _render(self.template, self.tokenizer, messages, generate)
+        except UserError as error:
+            raise UserError(f"{error}; {self.advice}") from error
+
+    def _marked(self, content: str) -> str:
+        return content if self.trust_special_tokens else tokenizers.mark(self.tokenizer, content)
+
     def _fit(self, messages: Sequence[Message]) -> list[Message]:
-        """Messages as the template accepts them."""
+        """Messages as the template accepts them, special tokens in their contents marked as text."""
         out = list(messages)
         if out and out[0].role == "system" and not self.system:
             told = out[1:2] if len(out) > 1 and out[1].role == "user" else []
@@ -136,101 +152,141 @@ class Chat:
                 else:
                     merged.append(m)
             out = merged
-        return out
+        return [dataclasses.replace(m, content=self._marked(m.content)) for m in out]
 
 
-def _template(name: str) -> str:
+def load_chat(
+    tokenizer: Any,
+    template: str = "",
+    *,
+    date: str = "",
+    rows: int = 0,
+    trust_special_tokens: bool = False,
+    flag: str = "--config.chat_template",
+) -> Chat:
+    """Checks a tokenizer's chat template and learns its parts.
+
+    `template` is another one to use: the word `chatml`, a file, or the text itself. `date` (ISO, default: today) is what a template
+    that reads the clock is told, always the same one. `rows` are the rows of the model's embedding, if known: a padding token may be
+    added below them. `trust_special_tokens`: see `Chat`. `flag` is the command's flag for `template`, for messages.
+
+    Raises:
+      UserError: no template, the template does not keep prefixes or alters contents, or pad and end-of-turn are one token.
+    """
+    if template:
+        tokenizer.chat_template = _template(template, flag)
+    source = getattr(tokenizer, "chat_template", None)
+    if isinstance(source, dict):  # several named ones
+        source = source.get("default")
+    advice = _advice(tokenizer, source, flag)
+    if not source:
+        raise UserError(f"the tokenizer has no chat template; {advice}")
+    try:
+        compiled = Template(source, date)
+        header, lead, after = _parts(compiled, tokenizer)
+        stops = [t for t in tokenizer.all_special_tokens if after.lstrip().startswith(t)]
+        if not stops:
+            raise UserError(f"the chat template ends no assistant turn with a special token (found {after!r})")
+        stop = max(stops, key=len)
+        blank, _, tail = after.partition(stop)
+        end_id = tokenizer.convert_tokens_to_ids(stop)
+        if end_id not in tokenizers.ids_of(tokenizer, after):
+            raise UserError(f"the end-of-turn text {stop!r} is not one token of this tokenizer")
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from error
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == end_id:
+        _separate_pad(tokenizer, end_id, rows)
+    ask, answer = Message("user", "ask one"), Message("assistant", "Thought: reply one.\nAction: go")
+    return Chat(
+        tokenizer=tokenizer,
+        end_of_turn=blank + stop,
+        end_id=end_id,
+        tail=tail,
+        header=header,
+        lead=lead,
+        alternates=not _accepts(compiled, tokenizer, [ask, Message("user", "ask two"), answer]),
+        system=_accepts(compiled, tokenizer, [Message("system", "be brief"), ask, answer], "be brief"),
+        template=compiled,
+        advice=advice,
+        trust_special_tokens=trust_special_tokens,
+    )
+
+
+def _template(name: str, flag: str) -> str:
     if name == "chatml":
         return CHATML
     if "{" in name:
         return name
     try:
         return Path(name).read_text()
-    except OSError as error:
-        raise UserError(
-            f"--config.chat_template={name}: neither chatml nor a file that can be read ({error})"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag}={name}: neither chatml nor a file that can be read ({error})") from error
 
 
-def load_chat(tokenizer: Any, template: str = "") -> Chat:
-    """Checks a tokenizer's chat template and learns its parts.
+def _advice(tokenizer: Any, source: str | None, flag: str) -> str:
+    """What helps against a template that does not do: chatml if the tokenizer has its tokens and it is not the one in use."""
+    if source != CHATML and "<|im_end|>" in tokenizer.all_special_tokens:
+        return f"set {flag}=chatml or to a template file"
+    ends = [t for t in tokenizer.all_special_tokens if t not in (tokenizer.bos_token, tokenizer.unk_token)]
+    which = f"with one of {', '.join(ends[:5])}" if ends else "with a special token, of which this tokenizer has none"
+    return f"set {flag} to a template file that ends assistant turns {which}"
 
-    `template` is another one to use: the word `chatml`, a file, or the text itself.
+
+def _parts(template: Template, tokenizer: Any) -> tuple[str, str, str]:
+    """(header, lead, what follows an assistant turn) of a template.
 
     Raises:
-      UserError: no template, the template does not keep prefixes or alters contents, or pad and end-of-turn are one token.
+      UserError: the template does not keep prefixes, or alters contents.
     """
-    if template:
-        tokenizer.chat_template = _template(template)
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError("the tokenizer has no chat template; set --config.chat_template=chatml or to a template file")
     u1, a1 = Message("user", "ask one"), Message("assistant", "Thought: reply one.\nAction: go")
     u2, a2 = Message("user", "ask two"), Message("assistant", "reply two")
-
-    steps = [[u1], [u1, a1], [u1, a1, u2], [u1, a1, u2, a2]]
-    texts = [_render(tokenizer, s, generate=False) for s in steps]
+    texts = [_render(template, tokenizer, s, False) for s in ([u1], [u1, a1], [u1, a1, u2], [u1, a1, u2, a2])]
     for shorter, longer in itertools.pairwise(texts):
         if not longer.startswith(shorter):
-            raise UserError(f"the chat template does not keep prefixes (a later turn changes an earlier one); {_FIX}")
-    header = lead = tail = after = None
+            raise UserError("the chat template does not keep prefixes (a later turn changes an earlier one)")
+    header = lead = after = None
     for messages, full, answer in (([u1], texts[1], a1), ([u1, a1, u2], texts[3], a2)):
-        header = _render(tokenizer, messages, generate=True)
+        header = _render(template, tokenizer, messages, True)
         if not full.startswith(header):
-            raise UserError(f"the chat template's generation prompt is no prefix of the answered conversation; {_FIX}")
+            raise UserError("the chat template's generation prompt is no prefix of the answered conversation")
         before, found, rest = full[len(header) :].partition(answer.content)
         if not found or before.strip() or (lead is not None and (lead, after) != (before, rest)):
-            raise UserError(f"the chat template alters the text of assistant turns; {_FIX}")
+            raise UserError("the chat template alters the text of assistant turns")
         lead, after = before, rest
+    assert header is not None
     assert lead is not None
     assert after is not None
-    assert header is not None
-    stops = [t for t in tokenizer.all_special_tokens if after.lstrip().startswith(t)]
-    if not stops:
-        raise UserError(f"the chat template ends no assistant turn with a special token (found {after!r}); {_FIX}")
-    stop = max(stops, key=len)
-    blank, _, tail = after.partition(stop)
-    end_of_turn = blank + stop
-    end_id = tokenizer.convert_tokens_to_ids(stop)
-    if end_id not in _ids(tokenizer, after):
-        raise UserError(f"the end-of-turn text {stop!r} is not one token of this tokenizer; {_FIX}")
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == end_id:
-        _separate_pad(tokenizer, end_id)
-    return Chat(
-        tokenizer=tokenizer,
-        end_of_turn=end_of_turn,
-        end_id=end_id,
-        tail=tail,
-        header=header,
-        lead=lead,
-        alternates=not _accepts(tokenizer, [u1, u2, a1]),
-        system=_accepts(tokenizer, [Message("system", "be brief"), u1, a1], "be brief"),
-    )
+    return header, lead, after
 
 
-def _separate_pad(tokenizer: Any, end_id: int) -> None:
-    """Gives padding a token of its own: readers of 'the last token that is not padding' would skip the end of turn."""
-    candidates = [t for t in tokenizer.all_special_tokens if tokenizer.convert_tokens_to_ids(t) != end_id]
-    named = [t for t in candidates if "pad" in t.lower() or "finetune" in t.lower()] or [
-        t for t in candidates if t not in (tokenizer.bos_token, tokenizer.eos_token)
-    ]
+def _separate_pad(tokenizer: Any, end_id: int, rows: int) -> None:
+    """Gives padding a token of its own: readers of 'the last token that is not padding' would skip the end of turn.
+
+    In this order: a special token that is made for it, another special token, a token of the vocabulary that no text gives, the
+    beginning of text (which ends none), and a new token, if the embedding has a row for it. Ids without a row are never taken.
+    """
+    vocabulary = {t: i for t, i in tokenizer.get_vocab().items() if not rows or i < rows}
+    special_ids = tokenizers.special_ids(tokenizer) - {end_id}
+    special = [t for t in sorted(vocabulary, key=vocabulary.__getitem__) if vocabulary[t] in special_ids]
+    made = [t for t in special if "pad" in t.lower() or "finetune" in t.lower()]
+    other = [t for t in special if t not in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token)]
+    unused = sorted(t for t in vocabulary if re.fullmatch(r"[<\[]\W?(?:unused|reserved|extra_id)\w*\W?[>\]]", t))
+    beginning = [t for t in (tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token) if t in special]
+    free = ["<|pad|>"] if max(tokenizer.get_vocab().values()) + 1 < rows else []
+    named = [*made, *other, *unused, *beginning, *free]
     if not named:
         raise UserError(
-            "padding and end-of-turn are the same token, and the tokenizer has no other special token to pad with"
+            f"padding and end of turn are the same token, {tokenizer.pad_token}, and the tokenizer has no other one to pad with; "
+            "set pad_token in its tokenizer_config.json to a token that no text contains"
         )
+    if named == free:
+        tokenizer.add_special_tokens({"pad_token": named[0]})
     tokenizer.pad_token = named[0]
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], generate: bool) -> str:
+def _render(template: Template, tokenizer: Any, messages: Sequence[Message], generate: bool) -> str:
     rows = [{"role": m.role, "content": m.content} for m in messages]
-    try:
-        return tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=generate)
-    except jinja2.TemplateError as error:
-        roles = ", ".join(m.role for m in messages)
-        raise UserError(f"the chat template refuses messages with roles {roles}: {error}; {_FIX}") from error
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False)
+    return template.render(rows, generate=generate, **tokenizer.special_tokens_map)
 
 
 def _stripped(message: Message) -> Message:
@@ -240,16 +296,9 @@ def _stripped(message: Message) -> Message:
     return dataclasses.replace(message, content=message.content.strip())
 
 
-def _accepts(tokenizer: Any, messages: Sequence[Message], shows: str = "") -> bool:
+def _accepts(template: Template, tokenizer: Any, messages: Sequence[Message], shows: str = "") -> bool:
     """Whether the template renders these messages (and `shows` appears in the text)."""
     try:
-        return shows in _render(tokenizer, messages, generate=False)
-    except Exception:  # templates refuse by raising whatever jinja raises
+        return shows in _render(template, tokenizer, messages, False)
+    except UserError:
         return False
-
-
-@functools.lru_cache(maxsize=16)
-def _adds_prefix(tokenizer: Any) -> bool:
-    """Whether encoding a text alone puts a blank before it that the same text has not in the middle of another."""
-    line, both = _ids(tokenizer, "\n"), _ids(tokenizer, "\nx")
-    return both[: len(line)] == line and both[len(line) :] != _ids(tokenizer, "x")

@@ -1,7 +1,7 @@
-"""Devices that are not there, by name: their compilers tell what a program needs on them before they are rented.
+"""Compilers for TPUs and GPUs that this machine need not have: they tell what a program needs before devices are rented.
 
-`v5e:4x4` is a slice of a TPU pod (JAX's name of its topology; needs JAX's TPU plugin, libtpu), `h100:8` are eight GPUs of one machine
-(needs JAX's CUDA plugin). Programs can be compiled for them, not run.
+Targets have names. `v5e:4x4` is a slice of a TPU pod (JAX's name of its topology; needs JAX's TPU plugin, libtpu), `h100:8` are
+eight GPUs of one machine (needs JAX's CUDA plugin). Programs are compiled for a target, never run on it.
 """
 
 import os
@@ -12,7 +12,7 @@ import jax
 
 from agentrm_jax.types import UserError
 
-# What XLA's compiler reads of a GPU; figures of the vendor's data sheets and of the compute capability.
+# The properties of a GPU that XLA's compiler reads, from the vendor's data sheets and the compute capability.
 _GPUS: dict[str, dict[str, Any]] = {
     "a100": {"name": "NVIDIA A100-SXM4-80GB", "major": 8, "minor": 0, "cores": 108, "fp32": 64, "shared": 163 * 1024}
     | {"bandwidth": 2_039, "l2": 40, "clock": 1.41, "memory": 80},
@@ -25,20 +25,20 @@ _EXAMPLES = "TPUs like v5e:4x4, v5p:2x2x2, v6e:2x4, or GPUs like " + ", ".join(f
 
 
 def target_devices(name: str) -> list[jax.Device]:
-    """The devices of `name`, to compile for.
+    """The devices of a target, as arguments of shardings and meshes to compile for.
 
     Raises:
-      UserError: no such devices are known, or the package with their compiler is missing.
+      UserError: there is no target of this name, or the package with its compiler is missing.
     """
     kind, _, size = name.partition(":")
     if kind in _GPUS and re.fullmatch(r"[1-9]\d*", size):
-        return _topology("cuda", name, "agentrm_jax[cuda]", target_config=_gpu(**_GPUS[kind]), topology=f"1x1x{size}")
+        return _topology("cuda", name, "agentrm-jax[cuda]", target_config=_gpu(**_GPUS[kind]), topology=f"1x1x{size}")
     if re.fullmatch(r"v\d\w*", kind) and re.fullmatch(r"\d+(x\d+){1,2}", size):
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nobody to ask where there is no TPU
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing that two processes could share
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server without a TPU
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no device is opened, so processes cannot collide
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # of no consequence; unset, libtpu warns
-        return _topology("tpu", name, "agentrm_jax[tpu]")
+        return _topology("tpu", name, "agentrm-jax[tpu]")
     raise UserError(f"--target={name}: known are {_EXAMPLES}")
 
 
@@ -67,7 +67,10 @@ def _gpu(
     clock: float,
     memory: int,
 ) -> str:
-    """XLA's GpuTargetConfigProto as text. Units: bytes of shared memory, GB/s, MiB, GHz, GiB."""
+    """XLA's description of a GPU (GpuTargetConfigProto) as text.
+
+    Units: `shared` bytes, `bandwidth` GB/s, `l2` MiB, `clock` GHz, `memory` GiB.
+    """
     device = {
         "threads_per_block_limit": 1024,
         "threads_per_warp": 32,

@@ -1,47 +1,37 @@
 """`make demo`: the whole loop at nano size, as the commands a user would type, then one report of everything."""
 
-import subprocess
 import sys
 import time
-from pathlib import Path
 
-from agentrm_jax.evaluation import results
-from agentrm_jax.run import reports as outcome
+from agentrm_jax.run import command, reports, stages
 from agentrm_jax.run.logs import format_seconds
 from agentrm_jax.types import UserError
 
-RUNS = Path("runs/nano")
-STAGES = (
-    ("train.py", "sft", "the policy learns from expert trajectories"),
-    ("search.py", "mcts", "tree search on other tasks collects step values"),
-    ("train.py", "explicit", "the reward model learns the step values"),
-    ("search.py", "greedy", "held-out tasks: the policy alone"),
-    ("search.py", "best_of_n", "held-out tasks: best of 5 by the reward model"),
-    ("search.py", "beam", "held-out tasks: 5 x 5 beam by the reward model"),
-)
+SIZE = "nano"
+NAMES = ("sft", "mcts", "explicit", "greedy", "best_of_n", "beam")
+COMPARED = ("greedy", "best_of_n", "beam")
 
 
 def main() -> None:
     begin = time.monotonic()
-    for number, (script, name, purpose) in enumerate(STAGES, 1):
-        command = [sys.executable, script, f"--config=configs/{name}.py"]
-        print(f"\n[{number}/{len(STAGES)}] {purpose}\n$ python {' '.join(command[1:])}", flush=True)
-        if code := subprocess.run(command, check=False).returncode:
+    if len(sys.argv) > 1:
+        raise UserError("the demo takes no arguments; its stages do: python train.py --help, python search.py --help")
+    for number, name in enumerate(NAMES, 1):
+        arguments = stages.arguments_of(name, SIZE)
+        purpose = stages.STAGES[name].purpose
+        print(f"\n[{number}/{len(NAMES)}] {purpose}\n$ python {' '.join(arguments)}", flush=True)
+        if code := stages.run(arguments):
             raise UserError(f"the demo stopped at {name} (exit code {code}); run make demo again to continue there")
-    runs = [RUNS / name for _, name, _ in STAGES]
-    page = outcome.page(
+    runs = [stages.workdir_of(name, SIZE) for name in NAMES]
+    page = reports.page(
         [r for r in runs if (r / "results.json").exists()],
-        RUNS / "report" / "index.html",
+        stages.workdir_of("report", SIZE) / "index.html",
         title="AgentRM at nano size",
         training=[r for r in runs if (r / "metrics.jsonl").exists()],
     )
-    searches = [RUNS / name for name in ("greedy", "best_of_n", "beam")]
-    print("\n" + results.table(*(outcome.read(r) for r in searches)))
+    print("\n" + reports.show(*(stages.workdir_of(name, SIZE) for name in COMPARED)))
     print(f"\ndone in {format_seconds(time.monotonic() - begin)}; report: {page}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command.run(main, kept="make demo goes on where it was")

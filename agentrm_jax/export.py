@@ -1,14 +1,13 @@
 """Writes a trained model as a Hugging Face folder that transformers (4 and 5) and vLLM load and score alike.
 
-    python -m agentrm_jax.export WORKDIR OUT            policy: *ForCausalLM, reward model: *ForSequenceClassification
-    python -m agentrm_jax.export WORKDIR OUT --tokens   reward model as *ForTokenClassification: a value at every token
-    python -m agentrm_jax.export WORKDIR OUT --adapter  of a run with LoRA its adapters alone, for PEFT; else they are merged
+    python -m agentrm_jax.export WORKDIR OUT            a policy as *ForCausalLM, a reward model as *ForSequenceClassification
+    python -m agentrm_jax.export WORKDIR OUT --tokens   a reward model as *ForTokenClassification: a value at every token
+    python -m agentrm_jax.export WORKDIR OUT --adapter  the LoRA adapters of a run, for PEFT; without it they are merged
 
 Besides weights, configuration, tokenizer and chat template the folder holds `example_scores.json`: inputs and what this
 package computes for them, so that any server can be checked with one request.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -21,11 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax.chat import Chat
+from agentrm_jax.files import check_new_folder, new_folder, write_json
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.families import Head, config_to_hf
 from agentrm_jax.models.peft import write_peft
 from agentrm_jax.models.transformer import Transformer, token_logprobs, values
 from agentrm_jax.models.weights import Params, build, tensors
+from agentrm_jax.run import command
 from agentrm_jax.types import JSON, Message, UserError
 
 SHARD_BYTES = 5 * 10**9
@@ -52,27 +53,26 @@ def write_hf(
     shard_bytes: int = SHARD_BYTES,
     examples: Sequence[Sequence[Message]] = EXAMPLES,
 ) -> None:
-    """Writes the folder `out`. Weights keep their type and, read back, their bits.
+    """Writes a model as the Hugging Face folder `out`; weights keep their type, and reading them back gives the same bits.
 
     Raises:
-      UserError: the parameters lack the head, padding equals end of turn, the family cannot express the model, or `out` is
-        not empty.
+      UserError: the parameters lack the head, padding equals end of turn, the family cannot express the model, or `out` is a
+        file or a folder that is not empty.
     """
     needs = "value_d" if head != "CausalLM" else None if config.tie_embeddings else "head_dv"
     if needs and needs not in params:
         kind = "value head: it is no reward model" if needs == "value_d" else "language-model head: it is no policy"
         raise UserError(f"the model has no {kind}")
     params = {k: v for k, v in params.items() if k not in {"value_d", "head_dv"} - {needs}}
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; name a new folder")
+    check_new_folder(out)
     fields = config_to_hf(config, head, str(params["embed_vd"].dtype)) | _token_ids(chat)
-    out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / "config.json", fields)
-    if head == "CausalLM":
-        _write_json(out / "generation_config.json", _token_ids(chat))
-    _write_weights(params, config, out, head, shard_bytes)
-    write_tokenizer(chat.tokenizer, out)
-    _write_json(out / "example_scores.json", example_scores(build(config, params), chat, head, examples))
+    with new_folder(out) as draft:
+        write_json(draft / "config.json", fields)
+        if head == "CausalLM":
+            write_json(draft / "generation_config.json", _token_ids(chat))
+        _write_weights(params, config, draft, head, shard_bytes)
+        write_tokenizer(chat.tokenizer, draft)
+        write_json(draft / "example_scores.json", example_scores(build(config, params), chat, head, examples))
 
 
 def write_tokenizer(tokenizer: Any, out: Path) -> None:
@@ -90,13 +90,13 @@ def write_tokenizer(tokenizer: Any, out: Path) -> None:
         fields["additional_special_tokens"] = extra
     if tokenizer.chat_template:
         fields["chat_template"] = tokenizer.chat_template
-    _write_json(path, fields)
+    write_json(path, fields)
 
 
 def example_scores(
     model: Transformer, chat: Chat, head: Head, conversations: Sequence[Sequence[Message]] = EXAMPLES
 ) -> dict[str, JSON]:
-    """Conversations as token ids with our numbers for them, computed in float32.
+    """Conversations as token ids, with the numbers that the model gives them in float32.
 
     `score` is the value at the last token (the end of turn) of a reward model, `values` with it at every token; for a policy
     `logprob` is the sum over the last assistant turn, the last `logprob_tokens` ids.
@@ -145,7 +145,7 @@ def _hidden(model: Transformer, tokens: jax.Array, positions: jax.Array, end: ja
 
 
 def _token_ids(chat: Chat) -> dict[str, JSON]:
-    """Ids that readers of the folder need. A classifier is read at the last token that is not padding."""
+    """The special ids that readers of the folder need. A classifier is read at the last token that is not padding."""
     pad = chat.tokenizer.pad_token_id
     if pad is None or pad == chat.end_id:
         raise UserError(
@@ -176,7 +176,7 @@ def _write_weights(params: Params, config: ModelConfig, out: Path, head: Head, s
     else:
         files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
         index = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        _write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
+        write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
     for file, shard in zip(files, shards, strict=True):
         save_file({name: get() for name, get in shard.items()}, out / file, metadata={"format": "pt"})
         (out / file).chmod((out / "config.json").stat().st_mode)  # safetensors makes files that only their owner reads
@@ -187,46 +187,47 @@ def _write_adapter(workdir: Path, model: Transformer, chat: Chat, out: Path, hea
     from agentrm_jax.models.opening import load_adapters
 
     adapters = load_adapters(workdir)
-    write_peft(adapters.params, adapters.lora, adapters.base, out, head)
-    write_tokenizer(chat.tokenizer, out)
-    _write_json(out / "example_scores.json", example_scores(model, chat, head))
+    with new_folder(out) as draft:
+        write_peft(adapters.params, adapters.lora, adapters.base, draft, head)
+        write_tokenizer(chat.tokenizer, draft)
+        write_json(draft / "example_scores.json", example_scores(model, chat, head))
     if (Path(adapters.base) / "model.json").exists():
         print(f"their base is a workdir; export it for PEFT too: python -m agentrm_jax.export {adapters.base} FOLDER")
 
 
-def _write_json(path: Path, fields: dict[str, JSON]) -> None:
-    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code (2 for what the user can mend)."""
-    parser = argparse.ArgumentParser(prog="python -m agentrm_jax.export", description=__doc__.partition("\n")[0])
+    return command.exit_code(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    parser = command.Parser(prog="python -m agentrm_jax.export", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("workdir", type=Path, help="a training workdir")
     parser.add_argument("out", type=Path, help="folder to write; must be new or empty")
     parser.add_argument("--tokens", action="store_true", help="a reward model as *ForTokenClassification")
     parser.add_argument("--adapter", action="store_true", help="a run's LoRA adapters, not merged, as PEFT loads them")
     args = parser.parse_args(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # only its tokenizers are used; it warns about the rest
+    check_new_folder(args.out)  # before the model is read
+
+    from flax import nnx
+
+    from agentrm_jax.models.opening import load_model
+
+    loaded = load_model(args.workdir)
+    params = nnx.to_pure_dict(nnx.state(loaded.model, nnx.Param))
+    if args.tokens and "value_d" not in params:
+        raise UserError(f"{args.workdir} holds a policy; --tokens is for reward models")
+    is_reward = "value_d" in params
+    head: Head = "CausalLM" if not is_reward else "TokenClassification" if args.tokens else "SequenceClassification"
     try:
-        from flax import nnx
-
-        from agentrm_jax.models.opening import load_model
-
-        loaded = load_model(args.workdir)
-        params = nnx.to_pure_dict(nnx.state(loaded.model, nnx.Param))
-        if args.tokens and "value_d" not in params:
-            raise UserError(f"{args.workdir} holds a policy; --tokens is for reward models")
-        is_reward = "value_d" in params
-        head: Head = "CausalLM" if not is_reward else "TokenClassification" if args.tokens else "SequenceClassification"
         if args.adapter:
             _write_adapter(args.workdir, loaded.model, loaded.chat, args.out, head)
         else:
             write_hf(params, loaded.model.config, loaded.chat, args.out, head)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        raise UserError(f"{args.out} cannot be written: {error}") from error
     print(f"wrote {args.out} ({head}, step {loaded.step})")
-    return 0
 
 
 if __name__ == "__main__":

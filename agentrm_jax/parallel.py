@@ -1,7 +1,12 @@
 """One program, any size: the mesh, the table that places every array, and the start of many processes."""
 
+import atexit
 import contextlib
+import json
 import os
+import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,9 +41,59 @@ def start_distributed() -> None:
         )
     elif os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",") or "SLURM_JOB_NUM_NODES" in os.environ:
         jax.distributed.initialize()
+    if (service := _service()) is not None:
+        over = threading.Event()
+        watch = threading.Thread(target=_end_with_the_others, args=(service, over), daemon=True)
+        watch.start()
+        atexit.register(watch.join)
+        atexit.register(over.set)  # runs first, and before JAX leaves the service
 
 
 _MOST_WAITING = 24 * 3600  # seconds: the first process may have to make whole runs
+_ENDED = "agentrm_jax/ended"  # key of the coordination service: [process, why] of the first that ended with an error
+_ending = threading.Lock()  # taken by whatever ends this process, its own error or another's
+
+
+def _service() -> Any:
+    """The client of JAX's coordination service, which JAX itself and Orbax reach the same way; None for a single process."""
+    return jax._src.distributed.global_state.client
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Decorates a main: if one process of a run ends with an error, the others say so in one line and exit with code 2.
+
+    They do so wherever they are, also while they wait for that process at a barrier or in a collective.
+    """
+    try:
+        yield
+    except Exception as error:
+        service = _service()
+        if (_ending.locked() or service is not None) and not _ending.acquire(blocking=False):
+            time.sleep(_MOST_WAITING)  # this process is being ended for another's error, which may have caused this one
+        if service is not None:
+            why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process was first
+                service.key_value_set(_ENDED, json.dumps([jax.process_index(), why]))
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                jax.distributed.shutdown()  # returns when the others have heard it
+        raise
+
+
+def _end_with_the_others(service: Any, over: threading.Event) -> None:
+    """Waits until a process ends with an error, and then ends this one; or until the run is over."""
+    told = None
+    while told is None:
+        if over.wait(1.0):
+            return
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has told anything
+            told = service.key_value_try_get(_ENDED)
+    process, why = json.loads(told)
+    if _ending.acquire(blocking=False):
+        print(f"error: process {process} ended: {' '.join(why.split())}", file=sys.stderr, flush=True)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.distributed.shutdown()
+        os._exit(2)  # the main thread may wait for the other process for ever
 
 
 def meet(name: str) -> None:
@@ -49,19 +104,27 @@ def meet(name: str) -> None:
     multihost.sync_global_processes(name, timeout=_MOST_WAITING, processes=everyone)
 
 
+def all_agree(name: str, here: bool) -> bool:
+    """Whether `here` is true on every process; all must ask. `name` must be new at every call of a run."""
+    if jax.process_count() == 1:
+        return here
+    from jax.experimental import multihost_utils
+
+    meet(name)  # the collective itself does not wait for long
+    return bool(multihost_utils.process_allgather(np.array(here)).all())
+
+
 @contextlib.contextmanager
 def first_process_first(name: str) -> Iterator[None]:
     """Other processes enter the block when the first has left it: what it makes on a shared disk, they find.
 
-    `name` must be new at every call of a run.
+    They never enter it if the first leaves it with an error (see `together`). `name` must be new at every call of a run.
     """
     if jax.process_index():
         meet(name)
-    try:
-        yield
-    finally:
-        if not jax.process_index() and jax.process_count() > 1:
-            meet(name)
+    yield
+    if not jax.process_index() and jax.process_count() > 1:
+        meet(name)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = None) -> Mesh:

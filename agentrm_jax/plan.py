@@ -1,12 +1,12 @@
-"""Whether a run fits, before anything is allocated: memory of every device, from shapes and compiled programs alone.
+"""Memory that a run needs on every device, computed from shapes and compiled programs before anything is allocated.
 
     python -m agentrm_jax.plan --config=configs/explicit.py:llama3_70b --devices=64 --memory-gb=80
     python -m agentrm_jax.plan --config=configs/beam.py:llama3_8b --memory-gb=80 --target=h100:1
 
 Weights, optimizer state, gradients and KV cache are exact. What a program needs beside them (activations, gathered weights,
-workspace) is what XLA plans for it: with --target the compiler of those devices, which need not be there; else the CPU's for
-that many simulated devices. That one computes bfloat16 in float32, and other platforms fuse and schedule otherwise, so there
-it is an estimate, for bfloat16 rather a high one.
+workspace) is what XLA's compiler plans for it. With --target that is the compiler of those devices, which this machine need not
+have. Without, it is the CPU's for as many simulated devices: an estimate, since other platforms fuse and schedule otherwise, and
+a high one for bfloat16, which that compiler computes in float32.
 """
 
 import dataclasses
@@ -27,13 +27,16 @@ from flax import nnx
 from agentrm_jax import parallel
 from agentrm_jax.compilers import target_devices
 from agentrm_jax.engine import programs
+from agentrm_jax.models.card import Card, read_card
 from agentrm_jax.models.config import PRESETS, ModelConfig
 from agentrm_jax.models.lora import LoRA
 from agentrm_jax.models.opening import build_model
 from agentrm_jax.models.pretrained import open_pretrained
 from agentrm_jax.models.transformer import Transformer
-from agentrm_jax.run import config as cli
-from agentrm_jax.training import step as training
+from agentrm_jax.run import checks, command, flags
+from agentrm_jax.training import objectives
+from agentrm_jax.training.optimizer import optimizer_of
+from agentrm_jax.training.step import TrainState, abstract_state, make_train_step
 from agentrm_jax.types import JSON, UserError
 
 _USAGE = (
@@ -72,9 +75,8 @@ def model_shape(place: str, size: str) -> tuple[ModelConfig, str]:
     Raises:
       UserError: there is neither.
     """
-    about = Path(place) / "model.json"
-    if place and about.exists():
-        return ModelConfig.from_json(json.loads(about.read_text())["config"]), place
+    if place and (card := read_card(Path(place))):
+        return card.config, place
     if place and Path(place).expanduser().exists():
         return open_pretrained(place).config, place
     if size in PRESETS:
@@ -102,7 +104,8 @@ def plan_training(config: ml_collections.ConfigDict, devices: Sequence[jax.Devic
     held = {"weights": weights + frozen, "optimizer": optimizer, "gradients": weights}
     held["activations"] = max(temporary - weights, 0)
     facts: dict[str, JSON] = {
-        "run": f"{config.kind}, {config.loss}" + (f", adapters of rank {lora.rank}" if lora else ""),
+        "run": f"{objectives.find(config.loss).kind}, {config.loss}"
+        + (f", adapters of rank {lora.rank}" if lora else ""),
         "model": origin,
         "mesh": dict(mesh.shape),
         "batch": f"{config.batch_rows} rows of {config.row_length} tokens, {rows * jax.process_count() // _ways(mesh)} a device",
@@ -165,18 +168,17 @@ def plan_search(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
 
 def _abstract_state(
     config: ml_collections.ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, lora: LoRA | None
-) -> tuple[Any, nnx.GraphDef, training.TrainState, training.TrainState]:
+) -> tuple[Any, nnx.GraphDef, TrainState, TrainState]:
     """Optimizer, graph definition, shapes and shardings, as train.py makes them."""
-    about: dict[str, JSON] = {"lm_head": config.kind == "policy", "value_head": config.kind == "explicit"}
-    if lora:
-        about["lora"] = lora.to_json()
+    objective = objectives.find(config.loss)
+    card = Card(objective.kind, config.loss, model, objective.lm_head, objective.value_head, lora)
     held = jnp.dtype(config.dtype) if lora else jnp.float32
-    tx = training.optimizer_of(config)
+    tx = optimizer_of(config)
 
     def make_model(rngs: nnx.Rngs) -> Transformer:
-        return build_model(model, rngs, about, scan=config.scan, remat=config.remat, dtype=held)
+        return build_model(card, rngs, scan=config.scan, remat=config.remat, dtype=held)
 
-    return tx, *training.abstract_state(make_model, tx, mesh)
+    return tx, *abstract_state(make_model, tx, mesh)
 
 
 def _compiled_step(
@@ -184,8 +186,8 @@ def _compiled_step(
 ) -> jax.stages.Compiled:
     """The training step, made from shapes alone."""
     tx, graphdef, shape, placed = _abstract_state(config, model, mesh, lora)
-    loss = training.make_loss(config.loss, jnp.dtype(config.dtype))
-    step = training.make_train_step(graphdef, tx, loss, placed, mesh)
+    loss = objectives.find(config.loss).loss(jnp.dtype(config.dtype))
+    step = make_train_step(graphdef, tx, loss, placed, mesh)
     return step.lower(shape, _batch(config, mesh)).compile()  # type: ignore[attr-defined]
 
 
@@ -339,7 +341,7 @@ def as_json(plan: Plan, memory_gb: float | None) -> dict[str, JSON]:
 def _own_flags(argv: Sequence[str]) -> tuple[int | None, str, float | None, bool, list[str]]:
     """Devices, target, memory, whether JSON is wanted, and what is left for the config."""
     devices, target, memory, as_dict, rest = None, "", None, False, []
-    for arg in argv:
+    for arg in flags.joined(argv, switches=("--json",)):
         name, _, value = arg.partition("=")
         try:
             if name == "--devices":
@@ -367,28 +369,22 @@ def _own_flags(argv: Sequence[str]) -> tuple[int | None, str, float | None, bool
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code: 0 also if the run does not fit, 2 for what the user can mend."""
-    argv = sys.argv[1:] if argv is None else argv
+    return command.exit_code(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> None:
     if {"-h", "--help"} & set(argv):
         print(f"{(__doc__ or '').strip()}\n\n{_USAGE}")
-        return 0
-    try:
-        count, target, memory_gb, as_dict, rest = _own_flags(argv)
-        config, _ = cli.parse(rest)
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", count or 1)
-        jax.config.update("jax_enable_compilation_cache", False)  # a program from the cache does not say what it needs
-        devices = target_devices(target) if target else jax.devices()
-        if "engine" in config:
-            plan = plan_search(config, devices)
-        elif "batch_rows" in config:
-            plan = plan_training(config, devices)
-        else:
-            raise UserError("this config is neither for train.py nor for search.py")
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return
+    count, target, memory_gb, as_dict, rest = _own_flags(argv)
+    config, _ = flags.parse(rest)
+    checks.check(config)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count or 1)
+    jax.config.update("jax_enable_compilation_cache", False)  # a program from the cache does not say what it needs
+    devices = target_devices(target) if target else jax.devices()
+    plan = plan_search(config, devices) if "engine" in config else plan_training(config, devices)
     print(json.dumps(as_json(plan, memory_gb)) if as_dict else table(plan, memory_gb))
-    return 0
 
 
 if __name__ == "__main__":

@@ -2,15 +2,16 @@
 
 import dataclasses
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from agentrm_jax.chat import Chat
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.tree import Segment
-from agentrm_jax.types import Action, Message, State, Step, Task, Trajectory
+from agentrm_jax.types import Action, Message, State, Step, Task, Trajectory, UserError
 
 Reader = Literal["policy", "reward"]
+GOAL, OBSERVATION = "{goal}", "{observation}"  # where a task's own words go, in `instructions`
 
 
 def opening(spec: EnvSpec, goal: str, observation: str, *, reader: Reader, examples: int = 0) -> list[Message]:
@@ -25,6 +26,18 @@ def opening(spec: EnvSpec, goal: str, observation: str, *, reader: Reader, examp
     if not examples or not spec.example:
         return [Message("user", spec.instruction + "\n\n" + task)]
     return [Message("user", spec.instruction), Message("assistant", "OK"), *spec.example, Message("user", task)]
+
+
+def instructions(spec: EnvSpec, tasks: Iterable[Task], *, reader: Reader, examples: int = 0) -> tuple[str, ...]:
+    """What a reader is told about an environment, apart from goal and observation: every different text that `tasks` meet.
+
+    A worked example is part of its text.
+    """
+    found: dict[str, None] = {}
+    for task in tasks:
+        messages = opening(spec.texts(task), GOAL, OBSERVATION, reader=reader, examples=examples)
+        found["\n\n".join(m.content for m in messages)] = None
+    return tuple(found)
 
 
 @dataclasses.dataclass(eq=False)
@@ -72,6 +85,14 @@ class Encoder:
         return segments
 
     def prompt(self, task: Task, goal: str, observation: str) -> Segment:
+        """Everything before the first turn.
+
+        Raises:
+          UserError: nothing says what the reader is told about the task's environment.
+        """
+        if task.env not in self.specs:
+            known = ", ".join(self.specs) or "none"
+            raise UserError(f"nothing is known of environment {task.env!r} (task {task.id}); known here: {known}")
         spec = self.specs[task.env].texts(task)
         return self.chat.prompt(opening(spec, goal, observation, reader=self.reader, examples=self.examples))
 

@@ -43,6 +43,7 @@ class Node:
       weight: factor on the token loss, e.g. how many paths run through the node.
       value: target of the value head at the segment's last token; NaN if there is none.
       value_weight: factor on the value loss; 0 if there is no target.
+      origin: index of what the node was made from in its record (a search tree's node); -1 if that does not matter.
     """
 
     segment: Segment
@@ -50,6 +51,7 @@ class Node:
     weight: float = 1.0
     value: float = np.nan
     value_weight: float = 0.0
+    origin: int = -1
 
 
 TokenTree = Sequence[Node]

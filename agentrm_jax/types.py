@@ -16,12 +16,24 @@ class UserError(Exception):
     """Input a user can mend: the mains print its one line and exit with code 2."""
 
 
+class TaskFailure(Exception):
+    """One task (or sample, or row) cannot go on, for the reason given; the others can."""
+
+
+class EnvironmentFault(TaskFailure):
+    """An environment could not be brought to a state (it hung, died or diverged, also after being replaced)."""
+
+
+class TooLong(TaskFailure):
+    """A prompt and one turn alone are longer than what the model may read."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:
     """One item of an environment: what to reset to, and how long an episode may take.
 
     Attributes:
-      env: name of the environment module, e.g. `babyai`.
+      env: name of the environment, `SPEC.name`, e.g. `babyai`; not the import path of a user's module.
       id: unique within the environment and split-independent, e.g. `GoToLocal-1234`.
       split: `train`, `dev` or `test`.
       max_steps: assistant turns an episode may take.
@@ -179,10 +191,6 @@ class Environments(Protocol):
     async def step(self, state: State, action: Action) -> State:
         """Execute `action` after `state`; returns the successor with its outcome. Raises `EnvironmentFault`."""
         ...
-
-
-class EnvironmentFault(Exception):
-    """An environment could not be brought to a state (it hung, died or diverged, also after being replaced)."""
 
 
 class Policy(Protocol):

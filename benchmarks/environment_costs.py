@@ -25,7 +25,7 @@ from typing import Any
 from agentrm_jax.envs.catalogue import find
 from agentrm_jax.envs.pool.episode import Episode
 from agentrm_jax.envs.pool.pool import EnvironmentPool
-from agentrm_jax.envs.react import render_action
+from agentrm_jax.replies import render_action
 from agentrm_jax.testing.demonstrated import LIGHT, Demonstration, demonstrations, installed
 from agentrm_jax.types import Action, Outcome, State, UserError
 

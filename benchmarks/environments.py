@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from agentrm_jax.envs.catalogue import find
 from agentrm_jax.envs.pool.episode import Episode
 from agentrm_jax.envs.pool.pool import EnvironmentPool
-from agentrm_jax.envs.react import render_action
+from agentrm_jax.replies import render_action
 from agentrm_jax.testing.demonstrated import Demonstration, demonstrations
 from agentrm_jax.types import Action
 from benchmarks.measure import Pass, Row, Size, compare

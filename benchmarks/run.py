@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from agentrm_jax.run import stages as start
+from agentrm_jax.run.devices import accelerator
 from agentrm_jax.types import UserError
 from benchmarks.measure import NANO_SIZE, TOY_SIZE, Row, machine, table
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
-    start.accelerator()
+    accelerator()
     size = {"nano": NANO_SIZE, "toy": TOY_SIZE}[arguments.size]
     rows: list[Row] = []
     for name in arguments.names or NAMES:

@@ -40,11 +40,16 @@ def random_request(rng: np.random.Generator) -> Request:
         return ScoreRequest(path)
     if kind == 1:
         return LogprobsRequest(path, int(rng.integers(1, len(path) + 1)))
-    shaped = {"top_k": 5, "logprobs": 2} if rng.random() < 0.2 else {}
+    shaped = rng.random() < 0.2
     tokens = int(rng.integers(1, 25))
-    return GenerateRequest(
-        path, SamplingParams(n=int(rng.integers(1, 5)), seed=int(rng.integers(99)), max_tokens=tokens, **shaped)
+    params = SamplingParams(
+        n=int(rng.integers(1, 5)),
+        seed=int(rng.integers(99)),
+        max_tokens=tokens,
+        top_k=5 if shaped else 0,
+        logprobs=2 if shaped else 0,
     )
+    return GenerateRequest(path, params)
 
 
 def soak(engine: Engine, requests: int, seed: int) -> dict[str, int]:

@@ -11,7 +11,9 @@ from flax import nnx
 
 from agentrm_jax import parallel, tree
 from agentrm_jax.models.transformer import Transformer
-from agentrm_jax.training import step as training
+from agentrm_jax.training import objectives
+from agentrm_jax.training.optimizer import make_optimizer
+from agentrm_jax.training.step import init_state, make_train_step
 from benchmarks.measure import Pass, Row, Size, compare, tokens
 
 _CHILDREN, _ACTION, _OBSERVATION = 3, 14, 36
@@ -77,13 +79,13 @@ def _rows(trees: Sequence[tree.FlatTree], length: int, share: bool = True) -> di
 
 def _step(size: Size, batch: dict[str, np.ndarray], states: int) -> Pass:
     mesh = parallel.make_mesh()
-    tx = training.make_optimizer(learning_rate=1e-5, warmup=0.1, total_steps=10**6, weight_decay=0.0, clip=1.0)
+    tx = make_optimizer(learning_rate=1e-5, warmup=0.1, total_steps=10**6, weight_decay=0.0, clip=1.0)
 
     def make(rngs: nnx.Rngs) -> Transformer:
         return Transformer(size.model, rngs=rngs, lm_head=False, value_head=True)
 
-    graphdef, current, placed = training.init_state(make, tx, mesh, 0)
-    update = training.make_train_step(graphdef, tx, training.make_loss("regression", jnp.float32), placed, mesh)
+    graphdef, current, placed = init_state(make, tx, mesh, 0)
+    update = make_train_step(graphdef, tx, objectives.find("regression").loss(jnp.float32), placed, mesh)
     arrays = {k: jnp.asarray(v) for k, v in batch.items()}
 
     def run(repeat: int) -> float:

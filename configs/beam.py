@@ -1,9 +1,14 @@
 """Step-level beam search: width x branch proposals a step, the reward model keeps `width` of them (paper 3.3).
 
-python search.py --config=configs/beam.py
+    python search.py --config=configs/beam.py
+
+Nano takes about 4 minutes on 2 cores, after its policy and reward model; expect about 71 of 100 (50 on BabyAI, 92 in mazes), where the
+policy alone has 58.
 """
 
 from configs import common
+
+MAIN = "search.py"
 
 
 def get_config(size: str = "nano"):

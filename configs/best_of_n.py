@@ -2,14 +2,19 @@
 
     python search.py --config=configs/best_of_n.py
 
-Beside its own row it reports what chance (`random`) and a perfect chooser (`oracle`) would have made of the same samples.
+Nano takes about 2.5 minutes on 2 cores, after its policy and reward model; expect about 71 of 100 (60 on BabyAI, 83 in mazes), where the
+policy alone has 58. Beside its own row it reports what chance (`random`, about 49) and a perfect chooser (`oracle`, about 77)
+would have made of the same samples.
 """
 
 from configs import common
+
+MAIN = "search.py"
 
 
 def get_config(size: str = "nano"):
     common.check_size(size)
     config = common.search(size, method="best_of_n", reward_model=f"runs/{size}/explicit")
-    config.search = common.config_dict(n=5, aggregate="last", temperature=1.0)
+    # all_steps: every step is scored, for the report, also where the aggregate needs the last only
+    config.search = common.config_dict(n=5, aggregate="last", temperature=1.0, all_steps=True)
     return config

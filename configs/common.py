@@ -120,6 +120,7 @@ def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.
         search=config_dict(),
         concurrency=64,
         chat_template="",  # of policy and reward model, instead of their tokenizers' own: chatml, or a file
+        date="",  # told to a template that reads the clock, ISO format; empty: the day the run began
         examples=0 if size == "nano" else 1,  # worked examples in the policy's prompt
         seed=0,
         log_seconds=10.0,

@@ -2,11 +2,14 @@
 
     python train.py --config=configs/sft.py
 
-The nano size makes its own data (experts of the environments, once, in `runs/nano/experts`) and tokenizer; other sizes start from a
-pretrained model (`--config=configs/sft.py:smollm2`).
+Nano takes about 5 minutes on 2 cores: it makes its own data (experts of the environments, once, in `runs/nano/experts`) and
+tokenizer, and trains 3.4 M parameters from nothing. Alone (`configs/greedy.py`) that policy scores about 58 of 100 on held-out tasks, 47 on
+BabyAI and 69 in mazes. Other sizes start from a pretrained model (`--config=configs/sft.py:smollm2`).
 """
 
 from configs import common
+
+MAIN = "train.py"
 
 
 def get_config(size: str = "nano"):
@@ -14,10 +17,10 @@ def get_config(size: str = "nano"):
     nano = size == "nano"
     config = common.config_dict(
         size=size,
-        kind="policy",
         model=common.model(),  # nano's; a model named by `init` brings its own
         init=common.SIZES[size],  # a training workdir, a Hugging Face folder, a GGUF file, or smollm2
-        chat_template="",  # instead of the tokenizer\'s own: chatml, or a file
+        chat_template="",  # instead of the tokenizer's own: chatml, or a file
+        date="",  # told to a template that reads the clock, ISO format; empty: the day the run began
         env=common.env(split="train", count=1500),
         experts=f"runs/{size}/experts",
         loss="imitation",

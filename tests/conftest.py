@@ -14,10 +14,27 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import hypothesis  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+# In tests every call of these modules' functions is checked against the shapes and types in its annotations.
+CHECKED = (
+    *("agentrm_jax.models.attention", "agentrm_jax.models.attention_fused", "agentrm_jax.models.attention_gpu"),
+    *("agentrm_jax.models.attention_tpu", "agentrm_jax.models.attention_xla", "agentrm_jax.models.tiles"),
+    *("agentrm_jax.models.layers", "agentrm_jax.models.lora", "agentrm_jax.models.transformer"),
+    *("agentrm_jax.models.vocabulary", "agentrm_jax.training.losses"),
+)
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 hypothesis.settings.register_profile("repeatable", deadline=None, max_examples=60, derandomize=True, database=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def checked_modules() -> tuple[str, ...]:
+    """The modules whose annotations are checked."""
+    return CHECKED
+
 
 SENTENCES = (
     "Your task: go to the red ball.\n\nYou see a red ball 3 steps ahead, and a locked door to your left.",
@@ -44,10 +61,10 @@ def chat(tokenizer: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny() -> Any:
-    """A model config whose programs compile in a second or two: 2 layers, d_model 16, 64 tokens."""
+    """A model config whose programs compile in a second or two: 2 layers, d_model 16, the ids of `tokenizer`."""
     from agentrm_jax.models.config import ModelConfig
 
-    return ModelConfig(vocab_size=64, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32)
+    return ModelConfig(vocab_size=320, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Programs for devices that are not there: known by name, and compiled by their own compilers where those are installed."""
+"""Targets to compile for: known by name, and compiled for by their own compilers where those are installed."""
 
 import dataclasses
 import importlib.util
@@ -49,7 +49,7 @@ def compile_all(name: str) -> None:
 
     from agentrm_jax import parallel, plan
     from agentrm_jax.models.config import ModelConfig
-    from agentrm_jax.run import config as cli
+    from agentrm_jax.run import flags
 
     model = ModelConfig(vocab_size=1024, num_layers=2, d_model=256, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=512)
     devices = target_devices(name)
@@ -61,10 +61,10 @@ def compile_all(name: str) -> None:
         return compiled
 
     plan._compiled = keep
-    config, _ = cli.parse([f"--config={ROOT}/configs/best_of_n.py"])
+    config, _ = flags.parse([f"--config={ROOT}/configs/best_of_n.py"])
     plan._engine_memory(model, config.engine, True, parallel.make_mesh(1, 1, 2, devices=devices[:2]))
 
-    config, _ = cli.parse([f"--config={ROOT}/configs/explicit.py", "--config.dtype=bfloat16", "--config.scan=True"])
+    config, _ = flags.parse([f"--config={ROOT}/configs/explicit.py", "--config.dtype=bfloat16", "--config.scan=True"])
     mesh = parallel.make_mesh(1, 2, 2, devices=devices)
     step = plan._compiled_step(config, model, mesh, None)
     print("\f".join([step.as_text(), programs["prefill"].as_text(), programs["decode"].as_text()]))

@@ -130,6 +130,8 @@ def test_what_cannot_be_written_is_refused(tmp_path, chat, config):
     (tmp_path / "c" / "mine.txt").touch()
     with pytest.raises(UserError, match="not empty"):
         export.write_hf(params_of(config), config, chat, tmp_path / "c", "CausalLM")
+    with pytest.raises(UserError, match=r"mine\.txt is a file; name a new folder"):
+        export.write_hf(params_of(config), config, chat, tmp_path / "c" / "mine.txt", "CausalLM")
     tokenizer = train_tokenizer(["x"], 300)
     same = load_chat(tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
@@ -142,3 +144,17 @@ def test_a_folder_that_is_no_workdir_ends_with_one_line(tmp_path, capsys):
     message = capsys.readouterr().err
     assert str(tmp_path) in message
     assert message.count("\n") == 1
+
+
+def test_a_place_that_is_taken_and_a_flag_that_is_none_end_with_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for arguments, said in (
+        ([str(tmp_path), str(tmp_path / "file")], "file is a file; name a new folder"),
+        ([str(tmp_path)], "the following arguments are required: out"),
+        ([str(tmp_path), str(tmp_path / "out"), "--token-s"], "unrecognized arguments: --token-s"),
+    ):
+        assert export.main(arguments) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert said in message
+        assert message.count("\n") == 1

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,13 +94,103 @@ def test_a_killed_run_continues_and_ends_like_an_uninterrupted_one(sft, tmp_path
     assert dict(losses(tmp_path / "sft")) == pytest.approx(dict(losses(sft)), rel=1e-6)
 
 
-def run_two(script: str, config: str, workdir: Path, *options: str) -> list[str]:
-    """What each of two processes of one run prints."""
+def test_a_run_may_go_on_for_more_steps_and_with_another_log(sft, tmp_path):
+    shutil.copytree(sft, tmp_path / "sft")
+    options = (f"--config.experts={sft.parent}/experts", *TINY, *MODEL, *TRAIN)
+    more = ("--config.total_steps=8", "--config.checkpoint_steps=3", "--config.log_steps=1")
+    out = run("train.py", "sft", tmp_path / "sft", *options, *more)
+    assert "continuing" in out
+    assert "trained 8 steps" in out
+    assert [step for step, _ in losses(tmp_path / "sft")] == [2, 4, 6, 7, 8]
+    assert json.loads((tmp_path / "sft/done.json").read_text())["steps"] == 8
+    changed = [json.loads(line)["key"] for line in (tmp_path / "sft/config_changes.jsonl").read_text().splitlines()]
+    assert changed == ["checkpoint_steps", "log_steps", "total_steps"]
+
+
+def stop(process: subprocess.Popen, second: subprocess.Popen, ready: Callable[[], bool]) -> str:
+    """Lets a second run fail beside a first one, then ends that with SIGTERM; what the first one said last."""
+    while not ready():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.02)
+    _, err = second.communicate(timeout=120)
+    (line,) = err.strip().splitlines()
+    assert second.returncode == 2
+    assert f"is in use by process {process.pid} on " in line
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err[-3000:]
+    assert "Traceback" not in err
+    return err.strip().splitlines()[-1]
+
+
+def test_a_terminated_training_has_saved_its_last_step_and_had_its_workdir_alone(sft, tmp_path):
+    workdir = tmp_path / "sft"
+    long = ("--config.total_steps=5000", "--config.checkpoint_steps=5000", "--config.log_steps=3")
+    command = ("train.py", "sft", workdir, f"--config.experts={sft.parent}/experts", *TINY, *MODEL, *TRAIN, *long)
+    process = start(*command)
+    while not (workdir / "lock.json").exists():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.02)
+    last = stop(process, start(*command), lambda: (workdir / "metrics.jsonl").exists() and bool(losses(workdir)))
+    found = re.fullmatch(r"stopped at step (\d+); checkpoint saved; the same command continues", last)
+    assert found is not None, last
+    assert [p.name for p in (workdir / "checkpoints").iterdir()] == [found.group(1)]
+    assert not (workdir / "lock.json").exists()
+
+
+def test_of_two_processes_that_train_one_is_terminated_and_both_stop_after_the_same_step(sft, tmp_path):
+    workdir = tmp_path / "sft"
+    long = ("--config.total_steps=5000", "--config.checkpoint_steps=5000", "--config.log_steps=3")
+    both = start_two("train.py", "sft", workdir, f"--config.experts={sft.parent}/experts", *TINY, *MODEL, *TRAIN, *long)
+    while not ((workdir / "metrics.jsonl").exists() and losses(workdir)):
+        assert [process.poll() for process in both] == [None, None], [p.communicate()[1][-2000:] for p in both]
+        time.sleep(0.02)
+    both[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [130, 143], said
+    (step,) = {re.findall(r"stopped at step (\d+); checkpoint saved", err)[0] for err in said}
+    assert [p.name for p in (workdir / "checkpoints").iterdir()] == [step]
+
+
+def test_a_terminated_search_keeps_its_finished_tasks_and_had_its_workdir_alone(sft, tmp_path):
+    workdir = tmp_path / "greedy"
+    many = ("--config.env.count=900", "--config.env.split=train", "--config.concurrency=2")
+    command = ("search.py", "greedy", workdir, f"--config.policy={sft}", *TINY, *ENGINE, *many)
+    process = start(*command)
+    while not (workdir / "lock.json").exists():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.02)
+    tasks = workdir / "tasks.jsonl"
+    last = stop(process, start(*command), lambda: tasks.exists() and tasks.read_text().count("\n") > 2)
+    assert last == "stopped; finished tasks are kept; the same command continues"
+    assert all(json.loads(line)["task"] for line in tasks.read_text().splitlines())
+    assert not (workdir / "lock.json").exists()
+
+
+def test_what_a_typo_leaves_behind_does_not_bind(sft, tmp_path):
+    """Refused late, when the data has been read: the corrected command is not taken for another experiment."""
+    trees = tmp_path / "trees"
+    (trees / "trees").mkdir(parents=True)
+    (trees / "done.json").write_text("{}")
+    process = start("train.py", "explicit", tmp_path / "x", f"--config.init={sft}", f"--config.trees={trees}", *TRAIN)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "no search trees" in err
+    assert not (tmp_path / "x").exists()
+
+
+def start_two(script: str, config: str, workdir: Path, *options: str) -> list[subprocess.Popen]:
+    """Two processes of one run."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
     env = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "1"}
-    both = [start(script, config, workdir, *options, **env, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    return [start(script, config, workdir, *options, **env, JAX_PROCESS_ID=str(i)) for i in range(2)]
+
+
+def run_two(*arguments) -> list[str]:
+    """What each of two processes of one run prints."""
+    both = start_two(*arguments)
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said[0][1][-2000:] + said[1][1][-2000:]
     return [out for out, _ in said]
@@ -130,14 +223,25 @@ def test_trees_reward_model_and_search_follow(sft, tmp_path):
         tmp_path / "explicit",
         f"--config.init={sft}",
         f"--config.trees={tmp_path}/mcts",
+        "--config.heldout=0.4",
+        "--config.eval_steps=3",
         *TRAIN,
     )
+    evaluation = json.loads((tmp_path / "explicit/evaluation.json").read_text())
+    assert evaluation["step"] == 6
+    assert evaluation["metrics"]["tasks"] == 1
+    assert sum(b["count"] for b in evaluation["calibration"]) == evaluation["metrics"]["states"] > 0
+    rows = [json.loads(line) for line in (tmp_path / "explicit/metrics.jsonl").read_text().splitlines()]
+    measured = {r["step"]: r["eval/mse"] for r in rows if "eval/mse" in r}
+    assert list(measured) == [3, 6]
+    assert measured[6] == evaluation["metrics"]["mse"]
+    assert [r["step"] for r in rows if "loss" in r] == [2, 4, 6]
     greedy = run("search.py", "greedy", tmp_path / "greedy", *options)
     assert "greedy" in greedy
     chosen = ("--config.search.n=3", f"--config.reward_model={tmp_path}/explicit", f"--config.greedy={tmp_path}/greedy")
     run("search.py", "best_of_n", tmp_path / "best_of_n", *options, *chosen)
     results = json.loads((tmp_path / "best_of_n/results.json").read_text())
-    assert set(results["rows"]) == {"greedy", "random", "oracle"}
+    assert set(results["rows"]) == {"greedy", "random", "shortest", "longest", "ended", "oracle"}
     assert results["overall"]["n"] == 3
     assert results["rows"]["random"]["overall"]["score"] <= results["rows"]["oracle"]["overall"]["score"]
     assert all(results["budget"][k] > 0 for k in ("policy_tokens", "reward_tokens", "env_steps", "seconds"))

@@ -16,8 +16,9 @@ from agentrm_jax.engine.engine import make_engine
 from agentrm_jax.models.config import PRESETS, ModelConfig
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.models.weights import abstract_params
-from agentrm_jax.run import config as cli
-from agentrm_jax.training import step as training
+from agentrm_jax.run import flags
+from agentrm_jax.training.optimizer import make_optimizer
+from agentrm_jax.training.step import init_state
 
 ROOT = Path(__file__).parents[1]
 # Parameters of the public checkpoints, as their safetensors headers add up.
@@ -77,16 +78,16 @@ def test_a_table_says_what_takes_the_memory_and_that_it_does_not_fit():
 
 
 def nano(name: str, **changes: Any) -> Any:
-    return cli.parse([f"--config={ROOT}/configs/{name}.py", *(f"--config.{k}={v}" for k, v in changes.items())])[0]
+    return flags.parse([f"--config={ROOT}/configs/{name}.py", *(f"--config.{k}={v}" for k, v in changes.items())])[0]
 
 
 def test_the_nano_policys_plan_is_what_its_training_state_takes():
     config = nano("sft", batch_rows=1, row_length=64)
     planned = plan.plan_training(config, jax.devices())
     mesh = parallel.make_mesh(devices=jax.devices())
-    tx = training.make_optimizer(learning_rate=1e-3, warmup=0.1, total_steps=9, weight_decay=0.0, clip=1.0)
+    tx = make_optimizer(learning_rate=1e-3, warmup=0.1, total_steps=9, weight_decay=0.0, clip=1.0)
     shape = ModelConfig(**config.model)
-    _, state, _ = training.init_state(lambda rngs: Transformer(shape, rngs=rngs), tx, mesh, 0)
+    _, state, _ = init_state(lambda rngs: Transformer(shape, rngs=rngs), tx, mesh, 0)
     assert planned.bytes["weights"] == allocated(state.params)
     assert planned.bytes["optimizer"] == allocated(state.opt_state)
     assert planned.parameters["trained"] == sum(x.size for x in jax.tree.leaves(state.params))

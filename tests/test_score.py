@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from agentrm_jax.data import datasets as pipeline
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.requests import EngineConfig
 from agentrm_jax.envs.catalogue import find
+from agentrm_jax.models.card import Card, Texts
 from agentrm_jax.models.opening import load_model
 from agentrm_jax.prompts import Encoder
 from agentrm_jax.rewards.explicit import ExplicitRewardModel
@@ -54,6 +56,7 @@ def parsed(rows) -> list[conversations.Conversation]:
     return [c for row in rows for c in conversations.conversations_of(row, origin="row", fallback=0)]
 
 
+ASK, ANSWER = {"role": "user", "content": "Is 7 prime?"}, {"role": "assistant", "content": "Yes."}
 TALKS = parsed(talk(seed) for seed in range(12))
 
 
@@ -68,6 +71,10 @@ def one_by_one(conversation, chat) -> list[float]:
 @pytest.fixture(scope="module")
 def expected(chat) -> dict[int, list[float]]:
     return {c.id: one_by_one(c, chat) for c in TALKS}
+
+
+def clipped_product(values: list[float]) -> float:
+    return float(np.prod(np.clip(values, 0, 1)))
 
 
 def check(scored, expected):
@@ -104,12 +111,41 @@ def test_steps_beyond_the_longest_length_are_read_without_the_oldest_turns(chat,
     want = [*expected[long.id][:-1], float(dense_values(MODEL, kept)[-1])]
     np.testing.assert_allclose(cut.step_scores, want, atol=1e-5)
     assert abs(want[-1] - expected[long.id][-1]) > 1e-3
-    with pytest.raises(UserError, match=rf"row, id {long.id}: prompt and last turn alone take .* --max-length"):
-        list(score.score(MODEL, chat, [long], max_length=5))
+
+
+def test_a_trajectory_that_is_too_long_or_refused_by_the_template_says_so_and_the_others_are_scored(chat, expected):
+    """The limit is raised where it can be, and it is not advised where it cannot."""
+    good = [c for c in TALKS if len(expected[c.id]) == 1][:3]
+    (wordy,) = parsed([{"id": "long", "messages": [ASK | {"content": "A door. " * 400}, ANSWER]}])
+    (upside_down,) = parsed([{"id": "answer", "messages": [ANSWER]}])
+    scored = list(score.score(MODEL, chat, [wordy, good[0], upside_down, *good[1:]], **ONE_ROW, max_length=200))
+    assert [s.id for s in scored] == ["long", good[0].id, "answer", *(c.id for c in good[1:])]
+    check([s for s in scored if not s.error], expected)
+    first, second = (s for s in scored if s.error)
+    assert re.fullmatch(
+        r"row: prompt and last turn alone take \d+ tokens, more than 200; raise --max-length, up to 256", first.error
+    )
+    assert second.error.startswith("row: a conversation begins with a system or user message")
+    for one in (first, second):
+        assert one.to_json() == {"id": one.id, "step_scores": [], "score": None, "error": one.error}
+    (at_most,) = score.score(MODEL, chat, [wordy], **ONE_ROW, max_length=MODEL.config.max_length)
+    assert at_most.error.endswith("more than 256; the model reads no more: shorten them")
+
+
+def test_a_value_that_is_no_number_is_null_with_a_reason(chat):
+    broken = tiny_model(vocab_size=330)
+    broken.value_d = nnx.Param(jax.numpy.full_like(broken.value_d[...], np.nan))
+    talk = max(TALKS, key=lambda c: sum(m.loss for m in c.messages))
+    (none,) = parsed([{"id": "none", "messages": [ASK]}])
+    first, second = score.score(broken, chat, [talk, none], **ONE_ROW)
+    steps = [None] * len(first.step_scores)
+    assert first.to_json() == {"id": talk.id, "step_scores": steps, "score": None, "error": first.error}
+    assert re.fullmatch(r"row: the model's value is not a number after step 1, 2.*", first.error)
+    assert second.to_json() == {"id": "none", "step_scores": [], "score": None}
 
 
 def test_the_score_is_the_aggregate_that_was_asked_for(chat, expected):
-    for how, function in {"last": lambda v: v[-1], "min": min, "mean": np.mean, "prod": np.prod}.items():
+    for how, function in {"last": lambda v: v[-1], "min": min, "mean": np.mean, "prod": clipped_product}.items():
         for s in score.score(MODEL, chat, TALKS, **ONE_ROW, aggregate=how):
             if s.step_scores:
                 np.testing.assert_allclose(s.score, function(s.step_scores), rtol=1e-6)
@@ -213,6 +249,65 @@ def test_as_a_command_on_two_devices(rows_file, tmp_path):
         assert line["score"] == line["step_scores"][-1]
 
 
+LONG = {"id": "long", "messages": [ASK | {"content": "Is 7 prime? " * 400}, ANSWER]}
+SHORT = {"id": "short", "messages": [ASK, ANSWER]}
+
+
+def test_what_cannot_be_scored_has_a_line_is_counted_and_ends_the_command_only_if_asked(tmp_path, capsys):
+    path = tmp_path / "t.jsonl"
+    options = [str(GOLDEN / "qwen3"), str(path), "--rows=1", "--row-length=256", "--max-length=200"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in (SHORT, LONG, SHORT)))
+    for strict, code in ((), 0), (("--strict",), 2):
+        assert score.main([*options, *strict]) == code
+        out, err = capsys.readouterr()
+        first, failed, last = lines(out)
+        assert first == last
+        assert (failed["id"], failed["step_scores"], failed["score"]) == ("long", [], None)
+        assert failed["error"].startswith(f"{path}, line 2: prompt and last turn alone take")
+        assert f'1 not scored, see "error" in their lines; the first: {failed["error"]}' in err
+    path.write_text(json.dumps(LONG))
+    assert score.main(options) == 2
+    assert lines(capsys.readouterr().out)[0]["id"] == "long"
+
+
+def test_output_is_strict_json_whatever_an_id_holds(tmp_path, capsys):
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps(SHORT | {"id": "sch\u00f6n\x00\ud800"}))
+    assert score.main([str(GOLDEN / "qwen3"), str(path), "--rows=1", "--row-length=256"]) == 0
+    (line,) = lines(capsys.readouterr().out)
+    assert line["id"] == "sch\u00f6n\ufffd\ufffd"
+
+
+def own_record(env: str) -> dict:
+    """A record of one turn in an environment of this name."""
+    root = State(Task(env, "1", "test", 9), "leave", outcome=Outcome("A door."))
+    end = dataclasses.replace(root.propose(Action("Action: leave")), outcome=Outcome("Out."))
+    return formats.trajectory_to_json(trajectory_of(end, sample=0))
+
+
+def test_records_of_a_users_environment_are_read_with_the_texts_of_the_card_or_of_its_module(
+    tmp_path, hall, monkeypatch, chat
+):
+    """What a record names is never imported."""
+    (tmp_path / "ours.py").write_text("raise SystemExit('imported because a file named it')")
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps(own_record("ours")) + "\n")
+    with pytest.raises(
+        UserError, match=r"line 1: no environment named 'ours' is known here; known: agentgym, alfworld"
+    ):
+        list(conversations.read(path))
+    text = "An agent leaves. Its goal: {goal}\n\n{observation}"
+    card = Card("explicit", "mse", MODEL.config, False, True, texts={"ours": Texts("ours", (text,))})
+    (one,) = conversations.read(path, score.known_specs(card, ()))
+    assert chat.decode(conversations.segments(one, chat)[0].tokens).startswith("user\nAn agent leaves. Its goal: leave")
+    (tmp_path / "mine.py").write_text("from agentrm_jax.envs.maze.environment import SPEC as M\nimport dataclasses\n"
+                                      "SPEC = dataclasses.replace(M, name='ours')\n")  # fmt: skip
+    monkeypatch.syspath_prepend(tmp_path)
+    (one,) = conversations.read(path, score.known_specs(None, ["mine"]))
+    assert "maze" in chat.decode(conversations.segments(one, chat)[0].tokens)
+
+
 def test_options_and_a_trajectory_without_steps(rows_file, tmp_path, capsys):
     path = tmp_path / "t.jsonl"
     path.write_text(rows_file.read_text() + '{"id": "none", "conversations": [{"from": "human", "value": "Go."}]}')
@@ -238,7 +333,7 @@ def test_a_workdir_and_its_export_give_the_same_scores(tmp_path, chat, capsys):
     fields = ("tokens", "positions", "subtree_end", "previous", "loss_weight", "value", "value_weight")
     data = iter(pipeline.batches([{f: getattr(flat, f) for f in fields}] * 4, rows=1, row_length=32, seed=0))
     params = nnx.state(model, nnx.Param)
-    state = TrainState(jax.numpy.int32(3), params, optax.adam(0.1).init(params), jax.random.key_data(jax.random.key(0)))
+    state = TrainState(jax.numpy.int32(3), params, optax.adam(0.1).init(params))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         checkpoints.save(state, data, {"step": 3})
     assert export.main([str(workdir), str(out)]) == 0
@@ -272,7 +367,8 @@ def refused(capsys, *arguments) -> str:
 def test_a_policy_and_a_classifier_of_several_labels_are_refused(rows_file, tmp_path, capsys):
     policy = changed(tmp_path, "config.json", architectures=["Qwen3ForCausalLM"])
     assert "a policy, a model without a value head; score with" in refused(capsys, policy, rows_file)
-    (tmp_path / "model.json").write_text('{"value_head": false}')
+    about = {"config": tiny_model(vocab_size=64).config.to_json(), "lm_head": True, "value_head": False}
+    (tmp_path / "model.json").write_text(json.dumps(about))
     assert "a policy, a model without a value head" in refused(capsys, tmp_path, rows_file)
     shutil.rmtree(policy)
     labels = changed(tmp_path, "config.json", id2label={"0": "bad", "1": "good"})

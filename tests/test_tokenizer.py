@@ -1,5 +1,7 @@
 """A tokenizer trained from trajectories: any text survives it, and what must be one token is one."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,3 +57,53 @@ def test_a_saved_tokenizer_reads_a_chat_as_before(tokenizer, chat, tmp_path):
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(UserError, match="has no tokenizer files"):
         load_tokenizer(tmp_path)
+
+
+@pytest.fixture
+def saved(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+BROKEN = {
+    ("tokenizer_config.json", "{"): r"tokenizer_config\.json cannot be read as JSON",
+    ("tokenizer_config.json", "[]"): r"tokenizer_config\.json must hold a JSON object, not a list",
+    ("tokenizer_config.json", "[" * 100_000): r"tokenizer_config\.json cannot be read as JSON",
+    ("tokenizer.json", ""): r"tokenizer\.json cannot be read as JSON",
+    (
+        "tokenizer.json",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    ): "is a pointer of git-lfs.*git lfs pull",
+    ("tokenizer.json", "{}"): "the tokenizer cannot be read",
+    ("tokenizer.json", '{"model": {"type": "none"}}'): "the tokenizer cannot be read",
+    ("special_tokens_map.json", "\x00"): r"special_tokens_map\.json cannot be read as JSON",
+}
+
+
+@pytest.mark.parametrize("case", BROKEN, ids=repr)
+def test_a_broken_tokenizer_is_one_line_that_names_the_file(saved, case):
+    name, text = case
+    (saved / name).write_text(text)
+    with pytest.raises(UserError, match=BROKEN[case]) as caught:
+        load_tokenizer(saved)
+    assert "\n" not in str(caught.value)
+    assert str(saved) in str(caught.value)
+
+
+def test_text_that_is_not_unicode_is_named(saved):
+    (saved / "tokenizer_config.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json cannot be read"):
+        load_tokenizer(saved)
+
+
+def test_code_in_a_folder_is_never_run(saved):
+    told = json.loads((saved / "tokenizer_config.json").read_text())
+    told["auto_map"] = {"AutoTokenizer": [None, "own.OwnTokenizer"]}
+    (saved / "tokenizer_config.json").write_text(json.dumps(told))
+    (saved / "own.py").write_text(f"open({str(saved / 'ran')!r}, 'w').close()\nclass OwnTokenizer: pass\n")
+    assert len(load_tokenizer(saved)) == 320, "transformers has a class for it"
+    (saved / "tokenizer_config.json").write_text(json.dumps(told | {"tokenizer_class": "OwnTokenizer"}))
+    with pytest.raises(UserError, match=r"needs Python code of its own.*never run") as caught:
+        load_tokenizer(saved)
+    assert "\n" not in str(caught.value)
+    assert not (saved / "ran").exists()

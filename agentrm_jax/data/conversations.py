@@ -11,22 +11,24 @@ Every row becomes one `Conversation` (a preference row two), which keeps the row
 """
 
 import dataclasses
+import functools
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from agentrm_jax.chat import Chat
+from agentrm_jax.data import fields
 from agentrm_jax.data.formats import trajectory_from_json
-from agentrm_jax.envs.catalogue import find
+from agentrm_jax.envs import catalogue
+from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.prompts import Encoder, transcript
+from agentrm_jax.text import clean
 from agentrm_jax.tree import Segment
 from agentrm_jax.types import JSON, Message, Trajectory, UserError
 
 Form = Literal["eto", "agentgym", "trl", "native"]
-Row = Mapping[str, JSON]
 
 _ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "system": "system",
@@ -41,6 +43,7 @@ _AGREES = re.compile(
     r"|(ok|okay)[.,!]? I\b[^\n]*\b(instructions?|understand|ready|my best)\b[^\n]*",
     re.IGNORECASE,
 )
+_LONGEST_OK = 200  # characters: what is longer is no mere acknowledgement
 _EXPECTED = (
     "expected 'conversations' (ETO, AgentGym), 'messages', 'prompt' with 'completion', 'chosen' and 'rejected' (TRL), "
     "or a record of kind 'trajectory' (ours)"
@@ -52,27 +55,30 @@ class Conversation:
     """One trajectory of a file.
 
     Attributes:
-      id: the row's own (an int stays one); the file's name or the row's number, from 1, where it has none. The two sides of a
+      id: the row's own (a whole number stays one); the file's name or the row's number, from 1, where it has none. The two sides of a
         preference row are `ID/chosen` and `ID/rejected`, a sample of a search `ENV/TASK#SAMPLE`.
       messages: all of them in order; `loss` marks the trained assistant turns.
       form: which family of formats the row belongs to.
       row: the row as it was read.
       origin: file and line, for messages.
       trajectory: our own record, if it is one.
+      spec: what a reader of that record is told about its environment.
     """
 
     id: str | int
     messages: tuple[Message, ...]
     form: Form
-    row: Row
+    row: Mapping[str, JSON]
     origin: str
     trajectory: Trajectory | None = None
+    spec: EnvSpec | None = None
 
 
-def read(path: Path) -> Iterator[Conversation]:
+def read(path: Path, specs: Mapping[str, EnvSpec] | None = None) -> Iterator[Conversation]:
     """The conversations of a file (JSON lines, an array, or one object), or of a folder of `.json` and `.jsonl` files.
 
-    Of one of our workdirs it is the file `trajectories.jsonl`.
+    Of one of our workdirs it is the file `trajectories.jsonl`. `specs` are the environments whose own records can be read, by
+    name; by default those that ship with the package. A module that a record names is never imported.
 
     Raises:
       UserError: there is nothing, or a row is in none of the formats; names file and line.
@@ -87,23 +93,32 @@ def read(path: Path) -> Iterator[Conversation]:
     for file in files:
         for origin, fallback, row in _rows(file):
             empty = False
-            yield from conversations_of(row, origin=origin, fallback=fallback)
+            yield from conversations_of(row, origin=origin, fallback=fallback, specs=specs)
     if empty:
         raise UserError(f"{path} holds no trajectories, it is empty")
 
 
-def conversations_of(row: JSON, *, origin: str, fallback: str | int) -> list[Conversation]:
-    """What one row holds: a conversation, or the two sides of a preference. `fallback` is the id of a row without one.
+def conversations_of(
+    row: JSON, *, origin: str, fallback: str | int, specs: Mapping[str, EnvSpec] | None = None
+) -> list[Conversation]:
+    """What one row holds: a conversation, or the two sides of a preference.
+
+    Args:
+      origin: file and line.
+      fallback: id of a row without one.
+      specs: as in `read`.
 
     Raises:
       UserError: it is in none of the formats; begins with `origin`.
     """
     if not isinstance(row, dict):
         raise UserError(f"{origin}: a row is a JSON object, not {type(row).__name__}")
-    known = next((row[k] for k in ("id", "item_id") if isinstance(row.get(k), str | int)), fallback)
+    if fields.too_deep(row):
+        raise UserError(f"{origin}: nested deeper than {fields.DEEPEST} levels")
+    known = next((name for key in ("id", "item_id") if (name := _name(row.get(key))) is not None), fallback)
+    if "kind" in row and "task" in row:
+        return [_native(row, origin, _shipped() if specs is None else specs)]
     try:
-        if "kind" in row and "task" in row:
-            return [_native(row, origin)]
         if "chosen" in row or "rejected" in row:
             return [
                 Conversation(f"{known}/{side}", messages, _form(row), row, origin)
@@ -126,8 +141,8 @@ def segments(conversation: Conversation, chat: Chat) -> list[Segment]:
     trajectory = conversation.trajectory
     try:
         if trajectory is not None:
-            specs = {trajectory.task.env: find(trajectory.task.env)}
-            return Encoder(chat, specs, "reward").trajectory(trajectory)
+            assert conversation.spec is not None
+            return Encoder(chat, {trajectory.task.env: conversation.spec}, "reward").trajectory(trajectory)
         if not any(m.role == "assistant" for m in conversation.messages):
             return []
         out = chat.conversation(conversation.messages)
@@ -147,28 +162,35 @@ def segments(conversation: Conversation, chat: Chat) -> list[Segment]:
 def _rows(path: Path) -> Iterator[tuple[str, str | int, JSON]]:
     """(origin, id of a row without one, row). The file is read once, so it may be a pipe."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            lines = ((n, line) for n, line in enumerate(file, 1) if line.strip())
+        with path.open("rb") as file:
+            lines = ((n, text) for n, line in enumerate(file, 1) if (text := _decoded(line, path, n)).strip())
             head = list(itertools.islice(lines, 2))
             if not head:
                 return
             if head[0][1].lstrip().startswith("[") or (len(head) > 1 and not _is_json(head[0][1])):
-                yield from _whole(path, "".join(line for _, line in head), file)
+                yield from _whole(path, "".join(text for _, text in itertools.chain(head, lines)))
                 return
-            for number, line in itertools.chain(head, lines):
+            for number, text in itertools.chain(head, lines):
                 fallback = path.stem if len(head) == 1 and path.suffix == ".json" else number
-                yield f"{path}, line {number}", fallback, _parse(line, f"{path}, line {number}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+                yield f"{path}, line {number}", fallback, fields.parse(text, f"{path}, line {number}")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _whole(path: Path, head: str, rest: IO[str]) -> Iterator[tuple[str, str | int, JSON]]:
+def _decoded(line: bytes, path: Path, number: int) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, line {number} cannot be read: {error}") from error
+
+
+def _whole(path: Path, text: str) -> Iterator[tuple[str, str | int, JSON]]:
     """The rows of a file that is one JSON value. A file of lines whose first is broken says so of that line."""
     try:
-        value = json.loads(head + rest.read())
-    except ValueError as error:
-        _parse(head.splitlines()[0], f"{path}, line 1")
-        raise UserError(f"{path}: not JSON ({error})") from error
+        value = fields.parse(text, str(path))
+    except UserError:
+        fields.parse(text.splitlines()[0], f"{path}, line 1")
+        raise
     if isinstance(value, list):
         yield from ((f"{path}, entry {n}", n, row) for n, row in enumerate(value, 1))
     else:
@@ -177,23 +199,16 @@ def _whole(path: Path, head: str, rest: IO[str]) -> Iterator[tuple[str, str | in
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
-    except ValueError:
+        fields.parse(text, "")
+    except UserError:
         return False
     return True
-
-
-def _parse(text: str, origin: str) -> JSON:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{origin}: not JSON ({error})") from error
 
 
 # --- Rows ------------------------------------------------------------------------------------------------------------
 
 
-def _form(row: Row) -> Form:
+def _form(row: Mapping[str, JSON]) -> Form:
     rows: list[JSON] = next((row[k] for k in ("conversations", "prompt", "chosen") if isinstance(row.get(k), list)), [])
     turns = [m for m in rows if isinstance(m, dict)]
     if "item_id" in row or any("loss" in m for m in turns):
@@ -201,20 +216,31 @@ def _form(row: Row) -> Form:
     return "eto" if "conversations" in row or any("from" in m for m in turns) else "trl"
 
 
-def _native(row: Row, origin: str) -> Conversation:
+def _name(value: JSON) -> str | int | None:
+    """An id, if the value can be one."""
+    if isinstance(value, str):
+        return clean(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+@functools.cache
+def _shipped() -> dict[str, EnvSpec]:
+    return {name: catalogue.find(name) for name in catalogue.names()}
+
+
+def _native(row: Mapping[str, JSON], origin: str, specs: Mapping[str, EnvSpec]) -> Conversation:
     if row["kind"] != "trajectory":
-        raise UserError(f"a record of kind {row['kind']!r}, not 'trajectory'")
-    try:
-        trajectory = trajectory_from_json(dict(row))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"not a complete trajectory record ({type(error).__name__}: {error})") from error
-    messages = tuple(transcript(find(trajectory.task.env), trajectory))
+        raise UserError(f"{origin}: a record of kind {row['kind']!r:.40}, not 'trajectory'")
+    trajectory = trajectory_from_json(row, origin)
+    task = trajectory.task
+    if (spec := specs.get(task.env)) is None:
+        raise UserError(f"{origin}: no environment named {task.env!r} is known here; known: {', '.join(sorted(specs))}")
     sample = trajectory.meta.get("sample")
-    name = trajectory.task.key if sample is None else f"{trajectory.task.key}#{sample}"
-    return Conversation(name, messages, "native", row, origin, trajectory)
+    name = task.key if sample is None else f"{task.key}#{sample!s:.40}"
+    return Conversation(clean(name), tuple(transcript(spec, trajectory)), "native", row, origin, trajectory, spec)
 
 
-def _single(row: Row) -> tuple[Message, ...]:
+def _single(row: Mapping[str, JSON]) -> tuple[Message, ...]:
     for key in ("conversations", "messages"):
         if key in row:
             if not row[key]:
@@ -223,14 +249,17 @@ def _single(row: Row) -> tuple[Message, ...]:
     if "prompt" in row and "completion" in row:
         return (*_context(_side(row["prompt"], "prompt", "user")), *_side(row["completion"], "completion", "assistant"))
     steps = row.get("completions")
-    if "prompt" in row and isinstance(steps, list) and isinstance(row.get("labels"), list):
+    labels = row.get("labels")
+    if "prompt" in row and isinstance(steps, list) and isinstance(labels, list):
+        if len(steps) != len(labels):
+            raise UserError(f"'completions' has {len(steps)} entries and 'labels' {len(labels)}")
         prompt = _context(_side(row["prompt"], "prompt", "user"))
         return (*prompt, *(m for step in steps for m in _side(step, "completions", "assistant")))
-    found = ", ".join(map(repr, list(row)[:8])) or "none"
+    found = ", ".join(f"{key!r:.40}" for key in list(row)[:8]) or "none"
     raise UserError(f"in none of the known formats: its keys are {found}; {_EXPECTED}")
 
 
-def _preference(row: Row) -> dict[str, tuple[Message, ...]]:
+def _preference(row: Mapping[str, JSON]) -> dict[str, tuple[Message, ...]]:
     """`chosen` and `rejected`, each behind the prompt; without one, what both begin with is the prompt, as in TRL."""
     names = [n for n in ("chosen", "rejected") if n in row]
     sides = {n: _side(row[n], n, "assistant") for n in names}
@@ -252,7 +281,7 @@ def _shared(sides: Sequence[Sequence[Message]]) -> int:
 def _side(value: JSON, name: str, role: Literal["user", "assistant"]) -> tuple[Message, ...]:
     """A list of messages, or a text as one message of `role`."""
     if isinstance(value, str):
-        return (Message(role, value, loss=role == "assistant"),)
+        return (Message(role, clean(value), loss=role == "assistant"),)
     return _messages(value, name)
 
 
@@ -266,27 +295,35 @@ def _messages(value: JSON, name: str) -> tuple[Message, ...]:
 def _message(m: JSON, place: str) -> Message:
     if not isinstance(m, dict) or not ({"from", "value"} <= m.keys() or {"role", "content"} <= m.keys()):
         raise UserError(f"{place} is no message: expected 'from' and 'value', or 'role' and 'content'")
-    name, content = (m["from"], m["value"]) if "from" in m else (m["role"], m["content"])
-    if name not in _ROLES:
-        raise UserError(f"{place} has the role {name!r}; known are {', '.join(_ROLES)}")
-    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-        content = "".join(p["text"] for p in content)
+    name, content = (m["from"], m["value"]) if {"from", "value"} <= m.keys() else (m["role"], m["content"])
+    if not isinstance(name, str) or name not in _ROLES:
+        raise UserError(f"{place} has the role {name!r:.40}; known are {', '.join(_ROLES)}")
+    if isinstance(content, list) and all(map(_is_text, content)):
+        content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise UserError(f"{place} has no text: its content is a {type(content).__name__}")
+    loss = m.get("loss")
+    if loss is not None and not isinstance(loss, bool):
+        raise UserError(f"{place}.loss is {fields.shown(loss)}; expected true, false or null")
     role = _ROLES[name]
-    return Message(role, content, loss=role == "assistant" and m.get("loss") is not False)
+    return Message(role, clean(content), loss=role == "assistant" and loss is not False)
+
+
+def _is_text(part: JSON) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _context(messages: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(dataclasses.replace(m, loss=False) for m in messages)
 
 
-def _acknowledged(messages: Sequence[Message], rows: Sequence[Row]) -> tuple[Message, ...]:
+def _acknowledged(messages: Sequence[Message], rows: Sequence[Mapping[str, JSON]]) -> tuple[Message, ...]:
     """An opening "OK" is no step: the first assistant turn, if it only agrees, more turns follow, and its row does not insist."""
     turns = [i for i, m in enumerate(messages) if m.role == "assistant"]
     if (
         len(turns) < 2
         or rows[turns[0]].get("loss") is True
+        or len(messages[turns[0]].content) > _LONGEST_OK
         or not _AGREES.fullmatch(messages[turns[0]].content.strip())
     ):
         return tuple(messages)

@@ -63,7 +63,14 @@ def batches(
 
     Trees are packed first-fit; each sees itself only. The iterator's state can be saved and restored exactly. `shard` of
     `shards` is this process's share of the trees; `rows` is the number of rows of this process.
+
+    Raises:
+      UserError: there are fewer trees than shards.
     """
+    if len(source) < shards:
+        raise UserError(
+            f"{shards} processes share the data, which has fewer token trees ({len(source)}); start fewer processes"
+        )
     data = grain.MapDataset.source(source).seed(seed).shuffle()[shard::shards].repeat(None)
     packed = grain.experimental.FirstFitPackIterDataset(
         data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=64)),

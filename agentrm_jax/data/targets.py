@@ -5,28 +5,42 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 from agentrm_jax.prompts import Encoder
-from agentrm_jax.tree import Node, path_tree
+from agentrm_jax.tree import Node, Segment, merge_paths
 from agentrm_jax.types import SearchTree, Trajectory, TreeNode, UserError
 
 Target = Literal["mean", "max"]
 OUTCOMES = ("reward", "progress", "success")
 
 
-def imitation_tree(encoder: Encoder, trajectory: Trajectory, *, context_weight: float = 0.0) -> list[Node]:
-    """A trajectory to imitate: a path whose actions are learned with weight 1.
+def imitation_trees(
+    encoder: Encoder, trajectories: Sequence[Trajectory], max_tokens: int, *, context_weight: float = 0.0
+) -> tuple[list[list[Node]], int]:
+    """Trajectories to imitate: a tree for every task, whose actions are learned with the number of trajectories as weight.
 
-    With `context_weight` above 0 the rest (prompt and observations) is learned too, with that weight: a model that starts from
-    nothing has no other way to learn to read. Models that were pretrained want 0 (paper eq. 1).
+    Trajectories of one task share their beginning as far as it is the same, so it is read once. With `context_weight` above 0
+    the rest (prompt and observations) is learned too, with that weight: a model that starts from nothing has no other way to
+    learn to read. Models that were pretrained want 0 (paper eq. 1).
+
+    Returns: the trees, and how many trajectories were left out because they have more than `max_tokens` tokens.
     """
-    nodes = path_tree(encoder.trajectory(trajectory))
-    if not context_weight:
-        return nodes
-    return [
-        n
-        if n.segment.loss
-        else dataclasses.replace(n, segment=dataclasses.replace(n.segment, loss=True), weight=context_weight)
-        for n in nodes
-    ]
+    paths: dict[str, list[list[Segment]]] = {}
+    left_out = 0
+    for trajectory in trajectories:
+        segments = encoder.trajectory(trajectory)
+        if sum(len(s.tokens) for s in segments) > max_tokens:
+            left_out += 1
+        else:
+            paths.setdefault(trajectory.task.key, []).append(segments)
+    trees = [merge_paths(of_task) for of_task in paths.values()]
+    return [[_with_context(n, context_weight) for n in nodes] for nodes in trees], left_out
+
+
+def _with_context(node: Node, weight: float) -> Node:
+    """A node that is learned with this weight if it is no action."""
+    if node.segment.loss or not weight:
+        return node
+    learned = dataclasses.replace(node.segment, loss=True)
+    return dataclasses.replace(node, segment=learned, weight=node.weight * weight)
 
 
 def value_tree(
@@ -65,7 +79,7 @@ def value_tree(
             history[n.parent] = len(nodes)
             nodes.append(Node(observation, turn_of[n.parent], weight=0.0))
         turn_of[i] = len(nodes)
-        node = Node(encoder.action(n.action), history[n.parent], weight=0.0)
+        node = Node(encoder.action(n.action), history[n.parent], weight=0.0, origin=i)
         if (value := wanted[i]) is not None:
             node = dataclasses.replace(node, value=value, value_weight=1.0)
         nodes.append(node)

@@ -13,17 +13,16 @@ import argparse
 import ast
 import contextlib
 import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from agentrm_jax.data import formats
 from agentrm_jax.envs.catalogue import find, names
 from agentrm_jax.envs.commands import check as _cli_check
 from agentrm_jax.envs.commands import play as _cli_play
 from agentrm_jax.envs.spec import EnvSpec, Options
+from agentrm_jax.run.command import Parser, exit_code
 from agentrm_jax.types import Task, Trajectory, UserError
 
 _SPLITS = ("train", "dev", "test")
@@ -31,34 +30,23 @@ _COLUMNS = ("task", "engine", "installed", *_SPLITS, "expert", "steps/s", "licen
 _LIST_SECONDS = 0.2  # how long each environment is stepped for the list
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python -m agentrm_jax.envs --help")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit code."""
-    try:
+
+    def work() -> int:
         arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+
+    return exit_code(work)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m agentrm_jax.envs", description="What environments there are, and whether they work here."
     )
     parser.set_defaults(run=_list, data="")
     parser.add_argument("--data", default="", metavar="DIR", help="folder of official files")
-    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
 
     def command(name: str, run: object, text: str, split: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)

@@ -1,11 +1,22 @@
-"""The environments there are: those that ship with the package by name, and users' own by import path."""
+"""The catalogue of environments: those that ship with the package by name, users' own by import path, keyed by `SPEC.name`.
 
+A main resolves its catalogue once, from `config.env`; prompts, command reader, worker pool, records and reports take an environment's
+spec, options and texts from it.
+"""
+
+import dataclasses
 import difflib
+import hashlib
 import importlib
-from collections.abc import Mapping
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from agentrm_jax.envs.spec import EnvSpec
-from agentrm_jax.types import UserError
+from agentrm_jax.envs.official_prompts import with_prompts
+from agentrm_jax.envs.spec import EnvSpec, Options
+from agentrm_jax.types import Task, UserError
 
 # Name -> the module that defines its SPEC.
 SHIPPED: Mapping[str, str] = {
@@ -27,19 +38,127 @@ def names() -> list[str]:
     return sorted(SHIPPED)
 
 
-def find(name: str) -> EnvSpec:
-    """The spec of environment `name`; `package.module` paths load an environment of the user's own.
+def find(place: str) -> EnvSpec:
+    """The spec of a shipped environment, by its name, or of a user's module, by its import path.
+
+    A user's module is looked for where Python looks, and in the folder the program was started in.
 
     Raises:
-      UserError: no such environment; names the closest ones.
+      UserError: there is no such environment (the closest names are given), or the module defines no SPEC.
     """
-    if "." in name:
-        try:
-            return importlib.import_module(name).SPEC
-        except (ImportError, AttributeError) as e:
-            raise UserError(f"environment module {name!r} cannot be imported or has no SPEC: {e}") from e
-    if name not in SHIPPED:
-        close = difflib.get_close_matches(name, names(), 3, 0.4)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names())}"
-        raise UserError(f"no environment named {name!r}; {hint}")
-    return importlib.import_module(SHIPPED[name]).SPEC
+    if place in SHIPPED:
+        return importlib.import_module(SHIPPED[place]).SPEC
+    if (here := os.getcwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    if "." not in place and not _is_module(place):
+        close = difflib.get_close_matches(place, names(), 3, 0.4)
+        known = f"known: {', '.join(names())}, or a module {place}.py of your own in {here}"
+        hint = f"did you mean {' or '.join(close)}?" if close else known
+        raise UserError(f"no environment named {place!r}; {hint}")
+    try:
+        spec = importlib.import_module(place).SPEC
+    except Exception as error:  # a user's module may raise anything
+        raise UserError(
+            f"environment module {place!r} cannot be imported or has no SPEC: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(spec, EnvSpec):
+        raise UserError(f"SPEC of environment module {place!r} is a {type(spec).__name__}, not an EnvSpec")
+    return spec
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return name.isidentifier() and importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One environment of a run.
+
+    Attributes:
+      place: what names it in a config: the name of a shipped environment, or a module's import path.
+      spec: its spec, with the texts that this run uses.
+      options: as its module takes them.
+    """
+
+    place: str
+    spec: EnvSpec
+    options: Options
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalogue(Mapping[str, Entry]):
+    """`SPEC.name` (which is `Task.env`) -> `Entry`, in the order of the config."""
+
+    entries: Mapping[str, Entry]
+
+    def __getitem__(self, name: str) -> Entry:
+        return self.entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def specs(self) -> dict[str, EnvSpec]:
+        """Name -> spec."""
+        return {name: entry.spec for name, entry in self.entries.items()}
+
+    @property
+    def pool_options(self) -> dict[str, Options]:
+        """Place -> options, as `EnvironmentPool` takes them."""
+        return {entry.place: entry.options for entry in self.entries.values()}
+
+
+def resolve(env: Any) -> Catalogue:
+    """The catalogue of a config's `env` group: `names`, `options`, `data` and `prompts`.
+
+    The options of an environment stand under its name (`env.options.maze.sizes`), those of a user's module also under its import
+    path; its own `data` counts more than that of all.
+
+    Raises:
+      UserError: an environment does not exist, is named twice, or does not know one of its options; or options name no
+        environment of this run.
+    """
+    entries: dict[str, Entry] = {}
+    prompts, data = env.get("prompts", ""), env.get("data", "")
+    for place in env.names:
+        spec = find(place)
+        if spec.name in entries:
+            raise UserError(f"config.env.names has {spec.name} twice ({entries[spec.name].place} and {place})")
+        own = {**_below(env.options, place.split(".")), **_below(env.options, [spec.name])}
+        options = ({"data": data} if data else {}) | own
+        spec.check(options)
+        entries[spec.name] = Entry(place, with_prompts(spec.at_threshold(options), prompts, options), options)
+    return Catalogue(entries)
+
+
+def _below(options: Any, path: Sequence[str]) -> dict[str, Any]:
+    """The options under a path of keys (`my.module` is `options.my.module`); empty where there are none."""
+    for part in path:
+        options = options.get(part, {}) if isinstance(options, Mapping) or hasattr(options, "get") else {}
+    return dict(options) if hasattr(options, "items") else {}
+
+
+def tasks(env: Any, entry: Entry) -> list[Task]:
+    """The tasks that a config's `env` group names of one environment: `count` from `start` on, in an order that is the same for
+    everyone.
+
+    Raises:
+      UserError: there are no tasks in this split, or they carry another name than their environment.
+    """
+    name = entry.spec.name
+    every = entry.spec.tasks(env.split, entry.options)
+    if wrong := next((t for t in every if t.env != name), None):
+        raise UserError(
+            f"task {wrong.id} of {entry.place} says env={wrong.env!r}; it must be the SPEC's name, {name!r}"
+        )
+    order = sorted(every, key=lambda t: hashlib.blake2b(t.key.encode(), digest_size=8).digest())
+    chosen = order[env.start : env.start + env.count]
+    if not chosen:
+        raise UserError(f"{name} has {len(every)} tasks in split {env.split!r}, none from number {env.start} on")
+    return chosen

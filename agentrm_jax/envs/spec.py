@@ -14,7 +14,7 @@ from agentrm_jax.types import JSON, Environment, Expert, Message, Task, UserErro
 Options = Mapping[str, JSON]
 
 
-_EVERYWHERE = ("data", "live", "success_threshold")
+_EVERYWHERE = ("data", "live", "success_threshold", "observation_limit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class EnvSpec:
       invalid_format: observation for a turn from which no command could be read; costs a step.
       observation_prefix: put before every observation after the first.
       exhausted_reward: reward of an episode that ran out of steps: `keep` the engine's latest, or `zero`.
-      options: names of the options it knows besides `data`, `live` and `success_threshold`; None: any.
+      options: names of the options it knows besides those that all have (`_EVERYWHERE`); None: any.
       told: the spec whose texts (instruction, rm_instruction, example) are for a task, where they differ from task to task.
       live: engines of this environment that a worker holds at most (option `live` counts more); 0: as many as the pool says.
       engine, licence, extra: for `python -m agentrm_jax.envs` and error texts.

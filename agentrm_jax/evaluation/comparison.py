@@ -16,7 +16,7 @@ class Row:
     Attributes:
       name: unique among the rows.
       source: index of the result it comes from.
-      kind: `method`, or `reference` for what a result carries beside its own (greedy, random, oracle).
+      kind: `method`, or `reference` for what a result carries beside its own (greedy, random, shortest, oracle, ...).
       cells: environment, and `overall`, to a cell of `results`.
       scores: task key to score, empty if the result does not hold them.
       weights: of the environments in `overall`; None is the plain mean over tasks.
@@ -31,7 +31,7 @@ class Row:
 
 
 def rows(results: Sequence[Mapping[str, JSON]]) -> list[Row]:
-    """Rows of several results: greedy and random first, the methods in order, other references (oracle) last.
+    """Rows of several results: greedy and the rules without a model first, the methods in order, other references (oracle) last.
 
     A reference with the scores of an earlier row of that name is shown once; otherwise it is named after its method.
     """
@@ -48,7 +48,7 @@ def rows(results: Sequence[Mapping[str, JSON]]) -> list[Row]:
             cells = {**row["tasks"], OVERALL: row["overall"]}
             taken[unique] = Row(unique, source, "reference", cells, scores, result.get("weights"))
             references.append(taken[unique])
-    place = {"greedy": 0, "random": 1}
+    place = {"greedy": 0, "random": 1, "shortest": 1, "longest": 1, "ended": 1}
     first = {id(row): place.get(row.name.split(" (")[0], 3 if row.kind == "reference" else 2) for row in taken.values()}
     return sorted([*methods, *references], key=lambda row: first[id(row)])
 

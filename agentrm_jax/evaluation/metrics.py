@@ -1,4 +1,4 @@
-"""How good a reward model is: as a regressor, as a ranker within a task, and as a chooser among samples. Plain numpy.
+"""How good a reward model is: as a regressor, as a ranker within a task, and as a chooser among samples.
 
 Arrays are parallel and finite, one entry a state (or a trajectory); `groups` holds the task each entry belongs to. A
 metric that is not defined on its input (no pair, one class only, a constant) is NaN.
@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from scipy.stats import rankdata as ranks
 
 from agentrm_jax.evaluation import statistics
 from agentrm_jax.types import JSON
@@ -29,18 +31,7 @@ def mse(predictions: ArrayLike, targets: ArrayLike) -> float:
 def pearson(x: ArrayLike, y: ArrayLike) -> float:
     """Linear correlation of x [n] and y [n]; NaN if either is constant."""
     xs, ys = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    # A constant array leaves rounding noise behind after its mean is taken off; that is no variance.
-    if xs.size == 0 or np.ptp(xs) == 0 or np.ptp(ys) == 0:
-        return math.nan
-    dx, dy = xs - xs.mean(), ys - ys.mean()
-    return float(np.clip(dx @ dy / math.sqrt((dx @ dx) * (dy @ dy)), -1, 1))
-
-
-def ranks(values: ArrayLike) -> Array:
-    """Ranks [n] from 1, ties sharing their mean rank."""
-    _, tie, sizes = np.unique(np.asarray(values, np.float64), return_inverse=True, return_counts=True)
-    last = np.cumsum(sizes)
-    return (last - (sizes - 1) / 2)[tie]
+    return math.nan if _constant(xs) or _constant(ys) else float(stats.pearsonr(xs, ys).statistic)
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
@@ -50,12 +41,8 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
 
 def kendall(x: ArrayLike, y: ArrayLike) -> float:
     """Kendall's tau-b of x [n] and y [n] (corrected for ties); NaN if either is constant."""
-    agree, pairs_x, pairs_y = 0.0, 0.0, 0.0
-    for sx, sy in _pair_signs(np.asarray(x, np.float64), np.asarray(y, np.float64)):
-        agree += float((sx * sy).sum())
-        pairs_x += float(np.abs(sx).sum())
-        pairs_y += float(np.abs(sy).sum())
-    return agree / math.sqrt(pairs_x * pairs_y) if pairs_x and pairs_y else math.nan
+    xs, ys = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    return math.nan if _constant(xs) or _constant(ys) else float(stats.kendalltau(xs, ys).statistic)
 
 
 def within_groups(
@@ -93,11 +80,11 @@ def pairwise_accuracy(
 
 def auc(scores: ArrayLike, success: ArrayLike) -> float:
     """Area under the ROC curve: chance that a success [n] outscores a failure, ties counting one half."""
-    won = np.asarray(success, bool)
-    n_won, n_lost = int(won.sum()), int((~won).sum())
-    if not n_won or not n_lost:
+    s, won = np.asarray(scores, np.float64), np.asarray(success, bool)
+    if won.all() or not won.any():
         return math.nan
-    return float((ranks(scores)[won].sum() - n_won * (n_won + 1) / 2) / (n_won * n_lost))
+    wins = stats.mannwhitneyu(s[won], s[~won], method="asymptotic").statistic
+    return float(wins / (won.sum() * (~won).sum()))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -197,16 +184,19 @@ def reward_model_metrics(
       predictions, targets: values [n] of states.
       groups: the task of each state.
       siblings: parent of each state; adds the accuracy on sibling actions.
-      success: bool [n], whether the episode through the state succeeded; adds the AUC.
+      success: [n], whether the episode that ended with the state succeeded, NaN where none ended; adds the AUC.
       lengths: steps [n] up to the state; adds the correlation of score and length.
 
-    Returns: `{"metrics": {name: value}, "calibration": [bin, ...]}`.
+    Returns: `{"metrics": {name: value}, "calibration": [bin, ...]}`. `mse_ratio` is the error relative to that of predicting
+      the mean target for all, which has 1.
     """
     table = calibration(predictions, targets, bins=bins)
     accuracy, pairs = pairwise_accuracy(predictions, targets, groups, min_difference=min_difference)
+    variance = float(np.var(np.asarray(targets, np.float64)))
     found: dict[str, float] = {
         "states": len(groups),
         "mse": mse(predictions, targets),
+        "mse_ratio": mse(predictions, targets) / variance if variance else math.nan,
         "pearson": pearson(predictions, targets),
         "spearman_within_task": within_groups(spearman, predictions, targets, groups)[0],
         "kendall_within_task": within_groups(kendall, predictions, targets, groups)[0],
@@ -218,11 +208,17 @@ def reward_model_metrics(
         among = pairwise_accuracy(predictions, targets, siblings, min_difference=0)
         found["sibling_accuracy"], found["sibling_pairs"] = among
     if success is not None:
-        found["success_auc"] = auc(predictions, success)
+        ended = ~np.isnan(np.asarray(success, np.float64))
+        found["success_auc"] = auc(np.asarray(predictions)[ended], np.asarray(success)[ended])
     if lengths is not None:
         found["length_correlation"] = within_groups(spearman, predictions, lengths, groups)[0]
     metrics = {name: None if math.isnan(value) else value for name, value in found.items()}
     return {"metrics": metrics, "calibration": [dataclasses.asdict(b) for b in table]}
+
+
+def _constant(x: Array) -> bool:
+    """Whether x [n] has no two different entries, so that no correlation with it is defined."""
+    return x.size == 0 or float(np.ptp(x)) == 0
 
 
 def _members(groups: Sequence[object]) -> list[NDArray[np.intp]]:

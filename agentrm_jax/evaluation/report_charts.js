@@ -43,10 +43,11 @@ function number(x) {
 const names = new Map();
 function colour(name) {
   for (const word of ["greedy", "random", "oracle"]) if (name === word || name.startsWith(word + " (")) return `var(--${word})`;
+  if (dashed(name)) return "var(--random)";
   if (!names.has(name)) names.set(name, `var(--c${names.size % 6})`);
   return names.get(name);
 }
-const dashed = (name) => /^(oracle|random)( \(|$)/.test(name);
+const dashed = (name) => /^(oracle|random|shortest|longest|ended)( \(|$)/.test(name);
 
 const STOPS = [[166, 97, 26], [223, 194, 125], [207, 227, 220], [128, 205, 193], [1, 133, 113]];
 function shade(value) {
@@ -84,6 +85,28 @@ function ticks(low, high, count) {
   return found;
 }
 
+// Labels of ticks, with as many digits as it takes to tell them apart.
+function tickLabels(values, percent) {
+  const at = (v, digits) => (percent ? String(Number((100 * v).toFixed(digits - 2))) : digits === 3 ? number(v) : String(Number(v.toPrecision(digits))));
+  for (let digits = 3; digits < 15; digits++) {
+    const texts = values.map((v) => at(v, digits));
+    if (new Set(texts).size === new Set(values).size) return texts;
+  }
+  return values.map(String);
+}
+
+// A drawing with its name for screen readers, and the numbers behind it as a table (made when it is first opened).
+function figure(drawing, title, head, rows) {
+  drawing.setAttribute("role", "img");
+  draw(drawing, "title", {}, title);
+  drawing.setAttribute("aria-label", title);
+  const behind = el("details", { class: "behind" }, el("summary", {}, "Numbers"));
+  behind.addEventListener("toggle", () => behind.append(el("div", { class: "scroll" }, el("table", {},
+    el("thead", {}, el("tr", {}, head.map((t, i) => el("th", { class: i ? "num" : "", scope: "col" }, t)))),
+    el("tbody", {}, rows().map((row) => el("tr", {}, row.map((t, i) => el("td", { class: i ? "num" : "" }, t)))))))), { once: true });
+  return el("figure", {}, drawing, behind);
+}
+
 // Calls paint(svg, width) now and whenever the width of the page gives it another one.
 function chart(height, paint, classes = "chart") {
   const box = document.createElementNS(SVG, "svg");
@@ -97,7 +120,7 @@ function chart(height, paint, classes = "chart") {
     const tall = typeof height === "function" ? height(width) : height;
     box.setAttribute("height", tall);
     box.setAttribute("viewBox", `0 0 ${width} ${tall}`);
-    box.replaceChildren();
+    box.replaceChildren(...[...box.children].filter((child) => child.tagName === "title"));
     paint(box, width, tall);
   };
   new ResizeObserver(repaint).observe(box);
@@ -116,27 +139,30 @@ function lineChart(lines, options) {
     if (options.percent) high = Math.min(high, 1);
   }
   const text = options.percent ? (v) => String(Number((100 * v).toFixed(1))) : number;
-  return chart(options.height || 220, (box, width, height) => {
+  const shown = (p) => (!p ? "–" : text(p[1]) + (p.length > 3 ? ` [${text(p[2])}, ${text(p[3])}]` : ""));
+  const drawing = chart(options.height || 220, (box, width, height) => {
     const yTicks = ticks(low, high, Math.max(2, Math.round(height / 45)));
-    const left = 10 + 7 * Math.max(...yTicks.map((t) => text(t).length));
+    const yLabels = tickLabels(yTicks, options.percent);
+    const left = 10 + 7 * Math.max(...yLabels.map((t) => t.length));
     const [right, top, bottom] = [width - 10, 10, height - 36];
     const warp = options.log ? Math.log2 : (v) => v;
     const [x0, x1] = [warp(xs[0]), warp(xs[xs.length - 1])];
     const X = (v) => (x1 === x0 ? (left + right) / 2 : left + ((warp(v) - x0) / (x1 - x0)) * (right - left));
     const Y = (v) => bottom - ((v - low) / (high - low)) * (bottom - top);
-    for (const t of yTicks) {
+    yTicks.forEach((t, i) => {
       draw(box, "line", { class: "grid", x1: left, x2: right, y1: Y(t), y2: Y(t) });
-      draw(box, "text", { x: left - 6, y: Y(t) + 4, "text-anchor": "end" }, text(t));
-    }
+      draw(box, "text", { x: left - 6, y: Y(t) + 4, "text-anchor": "end" }, yLabels[i]);
+    });
     draw(box, "line", { class: "base", x1: left, x2: right, y1: bottom, y2: bottom });
     let edge = -Infinity;
     const marks = options.whole ? xs : ticks(xs[0], xs[xs.length - 1], Math.max(3, Math.floor(width / 110)));
-    for (const t of marks.length ? marks : xs) {
-      const half = number(t).length * 3.6;
-      if (X(t) - half < edge + 6) continue;
+    const xTicks = marks.length ? marks : xs, xLabels = tickLabels(xTicks, false);
+    xTicks.forEach((t, i) => {
+      const half = xLabels[i].length * 3.6;
+      if (X(t) - half < edge + 6) return;
       edge = X(t) + half;
-      draw(box, "text", { x: X(t), y: bottom + 16, "text-anchor": "middle" }, number(t));
-    }
+      draw(box, "text", { x: X(t), y: bottom + 16, "text-anchor": "middle" }, xLabels[i]);
+    });
     draw(box, "text", { class: "label", x: (left + right) / 2, y: height - 4, "text-anchor": "middle" }, options.x);
     for (const l of lines) {
       const banded = l.points.filter((p) => p.length > 3);
@@ -157,7 +183,7 @@ function lineChart(lines, options) {
       const x = xs.reduce((a, b) => (Math.abs(X(b) - at) < Math.abs(X(a) - at) ? b : a));
       for (const [k, v] of [["x1", X(x)], ["x2", X(x)], ["visibility", "visible"]]) cross.setAttribute(k, v);
       const rows = lines.map((l) => [l, l.points.find((p) => p[0] === x)]).filter(([, p]) => p)
-        .map(([l, p]) => `${l.name}: ${text(p[1])}${p.length > 3 ? ` [${text(p[2])}, ${text(p[3])}]` : ""}`);
+        .map(([l, p]) => `${l.name}: ${shown(p)}`);
       showTip(event, [`${options.x} ${number(x)}`, ...rows].join("\n"));
     };
     box.onpointerleave = () => { cross.setAttribute("visibility", "hidden"); hideTip(); };
@@ -166,13 +192,16 @@ function lineChart(lines, options) {
       options.pick(xs.reduce((a, b) => (Math.abs(X(b) - at) < Math.abs(X(a) - at) ? b : a)));
     };
   });
+  const title = options.title || `${lines.map((l) => l.name).join(", ")} over ${options.x}`;
+  const rows = () => xs.map((x) => [number(x), ...lines.map((l) => shown(l.points.find((p) => p[0] === x)))]);
+  return figure(drawing, title, [options.x, ...lines.map((l) => l.name)], rows);
 }
 
 // Reliability diagram: one dot a bin at (mean prediction, mean target), area by count, counts as bars below.
 function calibrationChart(bins) {
   const lo = Math.min(0, ...bins.map((b) => b.prediction)), hi = Math.max(1, ...bins.map((b) => b.prediction));
   const most = Math.max(...bins.map((b) => b.count));
-  return chart((width) => Math.min(width, 340) + 30, (box, width, height) => {
+  const drawing = chart((width) => Math.min(width, 340) + 30, (box, width, height) => {
     const [left, right, top, bottom] = [38, Math.min(width, 380) - 8, 8, height - 38];
     const X = (v) => left + ((v - lo) / (hi - lo)) * (right - left), Y = (v) => bottom - v * (bottom - top);
     for (const t of [0, 0.25, 0.5, 0.75, 1]) {
@@ -194,4 +223,6 @@ function calibrationChart(bins) {
     }
     draw(box, "text", { class: "label", x: (left + right) / 2, y: height - 4, "text-anchor": "middle" }, "predicted value");
   });
+  const rows = () => bins.map((b) => [`${number(b.lo)} to ${number(b.hi)}`, number(b.prediction), number(b.target), number(b.count)]);
+  return figure(drawing, "Observed return against predicted value, by bin", ["bin", "predicted", "observed", "states"], rows);
 }

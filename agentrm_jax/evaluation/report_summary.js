@@ -53,7 +53,7 @@ function summaryTable(summary, what) {
 }
 
 function barPanel(title, rows, column, what) {
-  const box = el("div", { class: "bars" });
+  const box = el("div", { class: "bars", role: "img", "aria-label": `${title}: ${what} × 100 of every method; the table above has the numbers` });
   for (const row of rows) {
     const value = row.cells[column];
     if (!value) continue;
@@ -92,7 +92,7 @@ function curves(part) {
   const show = (column) => {
     const lines = Object.entries(part[column]).map(([name, points]) => ({ name, points, c: colour(name), dash: dashed(name) }));
     const largest = Math.max(...lines.flatMap((l) => l.points.map((p) => p[0])));
-    card.replaceChildren(lineChart(lines, { x: "samples N", percent: true, log: largest > 16, whole: true, dots: true, height: 300 }), legend(lines));
+    card.replaceChildren(lineChart(lines, { title: `Best of N, ${column}: score × 100 over the number of samples`, x: "samples N", percent: true, log: largest > 16, whole: true, dots: true, height: 300 }), legend(lines));
   };
   const menu = columns.length > 1
     ? el("div", { class: "tools" }, el("select", { "aria-label": "Environment", onchange: (e) => show(e.target.value) }, columns.map((c) => el("option", { value: c }, c)))) : null;
@@ -104,7 +104,7 @@ function training(runs) {
   section("training", "Training", null, runs.map((run) => el("div", { class: "gap" }, runs.length > 1 || run.run ? el("h3", {}, run.run) : null,
     el("div", { class: "cards small" }, run.charts.map((c) => {
       const lines = Object.entries(c.lines).map(([name, points], i) => ({ name, points, c: `var(--c${i % 6})` }));
-      return el("div", { class: "card" }, el("h3", {}, c.name), lineChart(lines, { x: c.x, height: 170 }), lines.length > 1 ? legend(lines) : null);
+      return el("div", { class: "card" }, el("h3", {}, c.name), lineChart(lines, { title: `${c.name} over ${c.x}`, x: c.x, height: 170 }), lines.length > 1 ? legend(lines) : null);
     })), run.left_out.length ? el("p", { class: "note gap" }, `Not shown: ${run.left_out.join(", ")}.`) : null)));
 }
 

@@ -33,7 +33,7 @@ function icicle(tree, state, choose) {
   const nodes = tree.nodes;
   const depth = Math.max(...nodes.map((n) => n.depth)) + 1;
   const tall = Math.max(9, Math.min(24, Math.floor(260 / depth)));
-  return chart(depth * tall + 2, (box, width) => {
+  const drawing = chart(depth * tall + 2, (box, width) => {
     const place = (index, left, room) => {
       const n = nodes[index];
       const rect = draw(box, "rect", { x: left, y: n.depth * tall + 1, width: Math.max(room, 0.5), height: tall - 1, rx: 2 });
@@ -54,6 +54,9 @@ function icicle(tree, state, choose) {
     };
     place(0, 0, width);
   }, "chart icicle");
+  drawing.setAttribute("role", "img");
+  drawing.setAttribute("aria-label", `Search tree of ${nodes.length} states, as wide as they were visited; the path below has the numbers`);
+  return drawing;
 }
 
 function label(n) {

@@ -5,7 +5,8 @@ Layout of a result (all JSON; scores in [0, 1]):
     method, policy, reward_model, measure, weights
     tasks     {environment: cell}, overall: cell
               cell = {n, score, success, ci95: [lo, hi], success_ci95, progress, steps, failed, difference}
-    rows      {greedy | random | oracle | ...: {tasks, overall, scores}}, each cell as above without progress, steps, failed
+    rows      {greedy | random | shortest | longest | ended | oracle: {tasks, overall, scores}}
+              each cell as above without progress, steps, failed
     n_curve   [{n, best_of_n, oracle, random, pass}], each but n an {score, ci95}; n_curves the same by environment
     budget    {policy_tokens, reward_tokens, env_steps, seconds, ...}
     records   [{task, env, score, reward, progress, success, steps, failed}], which lets any two results be compared in pairs
@@ -15,7 +16,7 @@ Layout of a result (all JSON; scores in [0, 1]):
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,12 +32,21 @@ BUDGET = ("policy_tokens", "reward_tokens", "env_steps", "seconds")
 
 
 class Sample(NamedTuple):
-    """One finished episode among those a method chose from; `score` is what it was ranked by (NaN ranks last)."""
+    """One episode among those a method chose from.
+
+    Attributes:
+      score: what it was ranked by; NaN ranks last.
+      reward, success, progress: of its last outcome.
+      steps: its turns; None in records that do not say.
+      ended: it was over before its step limit.
+    """
 
     score: float
     reward: float
     success: bool
     progress: float = 0.0
+    steps: int | None = None
+    ended: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -182,13 +192,42 @@ def _gains(record: TaskRecord, how: _How) -> list[float]:
 
 
 def _sample_rows(records: Sequence[TaskRecord], how: _How) -> dict[str, dict[str, _Column]]:
-    """Random choice (expected) and best possible choice among the samples."""
-    random, oracle = {}, {}
+    """What rules that need no reward model make of the same samples.
+
+    `random`: any sample (expected). `oracle`: the best one. And where records say how long samples are: `shortest` and `longest`
+    (ties at random), which are nearly the oracle and its opposite where success ends an episode; `ended`: the first that was over
+    before its step limit, else the first.
+    """
+    rules: dict[str, Callable[[Sequence[Sample]], Sequence[Sample]]] = {"random": lambda samples: samples}
+    if all(sample.steps is not None for r in records for sample in r.samples or ()):
+        rules |= {"shortest": _shortest, "longest": _longest, "ended": _first_ended}
+    rows = {name: {r.task: _choice(r, rule, how) for r in records} for name, rule in rules.items()}
+    oracle = {}
     for r in records:
         gains, wins = _gains(r, how), [float(s.success) for s in r.samples or ()]
-        random[r.task] = _Column(r.env, float(np.mean(gains or [0])), float(np.mean(wins or [0])))
         oracle[r.task] = _Column(r.env, max(gains, default=0.0), max(wins, default=0.0))
-    return {"random": random, "oracle": oracle}
+    return rows | {"oracle": oracle}
+
+
+def _choice(record: TaskRecord, rule: Callable[[Sequence[Sample]], Sequence[Sample]], how: _How) -> _Column:
+    """A task under a rule: the mean over what it leaves to choose from; 0 without samples."""
+    left = rule(record.samples) if record.samples else ()
+    gains, wins = [float(getattr(s, how.measure)) for s in left], [float(s.success) for s in left]
+    return _Column(record.env, float(np.mean(gains or [0])), float(np.mean(wins or [0])))
+
+
+def _shortest(samples: Sequence[Sample]) -> list[Sample]:
+    least = min(s.steps or 0 for s in samples)
+    return [s for s in samples if (s.steps or 0) == least]
+
+
+def _longest(samples: Sequence[Sample]) -> list[Sample]:
+    most = max(s.steps or 0 for s in samples)
+    return [s for s in samples if (s.steps or 0) == most]
+
+
+def _first_ended(samples: Sequence[Sample]) -> list[Sample]:
+    return [next((s for s in samples if s.ended), samples[0])]
 
 
 def _scores(row: Mapping[str, _Column]) -> dict[str, float]:

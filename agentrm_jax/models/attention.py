@@ -15,29 +15,33 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
 
 from agentrm_jax import parallel
 from agentrm_jax.models import attention_gpu, attention_tpu, attention_xla
-from agentrm_jax.models.tiles import HIDDEN, NO_WINDOW, Tiling
+from agentrm_jax.models.tiles import MASK_VALUE, NO_WINDOW, Tiling
 
 SHORT = 64
 
 
 def tree_attention(
-    q_btnh: jax.Array,
-    k_bskh: jax.Array,
-    v_bskh: jax.Array,
-    subtree_end_bs: jax.Array,
+    q_btnh: Float[Array, "b t n h"],
+    k_bskh: Float[Array, "b t k h"],
+    v_bskh: Float[Array, "b t k h"],
+    subtree_end_bs: Int[Array, "b t"],
     *,
-    positions_bt: jax.Array | None = None,
-    window: jax.Array | int | None = None,
+    positions_bt: Int[Array, "b t"] | None = None,
+    window: Int[Array, ""] | int | None = None,
     tiling: Tiling | None = None,
-) -> jax.Array:
-    """Attention under the tree rule: query i sees key j iff j <= i < subtree_end[j]. Returns [b, t, n, h].
+) -> Float[Array, "b t n h"]:
+    """Attention under the tree rule: query i sees key j iff j <= i < subtree_end[j].
 
     Queries and keys are the same tokens (t = s). With `window`, a key must also lie less than that many positions back on
     the path. Scores and softmax are float32. Under a mesh (`jax.set_mesh`) rows are split over its `data` and `fsdp` axes
     and heads over `tensor`.
+
+    Raises:
+      ValueError: there is a window, but no positions.
     """
     if window is None:
         limit, positions_bt = jnp.int32(NO_WINDOW), subtree_end_bs  # positions unused
@@ -51,14 +55,14 @@ def tree_attention(
 
 
 def dense_attention(
-    q_btnh: jax.Array,
-    k_bskh: jax.Array,
-    v_bskh: jax.Array,
-    subtree_end_bs: jax.Array,
-    positions_bt: jax.Array,
-    window: jax.Array | int,
-) -> jax.Array:
-    """The same with all [t, s] scores at once: for short sequences, and what the tiled form is checked against."""
+    q_btnh: Float[Array, "b t n h"],
+    k_bskh: Float[Array, "b t k h"],
+    v_bskh: Float[Array, "b t k h"],
+    subtree_end_bs: Int[Array, "b t"],
+    positions_bt: Int[Array, "b t"],
+    window: Int[Array, ""] | int,
+) -> Float[Array, "b t n h"]:
+    """Tree attention with all [t, s] scores at once: for short sequences, and as reference for the tiled kernels."""
     b, t, n, h = q_btnh.shape
     k = k_bskh.shape[2]
     at = jnp.arange(t)
@@ -66,13 +70,13 @@ def dense_attention(
     seen_bts &= positions_bt[:, :, None] - positions_bt[:, None] < window
     q_btkgh = q_btnh.reshape(b, t, k, n // k, h) * h**-0.5
     scores = jnp.einsum("btkgh,bskh->bkgts", q_btkgh, k_bskh, preferred_element_type=jnp.float32)
-    scores = jnp.where(seen_bts[:, None, None], scores, HIDDEN)
+    scores = jnp.where(seen_bts[:, None, None], scores, MASK_VALUE)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_bskh.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, v_bskh).reshape(b, t, n, h)
 
 
 class Kernel(NamedTuple):
-    """One way to compute it.
+    """One implementation of tree attention.
 
     Attributes:
       forward: (q, k, v, subtree_end, positions, window) -> output [b, t, n, h], log-sum-exp of the scores float32[b, t, n, 1].
@@ -84,9 +88,10 @@ class Kernel(NamedTuple):
 
 
 def choose_kernel(platform: str, shape_btnh: tuple[int, ...], windowed: bool, tiling: Tiling | None = None) -> Kernel:
-    """The platform's fused kernel where it can do it (no window, heads of a size it takes), else the loop over tiles.
+    """The fused kernel of a platform if that takes these heads and there is no window, else the loop over tiles in XLA.
 
-    In that loop many small tiles skip work best where a turn of the loop costs little (CPU), few large ones where launches cost.
+    `tiling` asks for the loop with these tiles. By default they are small on CPUs, where a turn of the loop costs little and
+    small tiles skip the most, and large elsewhere, where every turn costs launches.
     """
     b, t, _, h = shape_btnh
     if tiling is None and not windowed and h % 16 == 0:
@@ -103,9 +108,9 @@ def choose_kernel(platform: str, shape_btnh: tuple[int, ...], windowed: bool, ti
 
 
 def _over_mesh(f, q: jax.Array, k: jax.Array, outputs: int):
-    """`f` on each device's rows and heads; what does not divide, every device computes.
+    """`f` wrapped so that each device runs it on its own rows and heads; an axis that does not divide is computed whole.
 
-    Left to the compiler, a loop over row groups would gather all of them first, and it cannot divide a fused kernel.
+    The compiler would gather all rows before a loop over row groups, and it cannot divide a fused kernel.
     """
     mesh = jax.sharding.get_abstract_mesh()
     sizes = {

@@ -13,28 +13,40 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float, Int
 
-from agentrm_jax.models.tiles import HIDDEN, pad_alone, product, product_t, square_tiles, tile_lists
+from agentrm_jax.models.attention_fused import (
+    gradient_rows,
+    pad_to_tiles,
+    padded_ends,
+    product,
+    product_t,
+    seen_in_tile,
+    softmax_step,
+    visible_pairs,
+    weights_again,
+)
+from agentrm_jax.models.tiles import MASK_VALUE, tile_lists
 
 SIZE = 64  # tokens of a tile
 
 
 def forward(
-    q_btnh: jax.Array,
-    k_bskh: jax.Array,
-    v_bskh: jax.Array,
-    end_bs: jax.Array,
-    positions_bt: jax.Array,
-    window: jax.Array,
+    q_btnh: Float[Array, "b t n h"],
+    k_bskh: Float[Array, "b t k h"],
+    v_bskh: Float[Array, "b t k h"],
+    end_bs: Int[Array, "b t"],
+    positions_bt: Int[Array, "b t"],
+    window: Int[Array, ""] | int,
     *,
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-    """Output [b, t, n, h] and log-sum-exp of the scores, float32[b, t, n, 1]; positions and window are not looked at."""
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n 1"]]:
+    """Output and log-sum-exp (float32) of the scores; positions and window are not read, this kernel has no windows."""
     b, t, n, h = q_btnh.shape
     g = n // k_bskh.shape[2]
-    end, visible = _tiles(end_bs)
-    index, count = tile_lists(visible)
-    q, k, v = (_whole_tiles(x) for x in (q_btnh, k_bskh, v_bskh))
+    end = padded_ends(end_bs, SIZE)
+    index, count = tile_lists(visible_pairs(end, SIZE))
+    q, k, v = (pad_to_tiles(x, SIZE) for x in (q_btnh, k_bskh, v_bskh))
     padded = q.shape[1]
     own = pl.BlockSpec((None, SIZE, None, h), lambda i, b, n: (b, i, n, 0))
     row = pl.BlockSpec((None, padded, None, h), lambda i, b, n: (b, 0, n // g, 0))
@@ -52,31 +64,27 @@ def forward(
 
 
 def backward(
-    q_btnh: jax.Array,
-    k_bskh: jax.Array,
-    v_bskh: jax.Array,
-    end_bs: jax.Array,
-    positions_bt: jax.Array,
-    window: jax.Array,
-    out_btnh: jax.Array,
-    lse_btn1: jax.Array,
-    grad_btnh: jax.Array,
+    q_btnh: Float[Array, "b t n h"],
+    k_bskh: Float[Array, "b t k h"],
+    v_bskh: Float[Array, "b t k h"],
+    end_bs: Int[Array, "b t"],
+    positions_bt: Int[Array, "b t"],
+    window: Int[Array, ""] | int,
+    out_btnh: Float[Array, "b t n h"],
+    lse_btn1: Float[Array, "b t n 1"],
+    grad_btnh: Float[Array, "b t n h"],
     *,
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
     """Gradients of q, k and v; each tile's weights are computed again from the log-sum-exp."""
     b, t, n, h = q_btnh.shape
     kv = k_bskh.shape[2]
     g = n // kv
-    end, visible = _tiles(end_bs)
-    q, k, v, grad = (_whole_tiles(x) for x in (q_btnh, k_bskh, v_bskh, grad_btnh))
+    end = padded_ends(end_bs, SIZE)
+    visible = visible_pairs(end, SIZE)
+    q, k, v, grad = (pad_to_tiles(x, SIZE) for x in (q_btnh, k_bskh, v_bskh, grad_btnh))
     padded = q.shape[1]
-    delta_btn = jnp.einsum("btnh,btnh->btn", grad_btnh, out_btnh, preferred_element_type=jnp.float32)
-
-    def line(x_btn: jax.Array, fill: float) -> jax.Array:
-        return jnp.pad(x_btn, ((0, 0), (0, padded - t), (0, 0)), constant_values=fill).swapaxes(1, 2)
-
-    lse, delta = line(lse_btn1[..., 0], -HIDDEN), line(delta_btn, 0.0)  # a padded query's weights are exp(-1e30) = 0
+    lse, delta = gradient_rows(out_btnh, lse_btn1, grad_btnh, SIZE)
     ends = pl.BlockSpec((None, padded), lambda i, b, n: (b, 0))
 
     index, count = tile_lists(visible)
@@ -116,28 +124,11 @@ def _warps(h: int) -> plgpu.CompilerParams:
 
 
 def _list_specs(index: jax.Array) -> list[pl.BlockSpec]:
-    """The list of one row's tile, and how long the lists of that row are."""
+    """Blocks of `tile_lists`: the list of the program's own tile, and the lengths of all lists of its row."""
     return [
         pl.BlockSpec((None, None, index.shape[2]), lambda i, b, n: (b, i, 0)),
         pl.BlockSpec((None, index.shape[1]), lambda i, b, n: (b, 0)),
     ]
-
-
-def _tiles(end_bs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Subtree ends [b, padded], every padded token alone, and which pairs of tiles are visible."""
-    end = pad_alone(end_bs, -end_bs.shape[1] % SIZE).astype(jnp.int32)
-    return end, square_tiles(end, SIZE)
-
-
-def _whole_tiles(x_btnh: jax.Array) -> jax.Array:
-    return jnp.pad(x_btnh, ((0, 0), (0, -x_btnh.shape[1] % SIZE), (0, 0), (0, 0)))
-
-
-def _seen_qs(i: Any, j: Any, end_s: jax.Array) -> jax.Array:
-    """bool[queries, keys]: the rule for query tile i and key tile j."""
-    query = i * SIZE + jnp.arange(SIZE)[:, None]
-    key = j * SIZE + jnp.arange(SIZE)[None]
-    return (key <= query) & (query < end_s[None])
 
 
 def _forward_kernel(
@@ -147,21 +138,23 @@ def _forward_kernel(
     q_qh = q[...]
 
     def body(c: Any, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        acc_qh, top_q, sum_q = carry
+        acc_qh, top_q1, sum_q1 = carry
         j = index[c]
         at = pl.ds(j * SIZE, SIZE)
         scores_qs = product_t(q_qh, k[at, :]) * scale
-        scores_qs = jnp.where(_seen_qs(i, j, end[at]), scores_qs, HIDDEN)
-        new = jnp.maximum(top_q, scores_qs.max(1))
-        weights_qs = jnp.exp(scores_qs - new[:, None])
-        shrink = jnp.exp(top_q - new)
-        acc_qh = acc_qh * shrink[:, None] + product(weights_qs.astype(v.dtype), v[at, :])
-        return acc_qh, new, sum_q * shrink + weights_qs.sum(1)
+        seen_qs = seen_in_tile(i, j, end[at][None], SIZE, 0)
+        weights_qs, shrink_q1, top_q1, sum_q1 = softmax_step(scores_qs, seen_qs, top_q1, sum_q1)
+        return acc_qh * shrink_q1 + product(weights_qs.astype(v.dtype), v[at, :]), top_q1, sum_q1
 
-    start = jnp.zeros(q.shape, jnp.float32), jnp.full(SIZE, HIDDEN, jnp.float32), jnp.zeros(SIZE, jnp.float32)
-    acc_qh, top_q, sum_q = jax.lax.fori_loop(0, count[i], body, start)
-    out[...] = (acc_qh / sum_q[:, None]).astype(out.dtype)
-    lse[...] = top_q + jnp.log(sum_q)
+    column = (SIZE, 1)
+    start = (
+        jnp.zeros(q.shape, jnp.float32),
+        jnp.full(column, MASK_VALUE, jnp.float32),
+        jnp.zeros(column, jnp.float32),
+    )
+    acc_qh, top_q1, sum_q1 = jax.lax.fori_loop(0, count[i], body, start)
+    out[...] = (acc_qh / sum_q1).astype(out.dtype)
+    lse[...] = (top_q1 + jnp.log(sum_q1))[:, 0]
 
 
 def _query_kernel(
@@ -186,8 +179,9 @@ def _query_kernel(
         at = pl.ds(j * SIZE, SIZE)
         k_sh = k[at, :]
         scores_qs = product_t(q_qh, k_sh) * scale
-        weights_qs = jnp.where(_seen_qs(i, j, end[at]), jnp.exp(scores_qs - lse_q[:, None]), 0.0)
-        dscores_qs = weights_qs * (product_t(grad_qh, v[at, :]) - delta_q[:, None])
+        seen_qs = seen_in_tile(i, j, end[at][None], SIZE, 0)
+        dweights_qs = product_t(grad_qh, v[at, :])
+        _, dscores_qs = weights_again(scores_qs, seen_qs, lse_q[:, None], dweights_qs, delta_q[:, None])
         return acc_qh + product(dscores_qs.astype(k_sh.dtype), k_sh)
 
     acc_qh = jax.lax.fori_loop(0, count[i], body, jnp.zeros(q.shape, jnp.float32))
@@ -220,9 +214,12 @@ def _key_kernel(
         at = pl.ds(i * SIZE, SIZE)
         q_qh, grad_qh = q[at, head, :], grad[at, head, :]
         scores_sq = product_t(k_sh, q_qh) * scale
-        weights_sq = jnp.where(_seen_qs(i, j, end_s).T, jnp.exp(scores_sq - lse[head, at][None]), 0.0)
+        seen_sq = seen_in_tile(i, j, end_s[:, None], SIZE, 1)
+        dweights_sq = product_t(v_sh, grad_qh)
+        weights_sq, dscores_sq = weights_again(
+            scores_sq, seen_sq, lse[head, at][None], dweights_sq, delta[head, at][None]
+        )
         dv_sh += product(weights_sq.astype(grad_qh.dtype), grad_qh)
-        dscores_sq = weights_sq * (product_t(v_sh, grad_qh) - delta[head, at][None])
         return dk_sh + product(dscores_sq.astype(q_qh.dtype), q_qh), dv_sh
 
     zeros = jnp.zeros(k.shape, jnp.float32)

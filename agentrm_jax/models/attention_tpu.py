@@ -14,29 +14,41 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
 
-from agentrm_jax.models.tiles import HIDDEN, pad_alone, product, product_t, square_tiles, tile_lists
+from agentrm_jax.models.attention_fused import (
+    gradient_rows,
+    pad_to_tiles,
+    padded_ends,
+    product,
+    product_t,
+    seen_in_tile,
+    softmax_step,
+    visible_pairs,
+    weights_again,
+)
+from agentrm_jax.models.tiles import MASK_VALUE, tile_lists
 
 _LANES = 128
 _PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"))
 
 
 def forward(
-    q_btnh: jax.Array,
-    k_bskh: jax.Array,
-    v_bskh: jax.Array,
-    end_bs: jax.Array,
-    positions_bt: jax.Array,
-    window: jax.Array,
+    q_btnh: Float[Array, "b t n h"],
+    k_bskh: Float[Array, "b t k h"],
+    v_bskh: Float[Array, "b t k h"],
+    end_bs: Int[Array, "b t"],
+    positions_bt: Int[Array, "b t"],
+    window: Int[Array, ""] | int,
     *,
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-    """Output [b, t, n, h] and log-sum-exp of the scores, float32[b, t, n, 1]; positions and window are not looked at."""
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n 1"]]:
+    """Output and log-sum-exp (float32) of the scores; positions and window are not read, this kernel has no windows."""
     b, t, n, h = q_btnh.shape
     g = n // k_bskh.shape[2]
     size, end, visible = _tiles(end_bs)
     index, count = tile_lists(visible)
-    q, k, v = (_heads_first(x, end.shape[-1]) for x in (q_btnh, k_bskh, v_bskh))
+    q, k, v = (_heads_first(x) for x in (q_btnh, k_bskh, v_bskh))
 
     def at_query(b: Any, n: Any, i: Any, c: Any, index: Any, count: Any) -> tuple[Any, ...]:
         return b, n, i, 0
@@ -74,31 +86,25 @@ def forward(
 
 
 def backward(
-    q_btnh: jax.Array,
-    k_bskh: jax.Array,
-    v_bskh: jax.Array,
-    end_bs: jax.Array,
-    positions_bt: jax.Array,
-    window: jax.Array,
-    out_btnh: jax.Array,
-    lse_btn1: jax.Array,
-    grad_btnh: jax.Array,
+    q_btnh: Float[Array, "b t n h"],
+    k_bskh: Float[Array, "b t k h"],
+    v_bskh: Float[Array, "b t k h"],
+    end_bs: Int[Array, "b t"],
+    positions_bt: Int[Array, "b t"],
+    window: Int[Array, ""] | int,
+    out_btnh: Float[Array, "b t n h"],
+    lse_btn1: Float[Array, "b t n 1"],
+    grad_btnh: Float[Array, "b t n h"],
     *,
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
     """Gradients of q, k and v; each tile's weights are computed again from the log-sum-exp."""
     b, t, n, h = q_btnh.shape
     kv = k_bskh.shape[2]
     g = n // kv
     size, end, visible = _tiles(end_bs)
-    padded = end.shape[-1]
-    q, k, v, grad = (_heads_first(x, padded) for x in (q_btnh, k_bskh, v_bskh, grad_btnh))
-    delta_btn = jnp.einsum("btnh,btnh->btn", grad_btnh, out_btnh, preferred_element_type=jnp.float32)
-
-    def row(x_btn: jax.Array, fill: float) -> jax.Array:
-        return jnp.pad(x_btn, ((0, 0), (0, padded - t), (0, 0)), constant_values=fill).swapaxes(1, 2)[:, :, None]
-
-    lse, delta = row(lse_btn1[..., 0], -HIDDEN), row(delta_btn, 0.0)  # a padded query's weights are exp(-1e30) = 0
+    q, k, v, grad = (_heads_first(x) for x in (q_btnh, k_bskh, v_bskh, grad_btnh))
+    lse, delta = (x_bnt[:, :, None] for x_bnt in gradient_rows(out_btnh, lse_btn1, grad_btnh, _LANES))
     tile, line = (None, None, size, h), (None, None, 1, size)
     scale = h**-0.5
 
@@ -173,28 +179,21 @@ def backward(
 
 
 def _tiles(end_bs: jax.Array) -> tuple[int, jax.Array, jax.Array]:
-    """Size of a tile, subtree ends [b, 1, padded], every padded token alone, and which pairs of tiles are visible."""
-    end = pad_alone(end_bs, -end_bs.shape[1] % _LANES).astype(jnp.int32)
+    """(size of a tile, subtree ends [b, 1, padded], which pairs of tiles are visible)."""
+    end = padded_ends(end_bs, _LANES)
     size = next(s for s in (512, 256, 128) if end.shape[1] % s == 0)
-    return size, end[:, None], square_tiles(end, size)
+    return size, end[:, None], visible_pairs(end, size)
 
 
-def _heads_first(x_btnh: jax.Array, padded: int) -> jax.Array:
-    """[b, n, padded, h]."""
-    return jnp.pad(x_btnh, ((0, 0), (0, padded - x_btnh.shape[1]), (0, 0), (0, 0))).swapaxes(1, 2)
+def _heads_first(x_btnh: jax.Array) -> jax.Array:
+    """The array with heads before tokens and padded to whole tiles: [b, n, padded, h]."""
+    return pad_to_tiles(x_btnh, _LANES).swapaxes(1, 2)
 
 
 def _column(line_ref: Any) -> jax.Array:
-    """[tile, lanes] from a row [1, tile]: what belongs to a token, beside it in every lane."""
+    """A row [1, tile] as a column [tile, lanes], repeated in every lane."""
     line = line_ref[...]
     return jnp.broadcast_to(line, (_LANES, line.shape[1])).T
-
-
-def _seen(end: jax.Array, i: jax.Array, j: jax.Array, shape: tuple[int, ...], query_axis: int) -> jax.Array:
-    """bool: the rule for query tile i and key tile j; `end` broadcasts along the queries."""
-    query = i * shape[0] + jax.lax.broadcasted_iota(jnp.int32, shape, query_axis)
-    key = j * shape[0] + jax.lax.broadcasted_iota(jnp.int32, shape, 1 - query_axis)
-    return (key <= query) & (query < end)
 
 
 def _forward_kernel(
@@ -216,20 +215,17 @@ def _forward_kernel(
 
     @pl.when(c == 0)
     def _() -> None:
-        top[...] = jnp.full_like(top, HIDDEN)
+        top[...] = jnp.full_like(top, MASK_VALUE)
         total[...] = jnp.zeros_like(total)
         acc[...] = jnp.zeros_like(acc)
 
     @pl.when(c < count[b, i])
     def _() -> None:
         scores_qs = product_t(q[...], k[...]) * scale
-        scores_qs = jnp.where(_seen(end[...], i, index[b, i, c], scores_qs.shape, 0), scores_qs, HIDDEN)
-        old = top[:, :1]
-        new = jnp.maximum(old, scores_qs.max(1, keepdims=True))
-        weights_qs = jnp.exp(scores_qs - new)
-        shrink = jnp.exp(old - new)
-        top[...] = jnp.broadcast_to(new, top.shape)
-        total[...] = total[...] * shrink + weights_qs.sum(1, keepdims=True)
+        seen_qs = seen_in_tile(i, index[b, i, c], end[...], q.shape[0], 0)
+        weights_qs, shrink, new_top, new_total = softmax_step(scores_qs, seen_qs, top[:, :1], total[:, :1])
+        top[...] = jnp.broadcast_to(new_top, top.shape)
+        total[...] = jnp.broadcast_to(new_total, total.shape)
         acc[...] = acc[...] * shrink + product(weights_qs.astype(v.dtype), v[...])
 
     @pl.when(c == pl.num_programs(3) - 1)
@@ -266,10 +262,9 @@ def _query_kernel(
     @pl.when(c < count[b, i])
     def _() -> None:
         scores_qs = product_t(q[...], k[...]) * scale
-        seen = _seen(end[...], i, index[b, i, c], scores_qs.shape, 0)
-        weights_qs = jnp.where(seen, jnp.exp(scores_qs - lse_column[:, :1]), 0.0)
+        seen_qs = seen_in_tile(i, index[b, i, c], end[...], q.shape[0], 0)
         dweights_qs = product_t(grad[...], v[...])
-        dscores_qs = weights_qs * (dweights_qs - delta_column[:, :1])
+        _, dscores_qs = weights_again(scores_qs, seen_qs, lse_column[:, :1], dweights_qs, delta_column[:, :1])
         acc[...] += product(dscores_qs.astype(k.dtype), k[...])
 
     @pl.when(c == pl.num_programs(3) - 1)
@@ -307,11 +302,10 @@ def _key_kernel(
     @pl.when(c % tiles < count[b, j])
     def _() -> None:
         scores_sq = product_t(k[...], q[...]) * scale
-        seen = _seen(end_column[:, :1], index[b, j, c % tiles], j, scores_sq.shape, 1)
-        weights_sq = jnp.where(seen, jnp.exp(scores_sq - lse[...]), 0.0)
-        dv_acc[...] += product(weights_sq.astype(grad.dtype), grad[...])
+        seen_sq = seen_in_tile(index[b, j, c % tiles], j, end_column[:, :1], k.shape[0], 1)
         dweights_sq = product_t(v[...], grad[...])
-        dscores_sq = weights_sq * (dweights_sq - delta[...])
+        weights_sq, dscores_sq = weights_again(scores_sq, seen_sq, lse[...], dweights_sq, delta[...])
+        dv_acc[...] += product(weights_sq.astype(grad.dtype), grad[...])
         dk_acc[...] += product(dscores_sq.astype(q.dtype), q[...])
 
     @pl.when(c == pl.num_programs(3) - 1)

@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-from agentrm_jax.models.tiles import HIDDEN, NO_WINDOW, TilePairs, Tiling, pad_alone, tile_pairs
+from agentrm_jax.models.tiles import MASK_VALUE, NO_WINDOW, TilePairs, Tiling, pad_alone, tile_pairs
 
 
 class _Tokens(NamedTuple):
-    """What the rule reads, padded to whole tiles; and the same by key tile and by query tile."""
+    """Subtree ends and positions, padded to whole tiles and cut into key and query tiles, and the list of visible pairs."""
 
     pairs: TilePairs
     end: jax.Array  # [groups, nk, rows, keys]
@@ -74,20 +75,20 @@ def _scores(
     if window is not None:
         seen &= tokens.query_position[group, i][:, None] - tokens.key_position[group, j][..., None] < window
     by_head = scores.reshape(tiling.rows, -1, tiling.keys, scores.shape[2] // tiling.queries, tiling.queries)
-    return jnp.where(seen[:, None, :, None], by_head, HIDDEN).reshape(scores.shape)
+    return jnp.where(seen[:, None, :, None], by_head, MASK_VALUE).reshape(scores.shape)
 
 
 def forward(
     tiling: Tiling,
     windowed: bool,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    end: jax.Array,
-    positions: jax.Array,
-    window: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Output [b, t, n, h] and log-sum-exp of the scores, float32[b, t, n, 1]."""
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b t k h"],
+    v: Float[Array, "b t k h"],
+    end: Int[Array, "b t"],
+    positions: Int[Array, "b t"],
+    window: Int[Array, ""],
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n 1"]]:
+    """Output and log-sum-exp (float32) of the scores; positions and window count only if `windowed`."""
     kv_heads, h = k.shape[2], q.shape[3]
     tokens = _tokens(end, positions, window if windowed else jnp.int32(NO_WINDOW), tiling)
     pairs, limit = tokens.pairs, window if windowed else None
@@ -99,7 +100,7 @@ def forward(
     def body(c: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         out, lse, acc_rhm, top_rm, sum_rm = carry
         group, i, j = at = pairs.group[c], pairs.query[c], pairs.key[c]
-        top_rm = jnp.where(pairs.opens[c], HIDDEN, top_rm)
+        top_rm = jnp.where(pairs.opens[c], MASK_VALUE, top_rm)
         scores = _scores(k_sh[group, j], q_hm[group, i], tokens, at, limit, tiling)
         new_top = jnp.maximum(top_rm, scores.max(1))
         weights = jnp.exp(scores - new_top[:, None])
@@ -121,16 +122,16 @@ def forward(
 def backward(
     tiling: Tiling,
     windowed: bool,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    end: jax.Array,
-    positions: jax.Array,
-    window: jax.Array,
-    out: jax.Array,
-    lse: jax.Array,
-    grad: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b t k h"],
+    v: Float[Array, "b t k h"],
+    end: Int[Array, "b t"],
+    positions: Int[Array, "b t"],
+    window: Int[Array, ""],
+    out: Float[Array, "b t n h"],
+    lse: Float[Array, "b t n 1"],
+    grad: Float[Array, "b t n h"],
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
     """Gradients of q, k and v: one turn of the loop gives a tile's share of all three."""
     kv_heads, h = k.shape[2], q.shape[3]
     tokens = _tokens(end, positions, window if windowed else jnp.int32(NO_WINDOW), tiling)

@@ -1,4 +1,4 @@
-"""Shapes and switches of a decoder-only transformer of the Llama family, as one frozen record."""
+"""The shapes and switches that define a decoder-only transformer of the Llama family, and those of the preset sizes."""
 
 import dataclasses
 from typing import Literal
@@ -55,6 +55,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly")
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise UserError(f"heads of {self.head_dim} dimensions cannot be rotated in pairs")
         for name in ("window_layers", "rope_layers"):
             flags = getattr(self, name)
             if flags and len(flags) != self.num_layers:
@@ -83,8 +85,7 @@ NANO = ModelConfig(
     max_length=1024,
 )
 
-# Shapes of the models that sizes start from, as their public config.json files have them: what can be said of a size where its
-# files are not at hand.
+# The models that sizes start from, as their public config.json files describe them; read where those files are not at hand.
 PRESETS: dict[str, ModelConfig] = {
     "nano": NANO,
     "smollm2": ModelConfig(

@@ -1,7 +1,7 @@
 """Hugging Face's `config.json` to a `ModelConfig` and back, for the families of models that are supported.
 
 Both generations of keys are read (transformers 4: `rope_theta`, `rope_scaling`, `torch_dtype`; 5: `rope_parameters`, `dtype`,
-`layer_types`) and both are written. A field is used, is known to be without influence on the result, or is refused by name.
+`layer_types`) and both are written. `fields.py` says which fields are known.
 """
 
 import dataclasses
@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from agentrm_jax.models.config import ModelConfig, RopeScaling
+from agentrm_jax.models.fields import FIXED, check_fields, positive, whole
 from agentrm_jax.types import JSON, UserError
 
 Head = Literal["CausalLM", "SequenceClassification", "TokenClassification"]
 HEADS: tuple[Head, ...] = ("CausalLM", "SequenceClassification", "TokenClassification")
+OPENRLHF = "RewardModel"  # the class that OpenRLHF makes around any backbone, and writes as its architecture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,71 +50,25 @@ FAMILIES = {
     ),
 }
 
-_USED = {
-    *("architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings"),
-    *("max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "num_labels", "id2label", "label2id"),
-}
-# Tokens, training, bookkeeping and speed: nothing here changes what the model computes from ids.
-_HARMLESS = {
-    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id"),
-    *("initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "classifier_dropout"),
-    *("hidden_dropout_prob", "use_cache", "cache_implementation", "_attn_implementation", "attn_implementation"),
-    *("_attn_implementation_autoset", "_flash_attn_2_enabled", "pretraining_tp", "dtype", "torch_dtype"),
-    *(
-        "transformers_version",
-        "_name_or_path",
-        "name_or_path",
-        "return_dict",
-        "output_attentions",
-        "output_hidden_states",
-    ),
-    *(
-        "gradient_checkpointing",
-        "max_length",
-        "min_length",
-        "do_sample",
-        "temperature",
-        "top_k",
-        "top_p",
-        "problem_type",
-    ),
-    *("finetuning_task", "task_specific_params", "is_llama_config", "transformers.js_config", "unsloth_fixed"),
-    *("unsloth_version", "token_classification_bias", "keys_to_ignore_at_inference", "chunk_size_feed_forward"),
-    *("is_encoder_decoder", "tokenizer_class", "prefix", "license", "model_name", "_commit_hash", "unsloth_training"),
-    *("base_model_tp_plan", "base_model_pp_plan", "no_rope_layer_interval"),
-}
-# Fields that change the result, with the values under which they do not.
-_FIXED: dict[str, tuple[JSON, ...]] = {
-    "hidden_act": ("silu", "swish"),
-    "hidden_activation": ("silu", "swish", None),
-    "rope_interleaved": (False, None),
-    "partial_rotary_factor": (1, 1.0, None),
-    "quantization_config": (None, {}),
-    "compression_config": (None, {}),
-    "is_decoder": (False, None),
-    "add_cross_attention": (False, None),
-    "pruned_heads": ({}, None),
-    "num_experts": (0, None),
-    "num_local_experts": (0, None),
-}
 
-
-def config_from_hf(fields: Mapping[str, JSON]) -> ModelConfig:
-    """The model a `config.json` describes.
+def config_from_hf(fields: Mapping[str, JSON], origin: str = "config.json") -> ModelConfig:
+    """The model a `config.json` describes; `origin` says in messages where the fields stand.
 
     Raises:
-      UserError: the architecture is unknown, a needed field is missing, or a field asks for what is not supported.
+      UserError: the architecture is unknown, needed fields are missing, or fields ask for what is not supported.
     """
     kind = fields.get("model_type")
-    if kind not in FAMILIES:
-        raise UserError(f"model_type {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise UserError(f"{origin}: model_type {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
-    _check(fields, kind, family)
-    needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    for name in (*needed, "max_position_embeddings"):
-        if not isinstance(fields.get(name), int):
-            raise UserError(f"config.json has no whole number {name!r}")
+    _check(fields, kind, family, origin)
+    try:
+        return _config(fields, kind, family)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
+
+
+def _config(fields: Mapping[str, JSON], kind: str, family: Family) -> ModelConfig:
     layers, heads = fields["num_hidden_layers"], fields["num_attention_heads"]
     theta, scaling = _rope(fields, family)
     rotates = _rope_layers(fields, layers) if family.rope_layers else ()
@@ -129,7 +85,7 @@ def config_from_hf(fields: Mapping[str, JSON]) -> ModelConfig:
         architecture=kind,
         rope_theta=theta,
         rope_scaling=scaling,
-        norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+        norm_eps=float(fields.get("rms_norm_eps") or 1e-6),
         tie_embeddings=bool(fields.get("tie_word_embeddings", family.tie)),
         qkv_bias=bias or family.attention_bias == "qkv",
         o_bias=bias,
@@ -142,25 +98,32 @@ def config_from_hf(fields: Mapping[str, JSON]) -> ModelConfig:
     )
 
 
-def head_from_hf(fields: Mapping[str, JSON]) -> Head:
+def head_from_hf(fields: Mapping[str, JSON], origin: str = "config.json") -> Head:
     """What the checkpoint's class computes; a bare backbone counts as a CausalLM without an output map of its own.
+
+    OpenRLHF's `RewardModel` is a linear map on the hidden state at the last token: a classifier with one label.
 
     Raises:
       UserError: another class, or a classifier with more than one label.
     """
-    names = fields.get("architectures") or ["Model"]
-    head = next((h for h in HEADS if str(names[0]).endswith("For" + h)), None)
-    if head is None and ("For" in str(names[0]) or not str(names[0]).endswith("Model")):
-        raise UserError(f"architecture {names[0]!r} is not supported; supported are *For{', *For'.join(HEADS)}")
-    labels = len(fields["id2label"]) if fields.get("id2label") else fields.get("num_labels", 2)
+    name = (fields.get("architectures") or ["Model"])[0]
+    if name == OPENRLHF:
+        return "SequenceClassification"
+    head = next((h for h in HEADS if name.endswith("For" + h)), None)
+    if head is None and ("For" in name or not name.endswith("Model")):
+        raise UserError(
+            f"{origin}: architecture {name!r} is not supported; supported are *For{', *For'.join(HEADS)} and "
+            f"OpenRLHF's {OPENRLHF}"
+        )
+    labels = len(fields["id2label"]) if fields.get("id2label") else fields.get("num_labels") or 2
     if head in HEADS[1:] and labels != 1:
-        raise UserError(f"a reward model has one label, this {names[0]} has {labels}")
+        raise UserError(f"{origin}: a reward model has one label, this {name} has {labels}")
     return head or "CausalLM"
 
 
-def _check(fields: Mapping[str, JSON], kind: str, family: Family) -> None:
-    """Refuses what would be ignored wrongly."""
-    used = set(_USED)
+def _check(fields: Mapping[str, JSON], kind: str, family: Family, origin: str) -> None:
+    """Refuses fields that this family does not read although they would change the model."""
+    used: set[str] = set()
     if family.attention_bias == "switch":
         used.add("attention_bias")
     if family.mlp_bias:
@@ -171,25 +134,18 @@ def _check(fields: Mapping[str, JSON], kind: str, family: Family) -> None:
         used |= {"use_sliding_window", "max_window_layers"}
     if family.rope_layers:
         used.add("no_rope_layers")
-    full = ["full_attention"] * int(fields.get("num_hidden_layers") or 0)
-    fixed: dict[str, tuple[JSON, ...]] = _FIXED | {
-        "layer_types": (None, full),
+    if not fields.get("use_sliding_window"):
+        used.add("max_window_layers")  # counts only together with it
+    types = fields.get("layer_types")
+    full = isinstance(types, list) and all(t == "full_attention" for t in types)
+    fixed: dict[str, tuple[JSON, ...]] = FIXED | {
+        "layer_types": (types,) if full else (None,),
         "attention_bias": (False, None, family.attention_bias == "qkv"),
         "mlp_bias": (False, None),
         "sliding_window": (None,),
         "use_sliding_window": (False, None),
     }
-    for name, value in fields.items():
-        if name in used or name in _HARMLESS:
-            continue
-        if name == "max_window_layers" and not fields.get("use_sliding_window"):
-            continue
-        if name not in fixed:
-            raise UserError(
-                f"config.json field {name!r} is unknown for {kind}; remove it if it does not change the model"
-            )
-        if value not in fixed[name]:
-            raise UserError(f"config.json has {name}={value!r}, which is not supported for {kind}")
+    check_fields(fields, used=used, fixed=fixed, kind=kind, origin=origin)
 
 
 def _rope(fields: Mapping[str, JSON], family: Family) -> tuple[float, RopeScaling | None]:
@@ -198,34 +154,40 @@ def _rope(fields: Mapping[str, JSON], family: Family) -> tuple[float, RopeScalin
     kind = rope.pop("rope_type", None) or rope.get("type") or "default"
     rope.pop("type", None)
     if any(isinstance(v, dict) for v in rope.values()):
-        raise UserError("config.json has rope_parameters that differ by layer type, which is not supported")
+        raise UserError("rope_parameters that differ by layer type are not supported")
     known = {
         "default": {"factor", "original_max_position_embeddings"},
         "linear": {"factor", "original_max_position_embeddings"},
         "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     }
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise UserError(f"rope type {kind!r} is not supported; supported are {', '.join(known)}")
     if rope.get("partial_rotary_factor", 1) in (1, None):
         rope.pop("partial_rotary_factor", None)
-    if rope.keys() - known[kind]:
-        raise UserError(f"rope parameter {sorted(rope.keys() - known[kind])[0]!r} is not supported for {kind!r} rope")
+    if more := sorted(rope.keys() - known[kind]):
+        raise UserError(f"rope parameters that are not supported for {kind!r} rope: {', '.join(more)}")
+    length = rope.pop("original_max_position_embeddings", None) or fields["max_position_embeddings"]
+    numbers = {"rope_theta": theta} | (rope if kind != "default" else {})
+    if wrong := [f"{name}={value!r}" for name, value in numbers.items() if not positive(value)]:
+        raise UserError(f"rope parameters that are no numbers above 0: {', '.join(wrong)}")
+    if not whole(length):
+        raise UserError(f"original_max_position_embeddings={length!r} must be a whole number above 0")
     if kind == "default":
         return float(theta), None
-    missing = known[kind] - rope.keys() - {"original_max_position_embeddings"}
-    if missing:
-        raise UserError(f"{kind!r} rope needs {sorted(missing)[0]!r} in config.json")
+    if missing := sorted(known[kind] - rope.keys() - {"original_max_position_embeddings"}):
+        raise UserError(f"{kind!r} rope needs {', '.join(missing)}")
     if kind == "linear":
         return float(theta), RopeScaling("linear", float(rope["factor"]))
-    length = rope.get("original_max_position_embeddings") or fields["max_position_embeddings"]
     low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-    return float(theta), RopeScaling("llama3", float(rope["factor"]), low, high, int(length))
+    if not low < high:
+        raise UserError(f"'llama3' rope needs low_freq_factor below high_freq_factor, not {low} and {high}")
+    return float(theta), RopeScaling("llama3", float(rope["factor"]), low, high, length)
 
 
 def _rope_layers(fields: Mapping[str, JSON], layers: int) -> tuple[bool, ...]:
     flags = fields.get("no_rope_layers")
     if flags is None:  # in spite of its name, a 1 means that the layer rotates
-        every = fields.get("no_rope_layer_interval", 4)
+        every = fields.get("no_rope_layer_interval") or 4
         flags = [(i + 1) % every != 0 for i in range(layers)]
     if len(flags) < layers:
         raise UserError(f"no_rope_layers has {len(flags)} entries for {layers} layers")
@@ -260,7 +222,8 @@ def _windows(
     elif family.rope_layers:
         flags = tuple(not r for r in rotates) or (False,) * layers
     else:
-        flags = tuple(i >= fields.get("max_window_layers", 28) for i in range(layers))
+        first = fields.get("max_window_layers")
+        flags = tuple(i >= (28 if first is None else first) for i in range(layers))
     if not any(flags):
         return None, ()
     return window, () if all(flags) else flags

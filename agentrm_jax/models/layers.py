@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
 
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA, low_rank, new_adapters
@@ -17,15 +19,15 @@ from agentrm_jax.models.lora import LoRA, low_rank, new_adapters
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+def rms_norm(x: Float[Array, "*shape d"], scale: Float[Array, " d"], eps: float) -> Float[Array, "*shape d"]:
     """Root-mean-square norm over the last axis, computed in float32."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
     return (y * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def rope_frequencies(config: ModelConfig) -> np.ndarray:
-    """float32[h/2]: rotation per position of every pair of dimensions, after the configured scaling."""
+def rope_frequencies(config: ModelConfig) -> Float[np.ndarray, " half_h"]:
+    """Rotation (radians a position) of every pair of a head's dimensions, float32, after the configured scaling."""
     half = config.head_dim // 2
     freq = 1.0 / config.rope_theta ** (np.arange(half, dtype=np.float64) / half)
     scaling = config.rope_scaling
@@ -44,7 +46,9 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
     return freq.astype(np.float32)
 
 
-def rotate(x_btnh: jax.Array, positions_bt: jax.Array, frequencies_h: np.ndarray) -> jax.Array:
+def rotate(
+    x_btnh: Float[Array, "b t n h"], positions_bt: Int[Array, "b t"], frequencies_h: Float[np.ndarray, " h//2"]
+) -> Float[Array, "b t n h"]:
     """Rotary position embedding in Hugging Face's layout: dimension i is paired with i + h/2."""
     angle = positions_bt[..., None].astype(jnp.float32) * frequencies_h
     cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
@@ -58,7 +62,7 @@ class Block(nnx.Module):
     With `lora` its linear maps have adapters beside them, `adapters.wq_dnh.{a, b}`.
     """
 
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, lora: LoRA | None = None):
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, lora: LoRA | None = None):
         c = config
         depth_scale = (2 * c.num_layers) ** -0.5
 
@@ -97,9 +101,13 @@ class Block(nnx.Module):
             self.adapters = new_adapters(lora, self, rngs)
 
     def __call__(
-        self, x_btd: jax.Array, positions_bt: jax.Array, attend: Attend, rotates: jax.Array | bool = True
-    ) -> jax.Array:
-        """The layer's output [b, t, d]. `attend(q, k, v)` decides what is seen: the sequence itself, or a cache as well.
+        self,
+        x_btd: Float[Array, "b t d"],
+        positions_bt: Int[Array, "b t"],
+        attend: Attend,
+        rotates: Bool[Array, ""] | bool = True,
+    ) -> Float[Array, "b t d"]:
+        """The layer's output. `attend(q, k, v)` decides what is seen: the sequence itself, or a cache as well.
 
         `rotates` says whether this layer applies rotary positions (SmolLM3 leaves them out of some).
         """
@@ -135,6 +143,6 @@ class Block(nnx.Module):
         return out + self.b_down_d[...].astype(dtype) if self.config.mlp_bias else out
 
     def _linear(self, spec: str, x: jax.Array, name: str) -> jax.Array:
-        """x through the map `name`, and through its adapter if it has one."""
+        """Applies the linear map `name` to x, and adds what its adapter gives if it has one."""
         y = jnp.einsum(spec, x, getattr(self, name)[...].astype(x.dtype))
         return y + low_rank(x, self.adapters[name], self.lora.scale) if self.lora and name in self.adapters else y

@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): y = x W + (alpha / rank) (x A) B, where W stays as it is and A, B are trained.
 
 Adapters are a small tree beside the weights they change, `layers.adapters.wq_dnh.{a, b}`, stacked on l like these. Training
-multiplies by A, then by B: neither W + AB nor a gradient of W's size is ever made. Afterwards `merge` adds them up once, and
-what is left is an ordinary model.
+multiplies by A, then by B: neither W + AB nor a gradient of W's size is ever made. After training `merge` adds A B to W, which
+gives an ordinary model.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from agentrm_jax.types import JSON, UserError
 
@@ -60,7 +61,7 @@ class LoRA:
 
     @classmethod
     def requested(cls, base: str, *, rank: int, alpha: float, targets: tuple[str, ...]) -> "LoRA | None":
-        """What a config asks for: None if its rank is 0.
+        """The adapters that a config asks for; None if its rank is 0.
 
         Raises:
           UserError: a value is wrong, or there is no `base` to adapt.
@@ -100,14 +101,14 @@ def new_adapters(lora: LoRA, block: nnx.Module, rngs: nnx.Rngs) -> nnx.Dict:
     return nnx.Dict({name: pair(getattr(block, name), inputs) for name, inputs in chosen})
 
 
-def low_rank(x: jax.Array, pair: nnx.Dict, scale: float) -> jax.Array:
-    """scale (x A) B [b, t, *out] for x [b, t, *in], in the type of x."""
+def low_rank(x: Float[Array, "b t *inputs"], pair: nnx.Dict, scale: float) -> Float[Array, "b t *outputs"]:
+    """scale (x A) B, in the type of x."""
     a, b = pair["a"][...].astype(x.dtype), pair["b"][...].astype(x.dtype)
     return jnp.tensordot(jnp.tensordot(x, a, a.ndim - 1) * scale, b, 1)
 
 
 def split(params: nnx.State) -> tuple[nnx.State, nnx.State]:
-    """Parameters that are trained and those that are frozen: adapters and value head, and the rest; all if no adapters."""
+    """(trained, frozen) parameters: adapters and value head, and the rest. A model without adapters is trained as a whole."""
     adapters = nnx.PathContains("adapters")
     if not nnx.to_flat_state(nnx.filter_state(params, adapters)):
         return params, nnx.State({})
@@ -131,7 +132,7 @@ def merge(params: Params, trained: Params, lora: LoRA) -> Params:
 def _add(sharding: jax.sharding.Sharding) -> Any:
     product = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
 
-    def add(weight: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+    def add(weight: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
         return (weight.astype(jnp.float32) + scale * jax.vmap(product)(a, b)).astype(weight.dtype)
 
     return jax.jit(add, donate_argnums=0, out_shardings=sharding)

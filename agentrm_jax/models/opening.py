@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from orbax.checkpoint import v1 as ocp
 
 from agentrm_jax import parallel
 from agentrm_jax.chat import Chat, load_chat
-from agentrm_jax.models import weights
+from agentrm_jax.models import checksums, weights
+from agentrm_jax.models.card import NAME, Card, read_card
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA, merge, split
 from agentrm_jax.models.pretrained import open_pretrained
@@ -30,12 +30,14 @@ class OpenedModel:
     """A model on disk, its parameters not read yet.
 
     Attributes:
+      card: of a model that was trained here; None for one from elsewhere.
       has: shape and type of every parameter it has.
       load: (some of `has`, with shardings) -> (the parameters, step, meta).
     """
 
     config: ModelConfig
     chat: Chat
+    card: Card | None
     has: weights.Params
     load: Callable[[weights.Params], tuple[weights.Params, int, dict[str, JSON]]]
 
@@ -46,42 +48,66 @@ class OpenedModel:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A trained model with what is needed to use it."""
+    """A trained model with what is needed to use it; `card` as in `OpenedModel`."""
 
     model: Transformer
     chat: Chat
+    card: Card | None
     step: int
     meta: dict[str, JSON]
 
 
-def open_model(place: Path | str, *, step: int | None = None, template: str = "") -> OpenedModel:
+def open_model(place: Path | str, *, step: int | None = None, template: str = "", date: str = "") -> OpenedModel:
     """The model of a training workdir, of a Hugging Face folder or GGUF file, or `smollm2` by name.
 
     Of a workdir it is the latest readable checkpoint (or the one of `step`), parameters only. A one-label classifier that was
-    trained elsewhere brings its value head. `template` is a chat template to use instead of the tokenizer's own.
+    trained elsewhere brings its value head. `template` is a chat template to use instead of the tokenizer's own; `date` (ISO) is
+    what a template that reads the clock is told, by default the date on the model's card, else today's.
 
     Raises:
-      UserError: there is no model, or it cannot be read.
+      UserError: there is no model, it cannot be read, or its tokenizer has ids for which the model has no embedding.
     """
     workdir = Path(place)
-    if not (workdir / "model.json").exists():
+    card = read_card(workdir)
+    if card is None:
         found = open_pretrained(str(place))
         causal = found.head == "CausalLM"
         has = weights.abstract_params(found.config, lm_head=causal, value_head=not causal)
-        chat = load_chat(found.tokenizer(), template)
-        return OpenedModel(
-            found.config, chat, has, lambda wanted: (weights.load_params(found.source(), found.config, wanted), 0, {})
+        chat = load_chat(found.tokenizer(), template, date=date, rows=found.config.vocab_size)
+        opened = OpenedModel(
+            found.config,
+            chat,
+            None,
+            has,
+            lambda wanted: (weights.load_params(found.source(), found.config, wanted), 0, {}),
         )
-    folder = (workdir / "checkpoints").resolve()
-    if not folder.is_dir():
-        raise UserError(f"{workdir} holds no checkpoints; train it with train.py")
-    info = json.loads((workdir / "model.json").read_text())
-    config = ModelConfig.from_json(info["config"])
-    if "lora" in info:
-        return _open_adapted(workdir, info, step, template)
-    has = weights.abstract_params(config, lm_head=info["lm_head"], value_head=info["value_head"])
-    chat = load_chat(load_tokenizer(workdir / "tokenizer"), template)
-    return OpenedModel(config, chat, has, lambda wanted: _load_checkpoint(folder, wanted, step))
+    else:
+        folder = (workdir / "checkpoints").resolve()
+        if not folder.is_dir():
+            raise UserError(f"{workdir} holds no checkpoints; train it with train.py")
+        rows = card.config.vocab_size
+        chat = load_chat(load_tokenizer(workdir / "tokenizer"), template, date=date or card.date, rows=rows)
+        if card.lora:
+            opened = _open_adapted(workdir, card, chat, step)
+        else:
+            has = weights.abstract_params(card.config, lm_head=card.lm_head, value_head=card.value_head)
+            opened = OpenedModel(card.config, chat, card, has, lambda wanted: _load_checkpoint(folder, wanted, step))
+    _check_ids(place, chat, opened.config.vocab_size)
+    return opened
+
+
+def _check_ids(place: Path | str, chat: Chat, rows: int) -> None:
+    """Refuses a tokenizer that writes ids which the embedding has no row for.
+
+    Special tokens that no conversation holds do not count: transformers adds some that the model never had.
+    """
+    special = set(chat.tokenizer.all_special_ids) - {chat.end_id}
+    highest = max(i for i in chat.tokenizer.get_vocab().values() if i not in special)
+    if highest >= rows:
+        raise UserError(
+            f"the tokenizer of {place} has ids up to {highest}, but the model's embedding has {rows} rows: they do not belong "
+            "together; use the tokenizer that the model was trained with"
+        )
 
 
 def load_model(
@@ -89,6 +115,7 @@ def load_model(
     *,
     step: int | None = None,
     template: str = "",
+    date: str = "",
     mesh: Mesh | None = None,
     dtype: jnp.dtype = jnp.float32,
 ) -> LoadedModel:
@@ -96,7 +123,7 @@ def load_model(
 
     Matrices are turned into `dtype` as they are read; final norm and value head, which are small, stay float32.
     """
-    opened = open_model(place, step=step, template=template)
+    opened = open_model(place, step=step, template=template, date=date)
     where: Any = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if mesh:
         where = nnx.to_pure_dict(parallel.shardings(nnx.state(weights.build(opened.config, opened.has)), mesh))
@@ -109,7 +136,7 @@ def load_model(
         for key in opened.has
     }
     params, number, meta = opened.load(here)
-    return LoadedModel(weights.build(opened.config, params), opened.chat, number, meta)
+    return LoadedModel(weights.build(opened.config, params), opened.chat, opened.card, number, meta)
 
 
 _SMALL = ("final_norm_d", "value_d")
@@ -141,31 +168,28 @@ def load_adapters(workdir: Path, *, step: int | None = None, sharding: jax.shard
     Raises:
       UserError: every parameter was trained there, or no checkpoint can be read.
     """
-    about = workdir / "model.json"
-    info = json.loads(about.read_text()) if about.exists() else {}
-    if "lora" not in info:
+    card = read_card(workdir)
+    if card is None or card.lora is None:
         raise UserError(f"{workdir} holds no adapters; they come from a run with --config.lora.rank")
-    config, lora = ModelConfig.from_json(info["config"]), LoRA.from_json(info["lora"])
-    made = nnx.state(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0), info)), nnx.Param)
+    made = nnx.state(nnx.eval_shape(lambda: build_model(card, nnx.Rngs(0))), nnx.Param)
     where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = nnx.to_pure_dict(split(made)[0])
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
     params, number, meta = _load_checkpoint((workdir / "checkpoints").resolve(), wanted, step)
-    return Adapters(lora, info["base"], params, number, meta)
+    return Adapters(card.lora, card.base, params, number, meta)
 
 
-def _open_adapted(workdir: Path, info: dict[str, JSON], step: int | None, template: str) -> OpenedModel:
+def _open_adapted(workdir: Path, card: Card, chat: Chat, step: int | None) -> OpenedModel:
     """A base with the adapters of `workdir` merged into it."""
-    config = ModelConfig.from_json(info["config"])
     try:
-        base = open_model(info["base"], template=template)
+        base = open_model(card.base)
     except UserError as error:
         raise UserError(
-            f"{workdir} holds adapters for the model {info['base']}, which cannot be opened ({error}); put it back, or "
-            f'write its new place as "base" into {workdir / "model.json"}'
+            f"{workdir} holds adapters for the model {card.base}, which cannot be opened ({error}); put it back, or "
+            f'write its new place as "base" into {workdir / NAME}'
         ) from None
-    if base.config != config:
-        raise UserError(f"{workdir} holds adapters for another model than the one now in {info['base']}")
+    if base.config != card.config:
+        raise UserError(f"{workdir} holds adapters for another model than the one now in {card.base}")
 
     def load(wanted: weights.Params) -> tuple[weights.Params, int, dict[str, JSON]]:
         like = wanted["embed_vd"].sharding
@@ -175,12 +199,12 @@ def _open_adapted(workdir: Path, info: dict[str, JSON], step: int | None, templa
         params = base.read({k: v for k, v in wanted.items() if k == "layers" or k not in trained})
         return merge(params, trained, adapters.lora), adapters.step, adapters.meta
 
-    has = weights.abstract_params(config, lm_head=info["lm_head"], value_head=info["value_head"])
-    return OpenedModel(config, load_chat(load_tokenizer(workdir / "tokenizer"), template), has, load)
+    has = weights.abstract_params(card.config, lm_head=card.lm_head, value_head=card.value_head)
+    return OpenedModel(card.config, chat, card, has, load)
 
 
-def describe_adapters(lora: LoRA, place: str, base: OpenedModel, *, lm_head: bool) -> dict[str, JSON]:
-    """What `model.json` says of adapters: their sizes and their base, by absolute path, or by name.
+def adapter_base(place: str, base: OpenedModel, *, lm_head: bool) -> str:
+    """What a card says of the model that adapters belong to: its absolute path, or its name.
 
     Raises:
       UserError: the base lacks the language-model head that a policy needs.
@@ -190,7 +214,7 @@ def describe_adapters(lora: LoRA, place: str, base: OpenedModel, *, lm_head: boo
             f"{place} has no language-model head, and adapters bring none; name a policy with --config.init"
         )
     path = Path(place).expanduser()
-    return {"lora": lora.to_json(), "base": str(path.resolve()) if path.exists() else place}
+    return str(path.resolve()) if path.exists() else place
 
 
 def _load_checkpoint(
@@ -200,14 +224,22 @@ def _load_checkpoint(
     context.pytree.loading.partial_load = True  # a reward model leaves the policy's head where it is
     with context, ocp.training.Checkpointer(folder) as checkpointer:
         steps = [c.step for c in checkpointer.checkpoints][::-1] if step is None else [step]
+        faults: dict[int, str] = {}
         for number in steps:
+            if fault := checksums.find_damage(folder / str(number), ("params", "meta")):
+                faults[number] = fault
+                continue
             try:
                 found = checkpointer.load_checkpointables(number, {"params": wanted, "meta": None})
             except Exception as error:  # whatever a damaged file makes Orbax raise
-                logging.warning("checkpoint %s cannot be read (%s)", folder / str(number), error)
+                faults[number] = checksums.one_line(error)
                 continue
+            for damaged, fault in faults.items():
+                logging.warning(
+                    "checkpoint %s cannot be read (%s); using step %d", folder / str(damaged), fault, number
+                )
             return found["params"], number, found["meta"] or {}
-    raise UserError(f"no checkpoint in {folder} can be read")
+    raise UserError(f"no checkpoint in {folder} can be read" + (f" ({faults[steps[0]]})" if faults else ""))
 
 
 def _common(wanted: weights.Params, has: weights.Params) -> weights.Params:
@@ -219,7 +251,8 @@ def _common(wanted: weights.Params, has: weights.Params) -> weights.Params:
     }
 
 
-def build_model(config: ModelConfig, rngs: nnx.Rngs, info: dict[str, JSON], **options: Any) -> Transformer:
-    """A model with the heads, and the adapters, that `model.json` names."""
-    lora = LoRA.from_json(info["lora"]) if "lora" in info else None
-    return Transformer(config, rngs=rngs, lm_head=info["lm_head"], value_head=info["value_head"], lora=lora, **options)
+def build_model(card: Card, rngs: nnx.Rngs, **options: Any) -> Transformer:
+    """A model with the heads, and the adapters, that its card names."""
+    return Transformer(
+        card.config, rngs=rngs, lm_head=card.lm_head, value_head=card.value_head, lora=card.lora, **options
+    )

@@ -1,15 +1,26 @@
-"""Opening a pretrained model by name or path: a Hugging Face folder, a GGUF file, or the preset `smollm2`."""
+"""Opening a pretrained model by name or path: a Hugging Face folder, PEFT adapters, a GGUF file, or the preset `smollm2`."""
 
 import dataclasses
-import json
+import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from agentrm_jax.models.config import ModelConfig
-from agentrm_jax.models.families import Head, config_from_hf, head_from_hf
+from agentrm_jax.models.families import OPENRLHF, Head, config_from_hf, head_from_hf
+from agentrm_jax.models.folder import (
+    CONFIG,
+    TOKENIZER_FILES,
+    has_weights,
+    open_safetensors,
+    read_object,
+    refuse_pointer,
+)
 from agentrm_jax.models.gguf import GGUF, smollm2_file
-from agentrm_jax.models.weights import Source, open_safetensors
+from agentrm_jax.models.gguf_tokenizer import load_gguf_tokenizer
+from agentrm_jax.models.peft import ADAPTER_CONFIG, PeftAdapter, read_peft
+from agentrm_jax.models.weights import Source, some
 from agentrm_jax.tokenizer import load_tokenizer
 from agentrm_jax.types import UserError
 
@@ -34,20 +45,85 @@ def open_pretrained(name: str | Path) -> Pretrained:
     """Reads the configuration and leaves the rest for when it is asked for.
 
     Raises:
-      UserError: nothing is there, or it is not supported.
+      UserError: nothing is there, or it is damaged or not supported.
     """
-    path = smollm2_file() if name == "smollm2" else Path(name).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        file = GGUF(path)
-        return Pretrained(file.config, "CausalLM", file.source, file.tokenizer)
-    if not (path / "config.json").is_file():
-        raise UserError(
-            f"no model at {path}: neither a .gguf file, nor a folder with config.json, nor the name smollm2"
-        )
     try:
-        fields = json.loads((path / "config.json").read_text())
-    except ValueError as e:
-        raise UserError(f"{path / 'config.json'} is not valid JSON: {e}") from None
+        path = smollm2_file() if name == "smollm2" else Path(name).expanduser()
+        if path.suffix == ".gguf" and path.is_file():
+            file = GGUF(path)
+            return Pretrained(file.config, "CausalLM", file.source, functools.partial(load_gguf_tokenizer, file))
+        if (path / ADAPTER_CONFIG).is_file() and not ((path / CONFIG).is_file() and has_weights(path)):
+            return _open_adapter(path, read_peft(path))
+        if not (path / CONFIG).is_file():
+            raise UserError(_why_no_model(str(name), path))
+        return _open_folder(path)
+    except (OSError, RuntimeError) as error:  # no permission, no such home folder
+        raise UserError(f"{name} cannot be read: {error}") from None
+
+
+def _open_folder(path: Path) -> Pretrained:
+    fields, origin = read_object(path / CONFIG), str(path / CONFIG)
+    if "model_type" not in fields:
+        hint = "; a workdir needs its model.json" if (path / "metrics.jsonl").exists() else ""
+        raise UserError(f"{path} is no Hugging Face model folder: its config.json has no model_type{hint}")
+    config, head = config_from_hf(fields, origin), head_from_hf(fields, origin)
+
+    def source() -> Source:
+        found = open_safetensors(path)
+        if OPENRLHF in fields.get("architectures", ()):
+            return _rename_head(found, fields.get("value_head_prefix"))
+        return found
+
+    return Pretrained(config, head, source, functools.partial(_load_tokenizer, path))
+
+
+def _open_adapter(path: Path, adapter: PeftAdapter) -> Pretrained:
+    """A base with the adapters of a PEFT folder added to it, tensor by tensor as they are read."""
+    place = next((p for p in (Path(adapter.base).expanduser(), path / adapter.base) if p.exists()), Path(adapter.base))
+    try:
+        if (place / ADAPTER_CONFIG).is_file():
+            raise UserError("it holds adapters too; merge those into their own base first")
+        base = open_pretrained("smollm2" if adapter.base == "smollm2" else place)
+    except UserError as error:
+        raise UserError(
+            f"{path} holds PEFT adapters for {adapter.base}, which cannot be opened ({error}); put its folder on this "
+            f"machine and write the path as base_model_name_or_path into {path / ADAPTER_CONFIG}"
+        ) from None
+    has_tokenizer = any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
     return Pretrained(
-        config_from_hf(fields), head_from_hf(fields), lambda: open_safetensors(path), lambda: load_tokenizer(path)
+        base.config,
+        adapter.head or base.head,
+        lambda: adapter.add_to(base.source(), tied=base.config.tie_embeddings),
+        functools.partial(_load_tokenizer, path) if has_tokenizer else base.tokenizer,
+    )
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    refuse_pointer(*(folder / name for name in TOKENIZER_FILES))
+    return load_tokenizer(folder)
+
+
+def _rename_head(source: Source, prefix: str | None) -> Source:
+    """The tensors of an OpenRLHF reward model with its value head under the name `score.weight`."""
+    names = [f"{prefix}.weight"] if prefix else ["score.weight", "value_head.weight"]
+    head = next((n for n in names if n in source.shapes), None)
+    if head is None:
+        raise UserError(f"{source.origin} lacks {' and '.join(names)}, the value head of a {OPENRLHF}")
+    stored = {name: name for name in source.shapes if name != head} | {"score.weight": head}
+    shapes = {name: source.shapes[at] for name, at in stored.items()}
+    return Source(source.origin, shapes, lambda name, index: source.read(stored[name], index))
+
+
+def _why_no_model(name: str, path: Path) -> str:
+    """What is wrong with a place that holds none of the forms that are read."""
+    if path.is_dir():
+        if files := [p.name for p in path.glob("*.gguf")]:
+            return f"{path} has no {CONFIG}; name the GGUF file itself: {some(files)}"
+        if (path / "params.json").exists():
+            return f"{path} has params.json, not {CONFIG}: its makers' own form; take the one for Hugging Face transformers"
+        if (path / "results.json").exists() or (path / "trajectories.jsonl").exists():
+            return f"{path} is the workdir of a search, not a model"
+    hub = "; names on the Hugging Face hub are not taken: download the model and give its folder"
+    return f"no model at {path}: neither a .gguf file, nor a folder with {CONFIG}, nor the name smollm2" + (
+        hub if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
     )

@@ -1,4 +1,4 @@
-"""Tiles of attention: which hold anything visible under the tree rule (nothing else is computed), and products of two.
+"""Tiles of attention: which of them hold anything visible under the tree rule, so that nothing else is computed.
 
 Letters: b row, t token, i query tile, j key tile.
 """
@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
 
 NO_WINDOW = 2**30
-HIDDEN = -1e30  # finite, so that a tile without anything visible gives no NaN
+MASK_VALUE = -1e30  # the score of what must not be seen; finite, so that a tile without anything visible gives no NaN
 
 
 class Tiling(NamedTuple):
-    """How attention is cut up: `rows` of the batch, `queries` and `keys` handled by one turn of the loop."""
+    """What one turn of the loop over tiles handles: so many `rows` of the batch, `queries` and `keys`."""
 
     rows: int
     queries: int
@@ -21,11 +22,12 @@ class Tiling(NamedTuple):
 
 
 class TilePairs(NamedTuple):
-    """The (row group, query tile, key tile) triples to be computed, sorted; only the first `total` are meant.
+    """The (row group, query tile, key tile) triples to be computed, sorted.
 
     Attributes:
-      group, query, key: int32[p] indices.
+      group, query, key: int32[p] indices; entries behind the first `total` are padding.
       opens: bool[p], the first triple of its query tile.
+      total: int32, how many triples there are.
     """
 
     group: jax.Array
@@ -36,9 +38,9 @@ class TilePairs(NamedTuple):
 
 
 def visible_tiles(
-    subtree_end_bt: jax.Array, positions_bt: jax.Array, window: jax.Array | int, tiling: Tiling
-) -> jax.Array:
-    """bool[groups, query tiles, key tiles]: where something is visible, for rows already padded to whole tiles.
+    subtree_end_bt: Int[Array, "b t"], positions_bt: Int[Array, "b t"], window: Int[Array, ""] | int, tiling: Tiling
+) -> Bool[Array, "groups query_tiles key_tiles"]:
+    """Which pairs of tiles hold anything visible; rows must be padded to whole tiles.
 
     A key tile matters to a query tile if it does not start after it, one of its subtrees is still open when the query tile
     begins, and one of its positions lies in the window. Finished branches and documents drop out.
@@ -54,22 +56,17 @@ def visible_tiles(
     return causal & (last_end[:, None] > begins[:, None]) & (newest[:, None] > oldest[..., None])
 
 
-def pad_alone(subtree_end_bt: jax.Array, pad: int) -> jax.Array:
-    """Subtree ends with `pad` tokens more, each of which sees itself alone."""
+def pad_alone(subtree_end_bt: Int[Array, "b t"], pad: int) -> Int[Array, "b t+{pad}"]:
+    """Subtree ends of rows with `pad` tokens more: the added tokens see nothing but themselves."""
     b, t = subtree_end_bt.shape
     alone = jnp.broadcast_to(jnp.arange(t, t + pad, dtype=subtree_end_bt.dtype) + 1, (b, pad))
     return jnp.concatenate([subtree_end_bt, alone], axis=1)
 
 
-def square_tiles(subtree_end_bt: jax.Array, size: int) -> jax.Array:
-    """`visible_tiles` without a window, for one row at a time and tiles of as many queries as keys."""
-    return visible_tiles(subtree_end_bt, jnp.zeros_like(subtree_end_bt), 1, Tiling(1, size, size))
-
-
 def tile_pairs(
-    subtree_end_bt: jax.Array, positions_bt: jax.Array, window: jax.Array | int, tiling: Tiling
+    subtree_end_bt: Int[Array, "b t"], positions_bt: Int[Array, "b t"], window: Int[Array, ""] | int, tiling: Tiling
 ) -> TilePairs:
-    """The visible tiles as one list for one loop."""
+    """The visible tiles of all row groups as one list, for a single loop over it."""
     visible = visible_tiles(subtree_end_bt, positions_bt, window, tiling)
     _, nq, nk = visible.shape
     (index,) = jnp.nonzero(visible.reshape(-1), size=visible.size, fill_value=0)
@@ -79,28 +76,12 @@ def tile_pairs(
     return TilePairs(row // nq, row % nq, index % nk, opens, visible.sum(dtype=jnp.int32))
 
 
-def tile_lists(visible: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The visible tiles of each tile of bool[..., n, m], first ones first: int32[..., n, m], and how many: int32[..., n].
+def tile_lists(visible: Bool[Array, "*b n m"]) -> tuple[Int[Array, "*b n m"], Int[Array, "*b n"]]:
+    """For each of n tiles the list of the m tiles that are visible to it, in order, and the length of that list (int32).
 
-    Behind the last one it is repeated: a kernel that walks over the whole list fetches nothing new there.
+    The rest of a list repeats its last entry, so that a kernel that walks over all of it fetches nothing new there.
     """
     count = visible.sum(-1, dtype=jnp.int32)
     order = jnp.argsort(~visible, axis=-1, stable=True).astype(jnp.int32)
     at = jnp.minimum(jnp.arange(visible.shape[-1]), jnp.maximum(count - 1, 0)[..., None])
     return jnp.take_along_axis(order, at, axis=-1), count
-
-
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a @ b inside a kernel, summed in float32, and of float32 in full precision."""
-    return _product(a, b, 0)
-
-
-def product_t(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a @ b.T, the same way."""
-    return _product(a, b, 1)
-
-
-def _product(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    dims = (((1,), (axis,)), ((), ()))
-    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)

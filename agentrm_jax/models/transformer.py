@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from agentrm_jax.models.attention import tree_attention
 from agentrm_jax.models.config import ModelConfig
@@ -37,7 +39,7 @@ class Transformer(nnx.Module):
         rngs: nnx.Rngs,
         lm_head: bool = True,
         value_head: bool = False,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         scan: bool = False,
         remat: bool = False,
         lora: LoRA | None = None,
@@ -60,13 +62,13 @@ class Transformer(nnx.Module):
 
     def __call__(
         self,
-        tokens_bt: jax.Array,
-        positions_bt: jax.Array,
-        subtree_end_bt: jax.Array,
+        tokens_bt: Int[Array, "b t"],
+        positions_bt: Int[Array, "b t"],
+        subtree_end_bt: Int[Array, "b t"],
         *,
-        dtype: jnp.dtype = jnp.float32,
-    ) -> jax.Array:
-        """Final hidden states [b, t, d] of flattened token trees (see `agentrm_jax.tree`), computed in `dtype`."""
+        dtype: DTypeLike = jnp.float32,
+    ) -> Float[Array, "b t d"]:
+        """Final hidden states of flattened token trees (see `agentrm_jax.tree`), computed in `dtype`."""
         c = self.config
         window = jnp.array([c.sliding_window or NO_WINDOW if w else NO_WINDOW for w in self._flags("window_layers")])
         rotates = jnp.array(self._flags("rope_layers"))
@@ -90,8 +92,8 @@ class Transformer(nnx.Module):
                 x = run(x, block, window[l], self._flags("rope_layers")[l])
         return rms_norm(x, self.final_norm_d[...], c.norm_eps)
 
-    def embed(self, tokens_bt: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """Token embeddings [b, t, d]."""
+    def embed(self, tokens_bt: Int[Array, "b t"], dtype: DTypeLike) -> Float[Array, "b t d"]:
+        """Token embeddings in `dtype`."""
         return look_up(self.embed_vd[...], tokens_bt, dtype)
 
     def unstacked(self) -> list[Block]:
@@ -102,26 +104,26 @@ class Transformer(nnx.Module):
         return getattr(self.config, name) or (True,) * self.config.num_layers
 
 
-def output_map(model: Transformer) -> jax.Array:
-    """[d, v]: the map from hidden states to logits."""
+def output_map(model: Transformer) -> Float[Array, "d v"]:
+    """The map from hidden states to logits."""
     return model.embed_vd[...].T if model.config.tie_embeddings else model.head_dv[...]
 
 
-def logits(model: Transformer, hidden_btd: jax.Array) -> jax.Array:
-    """Next-token logits [b, t, v], float32. For small vocabularies and tests; training uses `token_logprobs`."""
+def logits(model: Transformer, hidden_btd: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+    """Next-token logits, float32. For small vocabularies and tests; training uses `token_logprobs`."""
     head = output_map(model).astype(hidden_btd.dtype)
     return jnp.einsum("btd,dv->btv", hidden_btd, head, preferred_element_type=jnp.float32)
 
 
-def values(model: Transformer, hidden_btd: jax.Array) -> jax.Array:
-    """Predicted expected returns [b, t], float32; meaningful at end-of-turn tokens."""
+def values(model: Transformer, hidden_btd: Float[Array, "b t d"]) -> Float[Array, "b t"]:
+    """Predicted expected returns, float32; meaningful at end-of-turn tokens."""
     return jnp.einsum("btd,d->bt", hidden_btd.astype(jnp.float32), model.value_d[...])
 
 
 def token_logprobs(
-    model: Transformer, hidden_btd: jax.Array, tokens_bt: jax.Array, previous_bt: jax.Array
-) -> jax.Array:
-    """log p(token | its path) for every token: float32[b, t]; 0 for a root's first token.
+    model: Transformer, hidden_btd: Float[Array, "b t d"], tokens_bt: Int[Array, "b t"], previous_bt: Int[Array, "b t"]
+) -> Float[Array, "b t"]:
+    """log p(token | its path) for every token, float32; 0 for a root's first token.
 
     The prediction of token j is read at `previous[j]`, the token before it on its path.
     """

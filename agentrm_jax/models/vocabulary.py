@@ -1,4 +1,4 @@
-"""The two maps of the vocabulary, from tokens and to their probabilities, on shards: neither map is ever whole.
+"""Token embeddings and log-probabilities on shards: no device ever holds a whole embedding or output map.
 
 Under a mesh (`jax.set_mesh`) each device looks up its own shard of every row's embeddings, and the output map is gathered
 block by block, each no larger than a shard, as a stack of layers is gathered layer by layer.
@@ -9,14 +9,15 @@ Letters: b row, t token, d model dimension, v vocabulary, c columns of a block o
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
+from agentrm_jax.models.tiles import MASK_VALUE
 from agentrm_jax.parallel import BATCH, partition
 
-_HIDDEN = -1e30  # a score that no probability comes from; finite, so that nothing becomes NaN
 
-
-def look_up(embed_vd: jax.Array, tokens_bt: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Embeddings [b, t, d] of tokens.
+def look_up(embed_vd: Float[Array, "v d"], tokens_bt: Int[Array, "b t"], dtype: DTypeLike) -> Float[Array, "b t d"]:
+    """Embeddings of tokens.
 
     Each device reads its columns of the embeddings for all rows of its `fsdp` group; then every row goes to its own device.
     """
@@ -44,9 +45,13 @@ def look_up(embed_vd: jax.Array, tokens_bt: jax.Array, dtype: jnp.dtype) -> jax.
 
 
 def log_probabilities(
-    head_dv: jax.Array, hidden_btd: jax.Array, tokens_bt: jax.Array, *, positions: int = 256
-) -> jax.Array:
-    """log p of `tokens` under the logits `hidden @ head`: float32[b, t].
+    head_dv: Float[Array, "d v"],
+    hidden_btd: Float[Array, "b t d"],
+    tokens_bt: Int[Array, "b t"],
+    *,
+    positions: int = 256,
+) -> Float[Array, "b t"]:
+    """log p of `tokens` under the logits `hidden @ head`, float32.
 
     The vocabulary is read in blocks with an online log-sum-exp, forward and backward, of as many columns as make the logits
     in memory at a time no more than those of `positions` tokens of a row; no [b, t, v] array is ever made.
@@ -74,7 +79,7 @@ def _log_probabilities(
     rows: str | None,
     vocab: str | None,
 ) -> jax.Array:
-    """The same for one device's shard of the map, whose rows lie over mesh axis `rows` and whose columns over `vocab`."""
+    """`log_probabilities` from one device's shard of the map: its rows lie over mesh axis `rows`, its columns over `vocab`."""
     d, v = head_dv.shape
     columns = -(-v // blocks)
     head_dv = jnp.pad(head_dv, ((0, 0), (0, blocks * columns - v)))
@@ -92,7 +97,7 @@ def _log_probabilities(
         if rows:
             head_dc = jax.lax.all_gather(head_dc, rows, axis=0, tiled=True)
         scores = jnp.einsum("btd,dc->btc", hidden_btd.astype(dtype), head_dc, preferred_element_type=jnp.float32)
-        scores = jnp.where(first + jnp.arange(columns) < v, scores, _HIDDEN)
+        scores = jnp.where(first + jnp.arange(columns) < v, scores, MASK_VALUE)
         new_top = jnp.maximum(top_bt, jax.lax.stop_gradient(scores).max(-1))
         sum_bt = sum_bt * jnp.exp(top_bt - new_top) + jnp.exp(scores - new_top[..., None]).sum(-1)
         at = tokens_bt - first
@@ -103,7 +108,7 @@ def _log_probabilities(
     zeros = jnp.zeros_like(hidden_btd[..., 0])
     if vocab:
         zeros = jax.lax.pcast(zeros, vocab, to="varying")  # they will hold what this device's columns give
-    start = (zeros + _HIDDEN, zeros, zeros)
+    start = (zeros + MASK_VALUE, zeros, zeros)
     (top, total, chosen), _ = jax.lax.scan(block, start, (head_ndc, np.arange(blocks, dtype=np.int32) * columns))
     if vocab:
         highest = jax.lax.pmax(jax.lax.stop_gradient(top), vocab)

@@ -1,4 +1,4 @@
-"""Weights between Hugging Face's names and layouts and ours: one table, read in both directions.
+"""Weights in Hugging Face's names and layouts and in ours: one table translates them in both directions.
 
 Our parameters are a plain nested dict (what checkpoints hold too): layers are stacked on a leading axis l, maps are stored
 input first and heads have axes of their own (`wq_dnh`); Hugging Face stores `[out, in]` with heads flattened. Reading goes
@@ -7,9 +7,7 @@ straight into arrays of the wanted sharding and type: every shard reads its own 
 
 import dataclasses
 import functools
-import json
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +15,7 @@ import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (lets numpy read bfloat16)
 import numpy as np
 from flax import nnx
-from safetensors import safe_open
+from jax.typing import DTypeLike
 
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.transformer import Transformer
@@ -47,7 +45,7 @@ class Source:
     """Named tensors in some file format.
 
     Attributes:
-      origin: where they come from, for messages.
+      origin: the file or folder that holds them, for messages.
       shapes: shape of every tensor by Hugging Face name.
       read: (name, one slice an axis) -> numpy array.
     """
@@ -101,7 +99,7 @@ def _sizes(config: ModelConfig) -> dict[str, int]:
 
 
 def abstract_params(
-    config: ModelConfig, *, lm_head: bool = True, value_head: bool = False, dtype: jnp.dtype = jnp.float32
+    config: ModelConfig, *, lm_head: bool = True, value_head: bool = False, dtype: DTypeLike = jnp.float32
 ) -> Params:
     """Shapes and types of a model's parameters, without making them; the value head is float32 always."""
     made = nnx.eval_shape(
@@ -122,7 +120,7 @@ def build(config: ModelConfig, params: Params, *, scan: bool = False, remat: boo
 
 
 def load_params(source: Source, config: ModelConfig, abstract: Params, *, new_value_head: bool = False) -> Params:
-    """Reads what `abstract` asks for (shape, dtype and, where given, sharding of every parameter).
+    """Reads the parameters of `abstract`, in their dtype and (where given) sharding.
 
     A head that the file has and `abstract` has not is left out; with `new_value_head` a missing value head starts at zero.
 
@@ -130,12 +128,8 @@ def load_params(source: Source, config: ModelConfig, abstract: Params, *, new_va
       UserError: tensors are missing, of another shape, or left over.
     """
     new_value_head &= "value_d" in abstract and "score.weight" not in source.shapes
-    prefix = "" if "embed_tokens.weight" in source.shapes else "model."
     wanted = {k: v for k, v in abstract.items() if k != "layers" and not (new_value_head and k == "value_d")}
-    used = [(TABLE[k], _name(TABLE[k].tensor, prefix)) for k in wanted]
-    for key in abstract["layers"]:
-        used += [(e, _name(e.tensor, prefix, l)) for e in (LAYER_TABLE[key],) for l in range(config.num_layers)]
-    _check(source, config, used)
+    prefix = check_tensors(source, config, wanted | {"layers": abstract["layers"]})
     sizes = _sizes(config)
 
     def one(entry: Entry, leaf: jax.ShapeDtypeStruct, stacked: bool) -> jax.Array:
@@ -159,6 +153,20 @@ def load_params(source: Source, config: ModelConfig, abstract: Params, *, new_va
         leaf = abstract["value_d"]
         params["value_d"] = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
     return params
+
+
+def check_tensors(source: Source, config: ModelConfig, wanted: Params) -> str:
+    """Compares a file's tensors with the parameters that are wanted of it, before any is read; returns its name prefix.
+
+    Raises:
+      UserError: tensors are missing, of another shape, or left over.
+    """
+    prefix = "" if "embed_tokens.weight" in source.shapes else "model."
+    used = [(TABLE[k], _name(TABLE[k].tensor, prefix)) for k in wanted if k != "layers"]
+    for key in wanted["layers"]:
+        used += [(e, _name(e.tensor, prefix, l)) for e in (LAYER_TABLE[key],) for l in range(config.num_layers)]
+    _check(source, config, used)
+    return prefix
 
 
 def _name(tensor: str, prefix: str, layer: int | None = None) -> str:
@@ -192,43 +200,27 @@ def _read(source: Source, name: str, entry: Entry, index: tuple[slice, ...], siz
 def _check(source: Source, config: ModelConfig, used: list[tuple[Entry, str]]) -> None:
     sizes = _sizes(config)
     names = {name for _, name in used}
-    missing = [name for name in names if name not in source.shapes]
-    if missing:
-        raise UserError(f"{source.origin} lacks {_some(missing)}")
-    for entry, name in used:
-        if (shape := _stored_shape(entry, sizes)) != tuple(source.shapes[name]):
-            raise UserError(f"{source.origin}: {name} has shape {tuple(source.shapes[name])}, config.json says {shape}")
+    if missing := [name for name in names if name not in source.shapes]:
+        raise UserError(f"{source.origin} lacks {some(missing)}")
+    shapes = {name: (tuple(source.shapes[name]), _stored_shape(entry, sizes)) for entry, name in used}
+    if wrong := [
+        f"{name} has shape {found}, its configuration says {wanted}"
+        for name, (found, wanted) in shapes.items()
+        if found != wanted
+    ]:
+        raise UserError(f"{source.origin}: {some(wrong)}")
     # Llama 2 files carry the rotary frequencies, which follow from the configuration.
     extra = [n for n in source.shapes if n not in names and n not in _HEADS and not n.endswith("rotary_emb.inv_freq")]
     if extra:
-        raise UserError(f"{source.origin} has tensors this model has no place for: {_some(extra)}")
+        raise UserError(f"{source.origin} has tensors this model has no place for: {some(extra)}")
     if "score.bias" in source.shapes and "score.weight" in names and np.any(source.read("score.bias", (slice(None),))):
         raise UserError(f"{source.origin}: score.bias is not zero, and our value head has no bias")
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first three of many names, in order, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def open_safetensors(folder: Path) -> Source:
-    """The tensors of a Hugging Face folder: `model.safetensors`, or shards with their index.
-
-    Raises:
-      UserError: there are none, or the index names a file that is missing.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        files = ["model.safetensors"]
-    if absent := [f for f in files if not (folder / f).exists()]:
-        hint = "; only safetensors weights are read" if list(folder.glob("*.bin")) else ""
-        raise UserError(f"{folder} has no {absent[0]}{hint}")
-    handles = [safe_open(folder / f, framework="numpy") for f in files]
-    where = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118  (not a dict)
-    shapes = {name: tuple(handle.get_slice(name).get_shape()) for name, handle in where.items()}
-    return Source(str(folder), shapes, lambda name, index: where[name].get_slice(name)[index])
 
 
 def tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:

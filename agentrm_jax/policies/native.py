@@ -5,37 +5,37 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
-from agentrm_jax import tree
 from agentrm_jax.engine.engine import Engine, local_mesh, make_engine
 from agentrm_jax.engine.requests import GenerateRequest, SamplingParams
 from agentrm_jax.engine.service import EngineService
 from agentrm_jax.envs.spec import EnvSpec
+from agentrm_jax.models.card import Card
 from agentrm_jax.models.opening import load_model
 from agentrm_jax.prompts import Encoder
-from agentrm_jax.types import Action, State, UserError
+from agentrm_jax.types import Action, State
+from agentrm_jax.window import Window
 
 
 class NativePolicy:
     """Implements `Policy`: proposals of all tasks in flight are sampled together.
 
-    A history that is too long for the engine loses its oldest turns, never its prompt; `dropped_turns` counts them.
+    A history that is too long for the engine loses its oldest turns, never its prompt: see `window`.
     """
 
-    def __init__(self, engine: Engine, encoder: Encoder):
-        self._engine, self._encoder = engine, encoder
-        self._room = engine.config.context[-1] - engine.config.max_new
+    def __init__(self, engine: Engine, encoder: Encoder, card: Card | None = None):
+        self._engine, self._encoder, self.card = engine, encoder, card
+        self.window = Window(engine.config.context[-1] - engine.config.max_new)
         self._service = EngineService(engine)
-        self.dropped_turns = 0
+
+    @property
+    def dropped_turns(self) -> Mapping[str, int]:
+        """Task key -> oldest turns that were left out of what the model read."""
+        return self.window.dropped_turns
 
     async def propose(self, state: State, n: int, *, temperature: float, seed: int) -> list[Action]:
-        try:
-            segments, dropped = tree.truncate(self._encoder.history(state), self._room)
-        except ValueError as error:
-            raise UserError(f"{state.task.key}: {error}; raise the last of --config.engine.context") from error
-        self.dropped_turns += dropped
-        path = np.concatenate([s.tokens for s in segments])
+        """`n` samples for the turn after `state`. Raises TooLong if prompt and last turn alone do not fit the engine."""
+        path = self.window.path(self._encoder.history(state), state.task.key)
         params = SamplingParams(temperature=temperature, n=n, seed=seed)
         samples = await self._service.generate(GenerateRequest(path, params))
         return [
@@ -50,10 +50,16 @@ class NativePolicy:
 
 
 def load_policy(
-    place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, examples: int = 0, template: str = ""
+    place: Path | str,
+    specs: Mapping[str, EnvSpec],
+    engine: Any,
+    *,
+    examples: int = 0,
+    template: str = "",
+    date: str = "",
 ) -> NativePolicy:
     """The policy of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes."""
     mesh = local_mesh(engine.get("tensor", 1))
-    loaded = load_model(place, template=template, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
+    loaded = load_model(place, template=template, date=date, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
     encoder = Encoder(loaded.chat, specs, "policy", examples)
-    return NativePolicy(make_engine(loaded.model, engine, end_id=loaded.chat.end_id), encoder)
+    return NativePolicy(make_engine(loaded.model, engine, end_id=loaded.chat.end_id), encoder, loaded.card)

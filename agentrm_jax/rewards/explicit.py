@@ -1,5 +1,6 @@
 """The explicit reward model: a value head, read at the end of a state's last action."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,54 +8,64 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax import tree
 from agentrm_jax.engine.engine import Engine, local_mesh, make_engine
 from agentrm_jax.engine.service import EngineService
 from agentrm_jax.envs.spec import EnvSpec
+from agentrm_jax.models.card import Card, reward_specs
 from agentrm_jax.models.opening import load_model
 from agentrm_jax.prompts import Encoder
-from agentrm_jax.types import State, UserError
+from agentrm_jax.types import State, TooLong, UserError
+from agentrm_jax.window import Window
 
 
 class ExplicitRewardModel:
     """Implements `RewardModel`. A state is scored once; a path that was scored before costs its new turns only.
 
-    `tokens` counts what the model has read, for budgets.
+    `tokens` counts what the model has read, for budgets. A state that is too long even without its oldest turns has no score
+    (NaN); see `window` for what was left out.
     """
 
-    def __init__(self, engine: Engine, encoder: Encoder):
-        self._engine, self._encoder = engine, encoder
-        self._room = engine.config.context[-1]
+    def __init__(self, engine: Engine, encoder: Encoder, card: Card | None = None):
+        self._engine, self._encoder, self.card = engine, encoder, card
+        self.window = Window(engine.config.context[-1])
         self._service = EngineService(engine)
-        self.dropped_turns = 0
 
     @property
     def tokens(self) -> int:
         return self._engine.stats.read_tokens
 
+    @property
+    def dropped_turns(self) -> Mapping[str, int]:
+        """Task key -> oldest turns that were left out of what the model read."""
+        return self.window.dropped_turns
+
     async def score(self, states: Sequence[State]) -> list[float]:
-        paths = []
-        for state in states:
-            try:
-                segments, dropped = tree.truncate(self._encoder.turn(state), self._room)
-            except ValueError as error:
-                raise UserError(f"{state.task.key}: {error}; raise the last of --config.engine.context") from error
-            self.dropped_turns += dropped
-            paths.append(np.concatenate([s.tokens for s in segments]))
-        return await self._service.score(paths)
+        """float[len(states)]: the value of every state; NaN where there is none."""
+        paths = [self._path(state) for state in states]
+        found = iter(await self._service.score([path for path in paths if path is not None]))
+        return [math.nan if path is None else next(found) for path in paths]
+
+    def _path(self, state: State) -> np.ndarray | None:
+        try:
+            return self.window.path(self._encoder.turn(state), state.task.key)
+        except TooLong:
+            return None
 
 
 def load_reward_model(
-    place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, template: str = ""
+    place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, template: str = "", date: str = ""
 ) -> ExplicitRewardModel:
     """The explicit reward model of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes.
+
+    It is told about an environment what its card says it was told in training; `specs` speak for those that are new to it.
 
     Raises:
       UserError: the workdir holds a model without a value head.
     """
     mesh = local_mesh(engine.get("tensor", 1))
-    loaded = load_model(place, template=template, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
+    loaded = load_model(place, template=template, date=date, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
     if not hasattr(loaded.model, "value_d"):
         raise UserError(f"{place} holds a model without a value head; train one with configs/explicit.py")
-    encoder = Encoder(loaded.chat, specs, "reward")
-    return ExplicitRewardModel(make_engine(loaded.model, engine, end_id=loaded.chat.end_id), encoder)
+    encoder = Encoder(loaded.chat, reward_specs(loaded.card, specs), "reward")
+    engine_ = make_engine(loaded.model, engine, end_id=loaded.chat.end_id)
+    return ExplicitRewardModel(engine_, encoder, loaded.card)

@@ -1,15 +1,99 @@
-"""The record of a running search: every finished task goes to disk at once, and a stopped run knows what it has."""
+"""The record of a running search: every finished task goes to disk at once, and a stopped run knows what it has.
+
+A line of `tasks.jsonl` is a finished task: what became of it, what it cost, and what its sitting (one process from start to end)
+had spent in all when it was written. So the cost of finished tasks and what was lost with unfinished ones can be told apart:
+
+    {"task", "env", "reward", "progress", "success", "steps", "failed", "fault"?, "counts"?, "nodes"?, "mean_return"?,
+     "samples"?: [[score | null, reward, success, progress, steps, ended], ...],
+     "cost": {"policy_tokens", "reward_tokens", "env_steps", ...}, "sitting", "launch"?, "spent": {..., "seconds"}}
+"""
 
 import dataclasses
+import math
+import secrets
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from agentrm_jax.data import formats
+from agentrm_jax import files
+from agentrm_jax.data import fields, formats
+from agentrm_jax.data.fields import Fields
 from agentrm_jax.evaluation.results import BUDGET, Sample, TaskRecord
 from agentrm_jax.search import Candidate, Cost, Done, Meter, Result
 from agentrm_jax.types import JSON, SearchTree, State, Task, trajectory_of
+
+_COUNTED = tuple(
+    name for name in BUDGET if name != "seconds"
+)  # what a task costs; wall time is shared by all in flight
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entry:
+    """A finished task.
+
+    Attributes:
+      cost: tokens and steps it took, by the names of a budget.
+      dropped: oldest turns that policy and reward model read it without.
+      sitting: which process of which start wrote it; empty in files of before this was noted.
+      launch: names the sittings that ran side by side.
+      spent: what the sitting had spent by then, on tasks that were not finished too; since the run began if `sitting` is empty.
+      row: as it is written.
+    """
+
+    record: TaskRecord
+    cost: dict[str, int]
+    dropped: tuple[int, int]
+    sitting: str
+    launch: str
+    spent: dict[str, float]
+    row: dict[str, JSON]
+
+
+def entries(path: Path) -> list[Entry]:
+    """The finished tasks of a `tasks.jsonl`, in order of finishing; none if there is no such file. Changes nothing.
+
+    Raises:
+      UserError: a line is no record of a finished task.
+    """
+    return [_entry(row, origin) for origin, row in formats.read_rows(path)] if path.exists() else []
+
+
+def budget(finished: Sequence[Entry]) -> dict[str, JSON]:
+    """What the finished tasks cost, wall seconds over all sittings, and under `lost` what was spent on top of that: on tasks that
+    were in flight when a sitting ended (as far as its last line knows), or are so now.
+    """
+    total = dict.fromkeys(_COUNTED, 0)
+    lost = dict.fromkeys(_COUNTED, 0)
+    last = {entry.sitting: entry for entry in finished}
+    costs = {entry.record.task: entry for entry in finished}
+    for name in _COUNTED:
+        total[name] = sum(entry.cost[name] for entry in costs.values() if entry.sitting)
+        spent = sum(int(entry.spent[name]) for sitting, entry in last.items() if sitting)
+        lost[name] = max(0, spent - total[name])
+        total[name] += int(last[""].spent[name]) if "" in last else 0
+    seconds: dict[str, float] = {}
+    for entry in last.values():
+        seconds[entry.launch] = max(entry.spent["seconds"], seconds.get(entry.launch, 0.0))
+    return {**total, "seconds": round(sum(seconds.values()), 2), "lost": lost}
+
+
+def dropped_turns(finished: Sequence[Entry]) -> dict[str, int]:
+    """How many of the oldest turns the models read finished tasks without, and on how many tasks."""
+    return {
+        "policy": sum(entry.dropped[0] for entry in finished),
+        "reward_model": sum(entry.dropped[1] for entry in finished),
+        "tasks": sum(any(entry.dropped) for entry in finished),
+    }
+
+
+def records(workdir: Path, tasks: Sequence[Task]) -> list[TaskRecord]:
+    """Records of those of `tasks` that a search in `workdir` has finished, in their order. Changes nothing there.
+
+    Raises:
+      UserError: its `tasks.jsonl` cannot be read.
+    """
+    return _of(tasks, entries(workdir / "tasks.jsonl"))
 
 
 class Journal:
@@ -24,17 +108,22 @@ class Journal:
     def __init__(self, workdir: Path):
         self._tasks, self._trajectories = workdir / "tasks.jsonl", workdir / "trajectories.jsonl"
         self._trees = workdir / "trees" / "trees.jsonl"
-        self._rows = list(formats.read_jsonl(self._tasks)) if self._tasks.exists() else []
-        self.finished = {row["task"] for row in self._rows}
-        self._before = self._rows[-1]["spent"] if self._rows else dict.fromkeys(BUDGET, 0)
+        self._entries = entries(self._tasks)
+        self.finished = {entry.record.task for entry in self._entries}
+        self._sitting = secrets.token_hex(6)
         self._begin = time.monotonic()
         self._files = (self._trajectories, self._trees)
         for path in self._files:
             if path.exists():
                 _keep_tasks(path, self.finished)
 
-    def record(self, done: Done, meter: Meter) -> None:
-        """Writes what became of a task; `meter` says what the run has spent so far."""
+    def record(self, done: Done[Result], meter: Meter, *, ranked: bool = True) -> None:
+        """Writes what became of a task.
+
+        Args:
+          meter: what the run has spent so far.
+          ranked: the method chose among its candidates, which are then kept as samples.
+        """
         row: dict[str, JSON] = {"task": done.task.key, "env": done.task.env}
         cost = meter.tasks[done.task.key]
         match done.result:
@@ -47,67 +136,58 @@ class Journal:
                     "success": False,
                     "steps": 0,
                 }
-            case SearchTree():
-                formats.append_jsonl(self._trees, [formats.tree_to_json(done.result)])
-                row |= _tree_row(done.result)
-            case Result():
-                self._keep(done.result.candidates, done.result.chosen)
-                row |= _episode_row(done.result.state) | {"counts": dict(done.result.counts)}
-                row["samples"] = [list(_sample(c)) for c in done.result.candidates]
-            case _:
-                self._keep([Candidate(done.result, float("nan"))], 0)
-                row |= _episode_row(done.result)
-        row |= {"cost": dataclasses.asdict(cost), "spent": self._spent(meter.total())}
+            case Result(tree=SearchTree() as tree):
+                formats.append_jsonl(self._trees, [formats.tree_to_json(tree)])
+                row |= _episode_row(done.result.state) | {"nodes": len(tree.nodes), "mean_return": tree.nodes[0].value}
+            case result:
+                self._keep(result.candidates, result.chosen)
+                row |= _episode_row(result.state) | {"counts": dict(result.counts)}
+                if ranked:
+                    row["samples"] = [[_or_null(s.score), *s[1:]] for s in map(_sample, result.candidates)]
+        row |= {"cost": dataclasses.asdict(cost), "sitting": self._sitting, "spent": self._spent(meter.total())}
         formats.append_jsonl(self._tasks, [row])
-        self._rows.append(row)
+        self._entries.append(_entry(row, str(self._tasks)))
         self.finished.add(done.task.key)
 
     def mean_reward(self) -> float:
         """Mean reward of the finished tasks so far."""
-        return sum(r["reward"] for r in self._rows) / max(len(self._rows), 1)
+        return sum(entry.record.reward for entry in self._entries) / max(len(self._entries), 1)
 
-    def records(self, tasks: list[Task]) -> list[TaskRecord]:
+    def records(self, tasks: Sequence[Task]) -> list[TaskRecord]:
         """Records of `tasks`, in their order."""
-        by_task = {row["task"]: row for row in self._rows}
-        return [_record(by_task[t.key]) for t in tasks if t.key in by_task]
+        return _of(tasks, self._entries)
 
     @property
-    def spent(self) -> dict[str, float]:
-        """Budget of the whole run, over all its sittings."""
-        return self._rows[-1]["spent"] if self._rows else dict.fromkeys(BUDGET, 0)
+    def spent(self) -> dict[str, JSON]:
+        """Budget of the whole run, over all its sittings; see `budget`."""
+        return budget(self._entries)
 
-    def _keep(self, candidates: Any, chosen: int) -> None:
+    @property
+    def dropped_turns(self) -> dict[str, int]:
+        """See `dropped_turns`."""
+        return dropped_turns(self._entries)
+
+    def _keep(self, candidates: Sequence[Candidate], chosen: int) -> None:
         rows = []
         for i, c in enumerate(candidates):
             meta: dict[str, JSON] = {"sample": c.sample, "chosen": i == chosen}
             if c.step_scores:
-                meta |= {"score": c.score, "step_scores": list(c.step_scores)}
+                meta |= {"score": _or_null(c.score), "step_scores": [_or_null(s) for s in c.step_scores]}
             rows.append(formats.trajectory_to_json(trajectory_of(c.state, **meta)))
         formats.append_jsonl(self._trajectories, rows)
 
     def _spent(self, total: Cost) -> dict[str, float]:
-        now = {
-            "policy_tokens": total.policy_tokens,
-            "reward_tokens": total.reward_tokens,
-            "env_steps": total.env_steps,
-            "seconds": round(time.monotonic() - self._begin, 2),
-        }
-        return {name: self._before[name] + value for name, value in now.items()}
+        seconds = round(time.monotonic() - self._begin, 2)
+        return {name: getattr(total, name) for name in _COUNTED} | {"seconds": seconds}
 
 
 def _keep_tasks(path: Path, keys: set[str]) -> None:
     """Drops the rows of other tasks from a file of trajectories or trees, at once or not at all."""
-    rows = list(formats.read_jsonl(path))
-    kept = [row for row in rows if _key(row) in keys]
+    rows = list(formats.read_rows(path))
+    kept = [row for origin, row in rows if formats.task_key(row, origin) in keys]
     if len(kept) < len(rows):
-        whole = path.with_suffix(".new")
-        whole.unlink(missing_ok=True)
-        formats.append_jsonl(whole, kept)
-        whole.replace(path)
-
-
-def _key(row: dict[str, Any]) -> str:
-    return f"{row['task']['env']}/{row['task']['id']}"
+        with files.replacing(path) as draft:
+            draft.write_bytes(b"".join(map(formats.line, kept)))
 
 
 def part(workdir: Path, process: int, processes: int) -> Journal:
@@ -118,26 +198,27 @@ def part(workdir: Path, process: int, processes: int) -> Journal:
 def gather(workdir: Path) -> None:
     """Moves what several processes recorded into the workdir's own journal; they must not be writing.
 
-    May be killed at any point and called again. Tokens and steps spent add up; of seconds, the longest counts.
+    May be killed at any point and called again.
     """
     parts = [Journal(folder) for folder in sorted(workdir.glob("parts/*"))]
     if not parts:
         return
     main = Journal(workdir)
-    rows = [(row["spent"]["seconds"], n, row) for n, log in enumerate(parts) for row in log._rows]
-    rows = [r for r in sorted(rows, key=lambda r: r[:2]) if r[2]["task"] not in main.finished]
-    new = {row["task"] for *_, row in rows}
+    found = sorted((entry for log in parts for entry in log._entries), key=lambda entry: entry.spent["seconds"])
+    launch = min((entry.sitting for entry in found), default="")  # they ran side by side, and so share their wall time
+    new = [entry for entry in found if entry.record.task not in main.finished]
+    keys = {entry.record.task for entry in new}
     for log in parts:
         for path, ours in zip(log._files, main._files, strict=True):
             if path.exists():
-                formats.append_jsonl(ours, (r for r in formats.read_jsonl(path) if _key(r) in new))
-    latest = [dict.fromkeys(BUDGET, 0) for _ in parts]
-    for _, n, row in rows:  # last, because it makes their tasks finished ones
-        latest[n] = row["spent"]
-        spent = {k: main._before[k] + sum(each[k] for each in latest) for k in BUDGET}
-        spent["seconds"] = main._before["seconds"] + max(each["seconds"] for each in latest)
-        formats.append_jsonl(main._tasks, [row | {"spent": spent}])
+                rows = formats.read_rows(path)
+                formats.append_jsonl(ours, (row for origin, row in rows if formats.task_key(row, origin) in keys))
+    # last, because it makes their tasks finished ones
+    formats.append_jsonl(main._tasks, (entry.row | {"launch": launch} for entry in new))
     shutil.rmtree(workdir / "parts", ignore_errors=True)
+
+
+# --- Rows ------------------------------------------------------------------------------------------------------------
 
 
 def _episode_row(state: State) -> dict[str, JSON]:
@@ -152,21 +233,65 @@ def _episode_row(state: State) -> dict[str, JSON]:
     }
 
 
-def _tree_row(tree: SearchTree) -> dict[str, JSON]:
-    """Of a tree, the best episode found counts: what exploration could reach, not what the policy does."""
-    ends = [n.outcome for n in tree.nodes if n.outcome.done] or [tree.nodes[0].outcome]
-    best = max(ends, key=lambda o: o.reward)
-    row: dict[str, JSON] = {"reward": best.reward, "progress": best.progress, "success": best.success}
-    return row | {"steps": 0, "failed": False, "nodes": len(tree.nodes), "mean_return": tree.nodes[0].value}
-
-
 def _sample(candidate: Candidate) -> Sample:
     outcome = candidate.state.outcome
     assert outcome is not None
-    return Sample(candidate.score, outcome.reward, outcome.success, outcome.progress)
+    state = candidate.state
+    ended = state.done and state.depth < state.task.max_steps
+    return Sample(candidate.score, outcome.reward, outcome.success, outcome.progress, state.depth, ended)
 
 
-def _record(row: dict[str, Any]) -> TaskRecord:
-    samples = [Sample(*s) for s in row["samples"]] if "samples" in row else None
-    names = ("task", "env", "reward", "progress", "success", "steps", "failed")
-    return TaskRecord(**{name: row[name] for name in names}, samples=samples)
+def _or_null(score: float) -> float | None:
+    """JSON knows no NaN: a missing score is null."""
+    return score if math.isfinite(score) else None
+
+
+def _of(tasks: Sequence[Task], finished: Sequence[Entry]) -> list[TaskRecord]:
+    by_task = {entry.record.task: entry.record for entry in finished}
+    return [by_task[task.key] for task in tasks if task.key in by_task]
+
+
+def _entry(row: dict[str, JSON], origin: str) -> Entry:
+    task = fields.record(row, origin, "record of a task")
+    cost, spent = fields.inner(task, "cost"), fields.inner(task, "spent")
+    samples = [_read_sample(task, i, one) for i, one in enumerate(fields.items(task, "samples", default=()))]
+    record = TaskRecord(
+        task=fields.text(task, "task", verbatim=True),
+        env=fields.text(task, "env", verbatim=True),
+        reward=fields.number(task, "reward", 0, 1),
+        progress=fields.number(task, "progress", 0, 1),
+        success=fields.flag(task, "success"),
+        steps=fields.whole(task, "steps", 0),
+        samples=samples if "samples" in row else None,
+        failed=fields.flag(task, "failed"),
+    )
+    sitting = fields.text(task, "sitting", default="")
+    return Entry(
+        record=record,
+        cost={name: fields.whole(cost, name, 0) for name in _COUNTED},
+        dropped=(
+            fields.whole(cost, "policy_dropped_turns", 0, default=0),
+            fields.whole(cost, "reward_dropped_turns", 0, default=0),
+        ),
+        sitting=sitting,
+        launch=fields.text(task, "launch", default=sitting),
+        spent={name: fields.number(spent, name, 0, 1e18) for name in BUDGET},
+        row=row,
+    )
+
+
+def _read_sample(task: Fields, index: int, value: JSON) -> Sample:
+    """A sample as `_sample` made it; earlier files end after the progress."""
+    names = Sample._fields[: len(value)] if isinstance(value, list) and len(value) in (4, len(Sample._fields)) else ()
+    if not names:
+        expected = f"a list of {', '.join(Sample._fields)}"
+        raise dataclasses.replace(task, values={f"samples[{index}]": value}).error(f"samples[{index}]", expected)
+    sample = Fields(dict(zip(names, value, strict=True)), task.origin, task.kind, f"samples[{index}].")
+    return Sample(
+        score=math.nan if sample.values["score"] is None else fields.number(sample, "score"),
+        reward=fields.number(sample, "reward", 0, 1),
+        success=fields.flag(sample, "success"),
+        progress=fields.number(sample, "progress", 0, 1),
+        steps=fields.whole(sample, "steps", 0) if "steps" in names else None,
+        ended=fields.flag(sample, "ended", default=False),
+    )

@@ -1,17 +1,23 @@
 """Where numbers of a run go: metrics.jsonl, TensorBoard, and one line on the terminal."""
 
+import contextlib
 import json
+import math
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from agentrm_jax.types import JSON
+from agentrm_jax.files import finite, write_atomically
+from agentrm_jax.types import JSON, UserError
 
 
 class MetricWriter:
     """Appends rows to `metrics.jsonl` and TensorBoard event files in a workdir; only one process should.
 
     Rows after step `done` (if given), written by a run that was killed after its last checkpoint, are dropped: they will come again.
+    So are lines that are no rows.
     """
 
     def __init__(self, workdir: Path, *, done: int | None = None, enabled: bool = True):
@@ -19,8 +25,9 @@ class MetricWriter:
 
         path = workdir / "metrics.jsonl"
         if enabled and done is not None and path.exists():
-            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            path.write_text("".join(line for line in lines if json.loads(line)["step"] <= done))
+            lines = path.read_bytes().split(b"\n")[:-1]
+            kept = [line for line in lines if 0 <= _step(line) <= done]
+            write_atomically(path, b"".join(line + b"\n" for line in kept))
         self._file = path.open("a") if enabled else None
         self._board = (
             SummaryWriter(str(workdir), flush_secs=30, purge_step=None if done is None else done + 1)
@@ -32,7 +39,7 @@ class MetricWriter:
         """Adds one row at `step`; numbers only in TensorBoard, everything in the JSON lines."""
         if self._file is None or self._board is None:
             return
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.write(json.dumps(finite({"step": step, **row})) + "\n")
         self._file.flush()
         for name, value in row.items():
             if isinstance(value, int | float):
@@ -44,7 +51,87 @@ class MetricWriter:
             self._board.close()
 
 
-class Progress:
+def _step(line: bytes) -> int:
+    """The step of a row; -1 if the line is none."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return -1
+    return step if isinstance(step, int) else -1
+
+
+class StepLog:
+    """Metrics of the steps since the last row, and the tokens of all steps. Its `state` goes into checkpoints, so that the rows of a
+    run that was stopped are those of one that was not.
+
+    Args:
+      state: from the checkpoint that a run goes on from; empty at its beginning.
+      step: the step it goes on from.
+    """
+
+    def __init__(self, state: Mapping[str, JSON], step: int):
+        self._tokens: int = state.get("tokens", 0)
+        self._window: list[dict[str, float]] = list(state.get("window", ()))
+        self._waiting: list[Mapping[str, Any]] = []  # of steps that may still be running
+        self._step, self._timed_from = step, len(self._window)
+        self._clock, self._compile_seconds, self._compiled = time.monotonic(), 0.0, False
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Takes the metrics of one more step: scalars on the device, which are not waited for (but those of the first step)."""
+        self._waiting.append(metrics)
+        if not self._compiled:
+            self._read()
+            self._compile_seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
+            self._compiled, self._timed_from = True, len(self._window)
+
+    def row(self) -> dict[str, float]:
+        """Means over the steps since the last row, with `tokens_seen`, `tokens_per_second` (without the step that compiles) and
+        `compile_seconds`.
+
+        Raises:
+          UserError: a loss is not finite.
+        """
+        self._read()
+        row = {name: sum(m[name] for m in self._window) / len(self._window) for name in self._window[0]}
+        timed = sum(m["tokens"] for m in self._window[self._timed_from :])
+        row |= {
+            "tokens_seen": self._tokens,
+            "tokens_per_second": timed / max(time.monotonic() - self._clock, 1e-9),
+            "compile_seconds": self._compile_seconds,
+        }
+        self._window, self._timed_from, self._clock = [], 0, time.monotonic()
+        return row
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block whose time is not that of steps, an evaluation for instance; the steps so far are waited for first."""
+        self._read()
+        begin = time.monotonic()
+        yield
+        self._clock += time.monotonic() - begin
+
+    def state(self) -> dict[str, JSON]:
+        """What a checkpoint of the last step needs to hold: `tokens`, and `window`, the steps since the last row.
+
+        Raises:
+          UserError: a loss is not finite; such a state is not worth keeping.
+        """
+        self._read()
+        return {"tokens": self._tokens, "window": self._window}
+
+    def _read(self) -> None:
+        import jax
+
+        for metrics in jax.device_get(self._waiting):
+            self._step += 1
+            self._window.append({name: float(value) for name, value in metrics.items()})
+            self._tokens += int(metrics["tokens"])
+            if not math.isfinite(metrics["loss"]):
+                raise UserError(f"the loss is not finite at step {self._step}; lower --config.learning_rate")
+        self._waiting = []
+
+
+class ProgressLine:
     """One line that says how far a run is, how fast, and how long it will take; rewritten on a terminal, appended elsewhere."""
 
     def __init__(self, total: int, *, done: int = 0, name: str = "step", enabled: bool = True, period: float = 10.0):

@@ -1,16 +1,19 @@
-"""From a search workdir to its results.json, its report page, and the table on the terminal."""
+"""From search workdirs to results.json, report pages, and tables on the terminal."""
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from agentrm_jax.data import formats
 from agentrm_jax.evaluation import report, results
+from agentrm_jax.files import read_json, write_json
+from agentrm_jax.run import journal, workdirs
 from agentrm_jax.run.journal import Journal
+from agentrm_jax.search.methods import METHODS
 from agentrm_jax.types import JSON, SearchTree, Task, Trajectory, UserError
 
 _PACKAGES = ("agentrm-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
@@ -28,65 +31,97 @@ def write(workdir: Path, config: Any, tasks: list[Task], log: Journal) -> None:
         reward_model=config.reward_model or None,
         budget=log.spent,
         baselines=baselines,
+        dropped_turns=log.dropped_turns,
         config=json.loads(config.to_json_best_effort()),
     )
-    (workdir / "results.json").write_text(json.dumps(found, indent=2) + "\n")
+    write_json(workdir / "results.json", found)
     page([workdir], workdir / "report" / "index.html", title=f"{config.method} on {', '.join(config.env.names)}")
 
 
-def show(workdir: Path) -> str:
-    """The results of a finished search run as a table."""
-    return results.table(read(workdir))
+def show(*searches: Path) -> str:
+    """The results of search runs as a table; of explorations, which are no answers to compare, a line each."""
+    found = [read(workdir) for workdir in searches]
+    answers = [result for result in found if not _explores(result)]
+    lines = [
+        f"{result['method']}: {result['overall']['n']} trees; the best episode of a tree earns {100 * result['overall']['score']:.1f} "
+        "on average (what exploration reaches, not what the policy does)"
+        for result in found
+        if _explores(result)
+    ]
+    return "\n".join([*lines, *([results.table(*answers)] if answers else [])])
 
 
-def page(workdirs: Sequence[Path], path: Path, *, title: str, training: Sequence[Path] = ()) -> Path:
+def page(searches: Sequence[Path], path: Path, *, title: str, training: Sequence[Path] = ()) -> Path:
     """One report of several search runs, with the training runs they rest on."""
     found, trajectories, trees = [], [], []
-    for workdir in workdirs:
+    for workdir in searches:
         result = read(workdir)
         found.append(result)
         trajectories += _labelled(workdir / "trajectories.jsonl", result["method"])
         trees += _trees(workdir)
-    curves = {run.name: list(formats.read_jsonl(run / "metrics.jsonl")) for run in training}
-    shown = [r for r in found if r["method"] != "mcts"]
+    evaluated = {run.name: run / "evaluation.json" for run in training}
     provenance = {
-        "commands": [_command(w) for w in (*training, *workdirs)],
+        "commands": [_command(w) for w in (*training, *searches)],
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in _PACKAGES}},
-        "config": {str(w): json.loads((w / "config.json").read_text()) for w in workdirs},
+        "config": {str(w): read_json(w / "config.json") for w in searches},
     }
     return report.write(
         path,
         title=title,
-        results=shown,
+        results=[result for result in found if not _explores(result)],
         trajectories=_varied(trajectories),
         trees=trees,
-        training=curves,
+        training={run.name: list(formats.read_jsonl(run / "metrics.jsonl")) for run in training},
+        reward_models={name: read_json(file) for name, file in evaluated.items() if file.exists()},
         provenance=provenance,
     )
 
 
+def read(workdir: Path) -> dict[str, JSON]:
+    """The results of a search run; of one that has not finished, those of the tasks it has finished so far, marked as such.
+
+    Raises:
+      UserError: the folder holds no search, or none of its tasks is finished.
+    """
+    if workdirs.is_finished(workdir):
+        return read_json(workdir / "results.json")
+    config = workdirs.read_config(workdir)
+    finished = [
+        entry for part in (workdir, *sorted(workdir.glob("parts/*"))) for entry in journal.entries(part / "tasks.jsonl")
+    ]
+    if "method" not in config or not finished:
+        raise UserError(f"{workdir} holds no finished task of a search; run search.py with --workdir={workdir} first")
+    return results.build(
+        list({entry.record.task: entry.record for entry in finished}.values()),
+        method=f"{config.method} (unfinished: {len(finished)} tasks)",
+        policy=config.policy,
+        reward_model=config.reward_model or None,
+        budget=journal.budget(finished),
+        dropped_turns=journal.dropped_turns(finished),
+        config=config.to_dict(),
+    )
+
+
+def _explores(result: dict[str, JSON]) -> bool:
+    return METHODS[result["method"].split(" (")[0]].explores
+
+
 def _greedy(workdir: Path, tasks: list[Task]) -> list[results.TaskRecord]:
-    """Records of a finished greedy run on these very tasks; empty if there is none."""
-    if not (workdir / "tasks.jsonl").exists():
-        return []
-    records = Journal(workdir).records(tasks)
+    """Records of a greedy run on these very tasks; empty if it has not finished them all."""
+    records = journal.records(workdir, tasks)
     return records if len(records) == len(tasks) else []
 
 
-def read(workdir: Path) -> dict[str, JSON]:
-    path = workdir / "results.json"
-    if not path.exists():
-        raise UserError(f"{workdir} holds no results.json; finish its search first")
-    return json.loads(path.read_text())
+def _command(workdir: Path) -> str:
+    """The command that began a run, with all its flags."""
+    return workdirs.command_of(workdir) or f"(not recorded) --workdir={workdir}"
 
 
 def _labelled(path: Path, method: str) -> list[Trajectory]:
     if not path.exists():
         return []
-    rows = list(formats.read_jsonl(path))
-    for row in rows:
-        row["meta"]["method"] = method
-    return [formats.trajectory_from_json(r) for r in rows]
+    found = formats.read_trajectories(path)
+    return [dataclasses.replace(t, meta={**t.meta, "method": method}) for t in found]
 
 
 def _varied(trajectories: list[Trajectory], most: int = 90) -> list[Trajectory]:
@@ -118,30 +153,3 @@ def _trees(workdir: Path, most: int = 12) -> list[SearchTree]:
         return root.return_sq_sum / max(root.visits, 1) - root.value**2
 
     return sorted(trees, key=spread, reverse=True)[:most]
-
-
-def _command(workdir: Path) -> str:
-    config = json.loads((workdir / "config.json").read_text())
-    main = "search.py" if "method" in config else "train.py"
-    name = config.get("method") or {"policy": "sft"}.get(config["kind"], config["kind"])
-    return f"python {main} --config=configs/{name}.py:{config['size']} --workdir={workdir}"
-
-
-def _main(arguments: Sequence[str]) -> None:
-    """`python -m agentrm_jax.run.reports RUN... OUT.html`: one page and one table of several runs."""
-    *runs, out = map(Path, arguments)
-    searches = [r for r in runs if (r / "results.json").exists()]
-    training = [r for r in runs if (r / "metrics.jsonl").exists()]
-    if not searches:
-        raise UserError("usage: python -m agentrm_jax.run.reports WORKDIR [WORKDIR ...] OUT.html")
-    page(searches, out, title="Test-time search with a reward model", training=training)
-    print(results.table(*[r for r in map(read, searches) if r["method"] != "mcts"]))
-    print(f"report: {out}")
-
-
-if __name__ == "__main__":
-    try:
-        _main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -1,52 +1,89 @@
-"""Beginnings and ends of runs: the platform, what a run needs from earlier ones, and the mark of a finished one."""
+"""The stages of the whole loop: which main makes which run, what it is for, and what a run needs of earlier ones."""
 
-import json
+import dataclasses
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from agentrm_jax.types import JSON, UserError
+import ml_collections
+
+from agentrm_jax.run.workdirs import is_finished
+from agentrm_jax.types import UserError
 
 DISTRIBUTED = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+MAINS = ("train.py", "search.py")
 
-_MAINS = {"sft": "train.py", "mcts": "search.py", "explicit": "train.py", "greedy": "search.py"}
 
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One run of the loop, made by `python MAIN --config=configs/NAME.py:SIZE`, by default in `runs/SIZE/NAME`.
 
-def accelerator(cpu_devices: int = 1) -> None:
-    """Joins a distributed run if there is one, and turns on the cache of compiled programs.
-
-    `cpu_devices` is how many devices a CPU is shown as: with one a core, small products and element-wise work use all cores.
+    Attributes:
+      main: `train.py` or `search.py`.
+      purpose: what it does, in half a sentence.
+      named_by: keys of other configs that name its workdir, as what they build on.
     """
-    import jax
 
-    from agentrm_jax.parallel import start_distributed
-
-    if cpu_devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", min(cpu_devices, os.cpu_count() or 1))
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # we use its tokenizers only; it warns about the rest
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if cache is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "agentrm_jax" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    start_distributed()
+    name: str
+    main: str
+    purpose: str
+    named_by: tuple[str, ...] = ()
 
 
-def is_finished(workdir: Path) -> bool:
-    return (workdir / "done.json").exists()
+# In the order in which they build on each other.
+STAGES: Mapping[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("sft", "train.py", "the policy learns from expert trajectories", ("init", "policy")),
+        Stage("mcts", "search.py", "tree search on other tasks collects step values", ("trees",)),
+        Stage("explicit", "train.py", "the reward model learns the step values", ("reward_model",)),
+        Stage("greedy", "search.py", "held-out tasks: the policy alone"),
+        Stage("best_of_n", "search.py", "held-out tasks: best of 5 by the reward model"),
+        Stage("lookahead", "search.py", "held-out tasks: the best of 5 turns at every step"),
+        Stage("beam", "search.py", "held-out tasks: 5 x 5 beam by the reward model"),
+    )
+}
 
 
-def finish(workdir: Path, **facts: JSON) -> None:
-    """Marks a run as complete; what needs it later looks for this file."""
-    (workdir / "done.json").write_text(json.dumps(facts) + "\n")
+def home() -> Path:
+    """The folder of the mains and their configs: that of the program being run, of the package, or the current one.
+
+    Raises:
+      UserError: the mains are nowhere to be found.
+    """
+    for folder in (Path(sys.argv[0]).resolve().parent, Path(__file__).resolve().parents[2], Path.cwd()):
+        if all((folder / name).is_file() for name in MAINS) and (folder / "configs").is_dir():
+            return folder
+    raise UserError("train.py, search.py and configs/ are not here; start in a checkout of agentrm_jax")
+
+
+def workdir_of(name: str, size: str) -> Path:
+    """Where a stage's run lies by default."""
+    return Path("runs") / size / name
+
+
+def arguments_of(name: str, size: str, workdir: Path | None = None) -> list[str]:
+    """The command line of a stage, without the interpreter; paths are relative where the mains lie in the current folder."""
+    here = Path() if home() == Path.cwd() else home()
+    command = [str(here / STAGES[name].main), f"--config={here / 'configs' / name}.py:{size}"]
+    return command if workdir is None else [*command, f"--workdir={workdir}"]
+
+
+def require_named(config: ml_collections.ConfigDict) -> None:
+    """Makes sure that all runs which a config names as what it builds on are there (`require`). Raises UserError."""
+    for stage in STAGES.values():
+        for key in stage.named_by:
+            if config.get(key):
+                require(config[key], stage.name, config.size)
 
 
 def require(place: str, name: str, size: str) -> None:
     """Makes sure that what a run builds on is there: a finished workdir, or a model from elsewhere.
 
-    The default place, `runs/SIZE/NAME`, is filled by running `configs/NAME.py:SIZE` first; any other must be complete.
+    The default place, `runs/SIZE/NAME`, is filled by running the stage NAME first; any other must be complete.
 
     Raises:
       UserError: it is not there and is not ours to make, or making it failed.
@@ -54,15 +91,44 @@ def require(place: str, name: str, size: str) -> None:
     workdir = Path(place)
     if is_finished(workdir) or _elsewhere(place):
         return
-    if workdir != Path("runs") / size / name:
-        state = "is not finished; run its command again" if workdir.exists() else "does not exist"
-        raise UserError(f"{place} (needed as {name}) {state}")
-    command = [sys.executable, _MAINS[name], f"--config=configs/{name}.py:{size}", f"--workdir={workdir}"]
-    print(f"{workdir} is missing or unfinished; making it first: python {' '.join(command[1:])}", flush=True)
+    if workdir != workdir_of(name, size):
+        raise UserError(f"{place} (needed as {name}) {_missing(place)}")
+    arguments = arguments_of(name, size, workdir)
+    print(f"{workdir} is missing or unfinished; making it first: python {' '.join(arguments)}", flush=True)
     workdir.parent.mkdir(parents=True, exist_ok=True)
-    alone = {k: v for k, v in os.environ.items() if k not in DISTRIBUTED}  # this process alone makes it
-    if code := subprocess.run(command, env=alone, check=False).returncode:
+    if code := run(arguments, alone=True):
         raise UserError(f"making {workdir} failed with exit code {code}; see the lines above")
+
+
+def run(arguments: Sequence[str], *, alone: bool = False) -> int:
+    """Runs a program of Python as a process of its own and returns its exit code.
+
+    When this process is interrupted, the other one is asked once to stop, and waited for, so that it can save its work.
+
+    Args:
+      alone: it takes no part in the distributed run that this process may belong to.
+    """
+    env = {k: v for k, v in os.environ.items() if not (alone and k in DISTRIBUTED)}
+    # In a session of its own: the terminal interrupts this process only, and the other one hears of it once.
+    with subprocess.Popen([sys.executable, *arguments], env=env, start_new_session=True) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+
+
+def _missing(place: str) -> str:
+    """What is wrong with a place that holds no finished run, and what to do."""
+    if Path(place).exists():
+        return "is not finished; run its command again"
+    if place.count("/") == 1 and not place.startswith((".", "~", "/")) and not Path(place).parent.exists():
+        return (
+            "does not exist here; models are not fetched from a hub by name: download it, for example with "
+            f"hf download {place} --local-dir models/{place.partition('/')[2]}, and name that folder"
+        )
+    return "does not exist"
 
 
 def _elsewhere(place: str) -> bool:

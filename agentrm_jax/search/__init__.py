@@ -7,7 +7,7 @@ from agentrm_jax.search.beam import beam
 from agentrm_jax.search.best_of_n import best_of_n
 from agentrm_jax.search.budget import Cost, Meter
 from agentrm_jax.search.driver import Done, run_tasks
-from agentrm_jax.search.greedy import rollout
+from agentrm_jax.search.greedy import greedy, rollout
 from agentrm_jax.search.lookahead import lookahead
 from agentrm_jax.search.mcts import explore
 from agentrm_jax.search.result import Candidate, Result
@@ -21,6 +21,7 @@ __all__ = [
     "beam",
     "best_of_n",
     "explore",
+    "greedy",
     "lookahead",
     "rollout",
     "run_tasks",

@@ -19,8 +19,10 @@ def aggregate(step_scores: Sequence[float | None], how: str = "last") -> float:
     """Score of a trajectory from the scores of its steps, in order.
 
     `last` is the default because the value of a state is already an expected outcome (paper 1.6); `sum` of the step
-    rewards of an implicit reward model is the `last` of its accumulated ones. NaN if there are no steps or a score
-    that is needed is missing.
+    rewards of an implicit reward model is the `last` of its accumulated ones. `prod` takes scores for the probabilities that
+    expected outcomes are, so each is clipped to [0, 1] first: otherwise two bad steps (-0.9, -0.9) would make a good
+    trajectory. It says nothing about scores of another kind (logits, log-ratios). NaN if there are no steps or a score that is
+    needed is missing.
     """
     check(how)
     scores = [math.nan if s is None else float(s) for s in step_scores]
@@ -32,7 +34,7 @@ def aggregate(step_scores: Sequence[float | None], how: str = "last") -> float:
     if how == "max":
         return max(used)
     if how == "prod":
-        return math.prod(used)
+        return math.prod(min(max(s, 0.0), 1.0) for s in used)
     total = sum(used)
     return total / len(used) if how == "mean" else total
 

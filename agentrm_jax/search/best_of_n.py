@@ -7,7 +7,7 @@ from agentrm_jax.search.concurrency import attempt, together
 from agentrm_jax.search.greedy import rollout
 from agentrm_jax.search.result import Candidate, Result
 from agentrm_jax.search.turns import scored
-from agentrm_jax.types import EnvironmentFault, Environments, Policy, RewardModel, State, Task, UserError
+from agentrm_jax.types import Environments, Policy, RewardModel, State, Task, TaskFailure, UserError
 
 
 async def best_of_n(
@@ -28,8 +28,8 @@ async def best_of_n(
       aggregate: from step scores to a trajectory's score, see `aggregate.py`; `last` scores final states only.
       all_steps: score every step also when `aggregate` is `last`, for reports.
 
-    Samples lost to environment faults are left out and counted; raises EnvironmentFault if all are. A missing score
-    never wins; ties go to the lowest sample.
+    Samples that are lost (environment faults, histories that grew too long) are left out and counted; raises TaskFailure if all are.
+    A missing score never wins; ties go to the lowest sample.
     """
     agg.check(aggregate)
     if n < 1:
@@ -40,7 +40,7 @@ async def best_of_n(
     )
     samples = [(i, state) for i, state in enumerate(states) if state is not None]
     if not samples:
-        raise EnvironmentFault(f"all {n} samples of {task.key} were lost to environment faults")
+        raise TaskFailure(f"all {n} samples of {task.key} were lost to environment faults, or grew too long")
     every = all_steps or aggregate != "last"
     paths = [_steps(state) if every else _steps(state)[-1:] for _, state in samples]
     flat = iter(await scored(reward_model, [state for path in paths for state in path]))

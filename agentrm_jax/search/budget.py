@@ -7,8 +7,8 @@ call names one) and summed; they may be shared by coroutines and by threads.
 import dataclasses
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 
 from agentrm_jax.types import Action, Environments, Policy, RewardModel, State, Task
 
@@ -22,6 +22,8 @@ class Cost:
         tokens).
       reward_calls, reward_states, reward_tokens: requests, states scored, tokens computed (see `Meter`).
       env_resets, env_steps: as asked for by the search; replays inside a pool are its own affair.
+      policy_dropped_turns, reward_dropped_turns: oldest turns that were left out of what a model read, because all of it was too
+        long, summed over readings; for models with an attribute `dropped_turns` (task key -> how many).
       seconds: wall time from the first request to the last answer.
     """
 
@@ -33,21 +35,22 @@ class Cost:
     reward_tokens: int = 0
     env_resets: int = 0
     env_steps: int = 0
+    policy_dropped_turns: int = 0
+    reward_dropped_turns: int = 0
     seconds: float = 0.0
 
 
 class Meter:
     """Costs per task (`tasks`, by `Task.key`) and in all (`total()`).
 
-    Tokens of the reward model are only known to it: a model that has an attribute `tokens`, the number of tokens it
-    has computed so far, is charged what that grew since it was wrapped, in the total only, because requests of
-    several tasks share a batch.
+    Tokens of the reward model are only known to it: a model with an attribute `tokens`, the number of tokens it has computed so
+    far, is charged what that grows by. Requests of several tasks share a batch, so whenever one is answered, what was computed
+    since the last answer is divided among the tasks with requests in flight, in proportion to their states.
     """
 
     def __init__(self) -> None:
         self.tasks: dict[str, Cost] = defaultdict(Cost)
         self._spans: dict[str, tuple[float, float]] = {}
-        self._reward_models: list[tuple[RewardModel, int]] = []
         self._lock = threading.Lock()
 
     def policy(self, policy: Policy) -> Policy:
@@ -56,7 +59,6 @@ class Meter:
 
     def reward_model(self, reward_model: RewardModel) -> RewardModel:
         """`reward_model`, counted."""
-        self._reward_models.append((reward_model, _tokens(reward_model)))
         return _CountedRewardModel(reward_model, self)
 
     def environments(self, envs: Environments) -> Environments:
@@ -67,8 +69,7 @@ class Meter:
         """The sum over tasks; `seconds` from the first request of any to the last answer of any."""
         with self._lock:
             costs, spans = list(self.tasks.values()), list(self._spans.values())
-            fields = {f.name: sum(getattr(c, f.name) for c in costs) for f in dataclasses.fields(Cost)}
-        fields["reward_tokens"] += sum(_tokens(model) - before for model, before in self._reward_models)
+        fields = {f.name: sum(getattr(c, f.name) for c in costs) for f in dataclasses.fields(Cost)}
         fields["seconds"] = max(end for _, end in spans) - min(begin for begin, _ in spans) if spans else 0.0
         return Cost(**fields)
 
@@ -83,9 +84,25 @@ class Meter:
             self._spans[task.key] = first, end
             cost.seconds = end - first
 
+    def note(self, task: Task, **amounts: int) -> None:
+        """Sets amounts of a task's cost that somebody else adds up."""
+        with self._lock:
+            for name, amount in amounts.items():
+                setattr(self.tasks[task.key], name, amount)
 
-def _tokens(reward_model: RewardModel) -> int:
-    return int(getattr(reward_model, "tokens", 0))
+    def divide(self, reward_tokens: int, states: Mapping[str, int]) -> None:
+        """Charges tokens to the tasks (by key) that have states in flight, in proportion to their number; the sum is exact."""
+        done, given = 0, 0
+        with self._lock:
+            for key, count in states.items():
+                done += count
+                share = reward_tokens * done // sum(states.values()) - given
+                self.tasks[key].reward_tokens += share
+                given += share
+
+
+def _dropped(model: object, task: Task) -> int:
+    return int(getattr(model, "dropped_turns", {}).get(task.key, 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,23 +115,41 @@ class _CountedPolicy:
         actions = await self.inner.propose(state, n, temperature=temperature, seed=seed)
         tokens = sum(len(a.tokens) for a in actions)
         self.meter.charge(state.task, begin, policy_calls=1, policy_turns=len(actions), policy_tokens=tokens)
+        self.meter.note(state.task, policy_dropped_turns=_dropped(self.inner, state.task))
         return actions
 
 
-@dataclasses.dataclass(frozen=True)
 class _CountedRewardModel:
-    inner: RewardModel
-    meter: Meter
+    def __init__(self, inner: RewardModel, meter: Meter):
+        self._inner, self._meter = inner, meter
+        self._settled = self._tokens()
+        self._in_flight: Counter[str] = Counter()  # states, by task
+        self._lock = threading.Lock()
 
     async def score(self, states: Sequence[State]) -> list[float]:
         begin = time.perf_counter()
-        scores = await self.inner.score(states)
-        by_task: dict[str, list[State]] = {}
-        for state in states:
-            by_task.setdefault(state.task.key, []).append(state)
-        for group in by_task.values():
-            self.meter.charge(group[0].task, begin, reward_calls=1, reward_states=len(group))
+        mine = Counter(state.task.key for state in states)
+        with self._lock:
+            self._in_flight += mine
+        try:
+            scores = await self._inner.score(states)
+        finally:
+            self._settle(mine)
+        for task in {state.task.key: state.task for state in states}.values():
+            self._meter.charge(task, begin, reward_calls=1, reward_states=mine[task.key])
+            self._meter.note(task, reward_dropped_turns=_dropped(self._inner, task))
         return scores
+
+    def _settle(self, answered: Counter[str]) -> None:
+        """Charges what was computed since the last answer, and takes the answered states out of flight."""
+        with self._lock:
+            computed = self._tokens()
+            self._meter.divide(computed - self._settled, self._in_flight)
+            self._settled = computed
+            self._in_flight -= answered
+
+    def _tokens(self) -> int:
+        return int(getattr(self._inner, "tokens", 0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any, TypeVar
 
-from agentrm_jax.types import EnvironmentFault
+from agentrm_jax.types import TaskFailure
 
 T = TypeVar("T")
 
@@ -26,8 +26,8 @@ async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def attempt(awaitable: Awaitable[T]) -> T | None:
-    """The result, or None if an environment could not be brought to the state asked for (`EnvironmentFault`)."""
+    """The result, or None if it cannot be had (`TaskFailure`: an environment fault, a history that is too long)."""
     try:
         return await awaitable
-    except EnvironmentFault:
+    except TaskFailure:
         return None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Generic, TypeVar
 
 from agentrm_jax.search.concurrency import together
-from agentrm_jax.types import EnvironmentFault, Task
+from agentrm_jax.types import Task, TaskFailure
 
 R = TypeVar("R")
 
@@ -17,7 +17,7 @@ class Done(Generic[R]):
 
     Attributes:
       result: what the method returned; None if the task failed.
-      fault: why it failed (an `EnvironmentFault`); None otherwise.
+      fault: why it failed (an `TaskFailure`); None otherwise.
       seconds: wall time of the task, which it shared with the others in flight.
     """
 
@@ -37,7 +37,7 @@ async def run_tasks(
     """Runs `method(task)` for all tasks, at most `concurrency` at once, and hands over each end as it comes.
 
     Tasks start in order (the iterable is read lazily) and end in any; nothing is kept, so write results in `on_done`
-    and leave finished tasks out when resuming. A task that raises `EnvironmentFault` ends as failed and the others go
+    and leave finished tasks out when resuming. A task that raises `TaskFailure` ends as failed and the others go
     on. Any other error, also from `on_done`, and cancellation end the whole run after the coroutines in flight have
     been cancelled.
 
@@ -55,7 +55,7 @@ async def run_tasks(
             result, fault = None, None
             try:
                 result = await method(task)
-            except EnvironmentFault as error:
+            except TaskFailure as error:
                 failed += 1
                 fault = str(error) or type(error).__name__
             on_done(Done(task, result, fault, time.perf_counter() - begin))

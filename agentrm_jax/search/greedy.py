@@ -1,5 +1,8 @@
 """One trajectory from the policy alone."""
 
+import math
+
+from agentrm_jax.search.result import Candidate, Result
 from agentrm_jax.search.turns import is_live, turn_seed
 from agentrm_jax.types import Environments, Policy, State, Task
 
@@ -16,8 +19,6 @@ async def rollout(
 ) -> State:
     """Lets the policy act until the episode is over; returns the last state.
 
-    Temperature 0 is the greedy baseline (paper 1.6).
-
     Args:
       start: a task (which is reset) or the executed state to go on from.
       seed, sample: name the trajectory; sample i is the same however many others are drawn.
@@ -32,3 +33,9 @@ async def rollout(
         [action] = await policy.propose(state, 1, temperature=temperature, seed=turn_seed(state, seed, sample))
         state = await envs.step(state, action)
     return state
+
+
+async def greedy(task: Task, policy: Policy, envs: Environments, *, temperature: float = 0.0, seed: int = 0) -> Result:
+    """The policy's own trajectory; temperature 0 is the greedy baseline (paper 1.6). Raises TaskFailure."""
+    state = await rollout(task, policy, envs, temperature=temperature, seed=seed)
+    return Result((Candidate(state, math.nan),), 0)

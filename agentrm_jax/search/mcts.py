@@ -25,6 +25,7 @@ from typing import Literal
 
 from agentrm_jax.search.concurrency import attempt, together
 from agentrm_jax.search.greedy import rollout
+from agentrm_jax.search.result import Candidate, Result
 from agentrm_jax.search.turns import Command, command_of, derive, is_live, turn_seed
 from agentrm_jax.types import Action, Environments, Policy, SearchTree, State, Task, TreeNode, UserError
 
@@ -132,8 +133,8 @@ async def explore(
     leaves_per_iteration: int = 1,
     seed: int = 0,
     command: Command = command_of,
-) -> SearchTree:
-    """Explores one task; the module's docstring says what is counted.
+) -> Result:
+    """Explores one task; the module's docstring says what is counted. The result holds the tree and the best episode in it.
 
     Defaults are the paper's, which gives no temperature.
 
@@ -180,7 +181,10 @@ async def explore(
             "seed": seed,
         },
     }
-    return SearchTree(task, root.state.goal, _records(root), meta)
+    best = max(_ends(root), key=_reward)
+    tree = SearchTree(task, root.state.goal, _records(root), meta)
+    counts = {name: search.counts[name] for name in ("duplicates", "faults")}
+    return Result((Candidate(best, math.nan),), 0, counts, tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +255,23 @@ class _Search:
 
     def _return(self, end: State) -> float:
         return float(getattr(end.outcome, self.outcome))
+
+
+def _reward(state: State) -> float:
+    return state.outcome.reward if state.outcome else 0.0
+
+
+def _ends(root: Node) -> list[State]:
+    """The ended episodes below a node, depth first; the root's own state if there are none."""
+    ends: list[State] = []
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node.state.done:
+            ends.append(node.state)
+        cached = [x for _, x in sorted(node.known.items()) if x not in node.children]
+        stack += reversed(node.children + cached)
+    return ends or [root.state]
 
 
 def _commands(node: Node, command: Command) -> list[str]:

@@ -1,9 +1,9 @@
-"""What best-of-n, beam and lookahead return."""
+"""What every search method returns."""
 
 import dataclasses
 from collections.abc import Mapping
 
-from agentrm_jax.types import State
+from agentrm_jax.types import SearchTree, State
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,11 +34,13 @@ class Result:
       chosen: index into `candidates`.
       counts: what went on inside: `faults` (proposals or samples lost to the environment), `duplicates` (merged
         proposals), `unscored` (missing scores).
+      tree: everything that was explored, of a method that keeps it; the candidate is then the best episode in it.
     """
 
     candidates: tuple[Candidate, ...]
     chosen: int
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    tree: SearchTree | None = None
 
     @property
     def state(self) -> State:

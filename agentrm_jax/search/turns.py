@@ -2,15 +2,12 @@
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 
+from agentrm_jax.replies import parse_action
 from agentrm_jax.types import Environments, RewardModel, State
 
 Command = Callable[[State], str]  # reads the command out of a state whose last action has been proposed
-
-_MARKER = re.compile(r"^[ \t]*\**action\**[ \t]*:\**", re.IGNORECASE | re.MULTILINE)
-_NEXT = re.compile(r"^[ \t]*\**(?:observation|thought)\**[ \t]*:", re.IGNORECASE | re.MULTILINE)
 
 
 def derive(seed: int, *path: int | str) -> int:
@@ -37,16 +34,13 @@ def is_live(state: State) -> bool:
 def command_of(state: State) -> str:
     """The command of the proposed last action, for recognising equal ones.
 
-    It is what follows the last line-initial `Action:`, up to the next such label, with white space collapsed; a turn
-    without the label stands for itself as a whole. How an environment reads commands is its own affair: pass its parser
-    where that matters (beam, lookahead and exploration take `command=`).
+    It is read by the rule of `agentrm_jax.replies`, lines included, with white space collapsed; a turn without a command stands for
+    itself. An environment may take less of a turn as its command (one line only): beam, lookahead and exploration take
+    `command=`, the reader of the environments that are searched.
     """
     assert state.action is not None
-    marks = list(_MARKER.finditer(state.action.text))
     text = state.action.text
-    if marks:
-        text = _NEXT.split(text[marks[-1].end() :], maxsplit=1)[0]
-    return " ".join(text.split())
+    return " ".join((parse_action(text, multiline=True).command or text).split())
 
 
 def distinct(proposals: Iterable[State], command: Command) -> list[State]:

@@ -1,6 +1,7 @@
 """Checkpoints (Orbax): everything a run needs to go on as if nothing had happened, and models for others to load."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from absl import logging
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
+from agentrm_jax import parallel
+from agentrm_jax.models import checksums
 from agentrm_jax.training.step import TrainState
 from agentrm_jax.types import JSON, UserError
 
@@ -18,12 +21,14 @@ from agentrm_jax.types import JSON, UserError
 class Checkpoints:
     """The `checkpoints/` folder of a workdir; use as a context manager.
 
-    Items of a checkpoint: `params` and `opt_state` (plain nested dicts), `rng`, `data` (the iterator), `meta` (JSON).
+    Items of a checkpoint: `params` and `opt_state` (plain nested dicts), `data` (the iterator), `meta` (JSON). Beside them lie
+    checksums of all files. (Older checkpoints have no checksums, and an item `rng` that is not read.)
     """
 
     def __init__(self, folder: Path, *, keep: int = 2):
         training = ocp.training
         self._folder = folder = folder.resolve()
+        self._questions = itertools.count()
         self._checkpointer = training.Checkpointer(
             folder,
             save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),  # the caller decides when
@@ -46,7 +51,6 @@ class Checkpoints:
         items = {
             "params": nnx.to_pure_dict(state.params),
             "opt_state": _pure(state.opt_state),
-            "rng": {"key": state.rng},
             "data": data,
             "meta": meta,
         }
@@ -54,43 +58,63 @@ class Checkpoints:
             return
         if not self._checkpointer.save_checkpointables(step, items):
             raise RuntimeError(f"the checkpoint of step {step} was not written")
+        checksums.write(self._folder / str(step), process=jax.process_index(), processes=jax.process_count())
 
     def restore(self, state: TrainState, placed: TrainState, data: Iterator[Any]) -> tuple[TrainState, dict[str, JSON]]:
-        """The latest readable checkpoint, put into `state`'s shapes and `placed` shardings; `data` is moved to where it was.
+        """The latest good checkpoint, put into `state`'s shapes and `placed` shardings; `data` is moved to where it was.
 
-        Returns `state` itself and {} if there is none. Checkpoints that cannot be read are removed, with a warning, once an
-        older one was: they would keep the run from writing those steps again.
+        Returns `state` itself and {} if there is no checkpoint. Those that are damaged or cannot be read on some process are
+        passed over, with a warning that says which one is used. They are removed once an older one was restored: they would
+        keep the run from writing those steps again.
 
         Raises:
           UserError: there are checkpoints, but none can be read.
         """
         steps = [c.step for c in self._checkpointer.checkpoints][::-1]
         shape = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
-        for at, step in enumerate(steps):
-            wanted = {
-                "params": nnx.to_pure_dict(shape.params),
-                "opt_state": _pure(shape.opt_state),
-                "rng": {"key": shape.rng},
-                "data": data,
-                "meta": None,
-            }
-            try:
-                found = self._checkpointer.load_checkpointables(step, wanted)
-            except Exception as error:  # whatever a damaged file makes Orbax raise
-                logging.warning(
-                    "checkpoint %s cannot be read (%s); trying the one before", self._folder / str(step), error
-                )
+        wanted = {
+            "params": nnx.to_pure_dict(shape.params),
+            "opt_state": _pure(shape.opt_state),
+            "data": data,
+            "meta": None,
+        }
+        faults: dict[int, str] = {}
+        for step in steps:
+            found = self._load(step, wanted, faults)
+            if found is None:
                 continue
-            for damaged in steps[:at]:
+            for damaged, fault in faults.items():
+                logging.warning(
+                    "checkpoint %s cannot be read (%s); using step %d", self._folder / str(damaged), fault, step
+                )
                 self._checkpointer.delete(damaged, missing_ok=True)
             nnx.replace_by_pure_dict(state.params, found["params"])
             opt_state = _unpure(state.opt_state, found["opt_state"])
             number = jax.device_put(jnp.int32(step), placed.step)
-            key = found["rng"]["key"]
-            return dataclasses.replace(state, step=number, opt_state=opt_state, rng=key), found["meta"]
-        if steps:
-            raise UserError(f"no checkpoint in {self._folder} can be read; move the folder away to start again")
+            return dataclasses.replace(state, step=number, opt_state=opt_state), found["meta"]
+        if faults:
+            raise UserError(
+                f"no checkpoint in {self._folder} can be read; move the folder away to start again ({faults[steps[0]]})"
+            )
         return state, {}
+
+    def _load(self, step: int, wanted: dict[str, Any], faults: dict[int, str]) -> dict[str, Any] | None:
+        """The items of a checkpoint if it is good on every process; else None, and what is wrong is noted in `faults`."""
+        process, processes = jax.process_index(), jax.process_count()
+        fault = checksums.find_damage(self._folder / str(step), process=process, processes=processes)
+        found = None
+        if self._agreed(not fault):
+            try:
+                found = self._checkpointer.load_checkpointables(step, wanted)
+            except Exception as error:  # whatever a damaged file makes Orbax raise
+                fault = checksums.one_line(error)
+            if self._agreed(not fault):
+                return found
+        faults[step] = fault or "another process found it damaged"
+        return None
+
+    def _agreed(self, good: bool) -> bool:
+        return parallel.all_agree(f"checkpoint {next(self._questions)}", good)
 
 
 def _pure(opt_state: Any) -> dict[str, Any]:

@@ -2,27 +2,32 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
-def weighted_mean(x: jax.Array, weights: jax.Array) -> jax.Array:
+def weighted_mean(x: Float[Array, "*shape"], weights: Float[Array, "*shape"]) -> Float[Array, ""]:
     """sum(w * x) / sum(w); 0 where all weights are 0. Entries of weight 0 may be anything, NaN included."""
     x = jnp.where(weights > 0, x, 0.0)
     total = jnp.sum(weights)
     return jnp.sum(x * weights) / jnp.where(total > 0, total, 1.0)
 
 
-def imitation(logprobs: jax.Array, weights: jax.Array) -> jax.Array:
+def imitation(logprobs: Float[Array, "b t"], weights: Float[Array, "b t"]) -> Float[Array, ""]:
     """Mean negative log-likelihood of the weighted tokens (nats a token). Shapes [b, t]; paper eq. 1, per token."""
     return weighted_mean(-logprobs, weights)
 
 
-def regression(values: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+def regression(
+    values: Float[Array, "b t"], targets: Float[Array, "b t"], weights: Float[Array, "b t"]
+) -> Float[Array, ""]:
     """Weighted mean squared error of predicted values. Shapes [b, t]; paper eq. 2."""
     values, targets = _meant(values, weights), _meant(targets, weights)
     return weighted_mean(jnp.square(values - targets), weights)
 
 
-def cross_entropy(values: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+def cross_entropy(
+    values: Float[Array, "b t"], targets: Float[Array, "b t"], weights: Float[Array, "b t"]
+) -> Float[Array, ""]:
     """Binary cross-entropy of sigmoid(value) against soft targets in [0, 1]; stable for any value. Shapes [b, t]."""
     values, targets = _meant(values, weights), _meant(targets, weights)
     losses = -targets * jax.nn.log_sigmoid(values) - (1 - targets) * jax.nn.log_sigmoid(-values)

@@ -233,6 +233,13 @@ def test_formats_may_be_mixed_and_a_workdir_is_its_trajectories(tmp_path):
         ('{"messages": [{"role": "assistant", "content": null}]}', r"messages\[0\] has no text.*NoneType"),
         ('{"messages": ["hello"]}', r"messages\[0\] is no message"),
         ('{"messages": "hello"}', "'messages' is a str, not a list"),
+        ('{"messages": [{"role": ["user"], "content": "x"}]}', r"messages\[0\] has the role \['user'\]"),
+        ('{"messages": [{"role": "assistant", "content": "x", "loss": 0}]}', r"messages\[0\].loss is 0; expected true"),
+        ('{"messages": [{"from": "gpt", "role": "user"}]}', r"messages\[0\] is no message"),
+        ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', r"messages\[0\] has no text.*list"),
+        ('{"prompt": "x", "completions": ["a", "b"], "labels": [true]}', "'completions' has 2 entries and 'labels' 1"),
+        ("[" * 100_000, "line 1: not JSON that can be read .it is nested too deeply"),
+        ('{"messages": [{"role": "user", "content": ' + "[" * 70 + "]" * 70 + "}]}", "line 1: nested deeper than 64"),
         ("\n\n", "holds no trajectories"),
     ],
 )
@@ -241,6 +248,25 @@ def test_what_cannot_be_read_names_file_line_and_reason(tmp_path, text, message)
     with pytest.raises(UserError, match=message) as error:
         list(conversations.read(path))
     assert str(path) in str(error.value)
+
+
+def test_text_is_made_clean_and_ids_too():
+    one = only({"id": "a\ud800", "messages": [ASK, ANSWER | {"content": "Y\x00es\r\nor no\udcff"}]})
+    assert (one.id, trained(one)) == ("a\ufffd", ["Y\ufffdes\nor no\ufffd"])
+    assert only({"id": True, "messages": [ASK, ANSWER]}, fallback=7).id == 7
+
+
+def test_bytes_that_are_no_text_are_named_by_line(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(json.dumps({"messages": [ASK, ANSWER]}).encode() + b'\n{"id": "\xff"}\n')
+    with pytest.raises(UserError, match=r"t\.jsonl, line 2 cannot be read: 'utf-8' codec"):
+        list(conversations.read(path))
+
+
+def test_a_long_reply_is_no_acknowledgement_and_costs_no_time():
+    """Looking for the words of an acknowledgement takes quadratic time in a text that is full of them."""
+    rows = [TASK[0], {"from": "gpt", "value": "OK I " + "ready " * 100_000 + "\n"}, TASK[1], TURN]
+    assert len(trained(only({"id": 3, "conversations": rows}))) == 2
 
 
 def test_nothing_there(tmp_path):

@@ -176,7 +176,7 @@ def test_each_target_lies_at_an_end_of_turn_and_its_path_is_the_states_history(e
 
 def test_a_trajectory_to_imitate_is_a_path_that_learns_every_action(encoder):
     steps = tuple(Step(Action(f"Action: {c}"), Outcome(f"Observation: {c}")) for c in "abc")
-    nodes = targets.imitation_tree(encoder, Trajectory(TASK, "leave", "A door.", steps))
+    nodes = targets.imitation_trees(encoder, [Trajectory(TASK, "leave", "A door.", steps)], 10**6)[0][0]
     assert [n.parent for n in nodes] == list(range(-1, 5))
     assert [n.segment.loss for n in nodes] == [False, True] * 3
     assert not any(n.value_weight for n in nodes)
@@ -191,6 +191,36 @@ def test_histogram_counts_targets_in_equal_bins():
 def test_a_model_that_starts_from_nothing_may_learn_to_read_too(encoder):
     steps = tuple(Step(Action(f"Action: {c}"), Outcome(f"Observation: {c}")) for c in "ab")
     trajectory = Trajectory(TASK, "leave", "A door.", steps)
-    plain, reading = (targets.imitation_tree(encoder, trajectory, context_weight=w) for w in (0.0, 0.1))
+    plain, reading = (targets.imitation_trees(encoder, [trajectory], 10**6, context_weight=w)[0][0] for w in (0.0, 0.1))
     assert [(n.segment.loss, n.weight) for n in reading] == [(True, 0.1), (True, 1.0)] * 2
     assert [n.segment.tokens.tolist() for n in reading] == [n.segment.tokens.tolist() for n in plain]
+
+
+def test_trajectories_of_one_task_share_their_beginning_and_weigh_as_they_did_alone(encoder):
+    def episode(commands: str, task: Task = TASK) -> Trajectory:
+        steps = tuple(Step(Action(f"Action: {c}"), Outcome(f"Observation: {c}")) for c in commands)
+        return Trajectory(task, "leave", "A door.", steps)
+
+    other = dataclasses.replace(TASK, id="2")
+    given = [episode("ab"), episode("x", other), episode("acc"), episode("ab")]
+    (shared, single), left_out = targets.imitation_trees(encoder, given, 10**6, context_weight=0.5)
+    assert left_out == 0
+    text = [encoder.chat.decode(n.segment.tokens) for n in shared]
+    learned = {
+        t.removeprefix("Action: "): n.weight for t, n in zip(text, shared, strict=True) if t.startswith("Action")
+    }
+    assert learned == {"a": 3.0, "b": 2.0, "c": 1.0}
+    assert shared[0].weight == 1.5, "the prompt of three trajectories"
+    total = sum(n.weight * len(n.segment.tokens) for n in shared)
+    alone = [targets.imitation_trees(encoder, [t], 10**6, context_weight=0.5)[0][0] for t in given if t.task == TASK]
+    assert total == pytest.approx(sum(n.weight * len(n.segment.tokens) for nodes in alone for n in nodes))
+    assert [n.segment.tokens.tolist() for n in single] == [s.tokens.tolist() for s in encoder.trajectory(given[1])]
+
+
+def test_a_trajectory_that_is_too_long_is_left_out_and_counted(encoder):
+    steps = tuple(Step(Action(f"Action: {c}"), Outcome(f"Observation: {c}")) for c in "ab")
+    given = [Trajectory(TASK, "leave", "A door.", steps[:n]) for n in (1, 2)]
+    length = sum(len(s.tokens) for s in encoder.trajectory(given[0]))
+    (nodes,), left_out = targets.imitation_trees(encoder, given, length)
+    assert left_out == 1
+    assert sum(len(n.segment.tokens) for n in nodes) == length

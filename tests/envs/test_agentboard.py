@@ -9,13 +9,11 @@ from agentrm_jax.envs import agentboard
 from agentrm_jax.envs.alfworld import environment as alfworld
 from agentrm_jax.envs.jericho import environment as jericho
 from agentrm_jax.envs.sciworld import environment as sciworld
-from agentrm_jax.types import Task, UserError
+from agentrm_jax.types import EngineStep, Task, UserError
 
 
 def engine(module):
-    return pytest.mark.skipif(
-        importlib.util.find_spec(module) is None, reason=f"{module} is not installed (extra: envs)"
-    )
+    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"{module} is not installed")
 
 
 def write(root, task, *rows):
@@ -91,8 +89,27 @@ def test_alfworld_counts_labels_of_its_game(tmp_path):
     before = env.snapshot()
     answer = env.step(f"go to {place}")
     assert (answer.reward, answer.progress) == (0.0, 1 / 3)
+    assert env.step("look") == answer  # as AgentBoard's wrapper, what the last `go to` or `open` showed
     env.restore(before)
-    assert env.step("look").progress == 0.0
+    assert env.step("look") == EngineStep(start.observation, 0.0, 0.0)
+
+
+@engine("alfworld")
+def test_alfworld_reads_commands_as_agentboards_task_does():
+    env = alfworld.make({"setting": "agentboard"})
+    env.reset(alfworld.tasks("train", {"games": 1})[0])
+    listed = env.step("check valid actions.").observation
+    names = listed.removeprefix("Choose an action from these valid actions: ").split(", ")
+    assert names[-1] == "check valid actions"
+    assert names[:-1] == sorted(names[:-1])
+    assert {"look", "inventory"} < set(names)
+    here = env.snapshot()
+    for command, valid in ((names[0], True), (f" {names[0]}. ", True), (names[0].upper(), False), ("check", False)):
+        assert env.step(command).valid is valid
+        env.restore(here)
+    reads = alfworld._as_agentboard_reads
+    assert reads("put mug 1 in shelf 1.") == reads("put mug 1 on shelf 1") == "put mug 1 in/on shelf 1"
+    assert reads("toggle desklamp 1") == "toggle desklamp 1"
 
 
 def test_jericho_labels_go_by_the_order_of_the_games(tmp_path):

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import http.server
 import json
+import random
 import socket
 import threading
 import time
@@ -12,7 +13,7 @@ import urllib.parse
 import pytest
 
 from agentrm_jax.envs.agentgym import environment as agentgym
-from agentrm_jax.envs.agentgym.http import ServerError
+from agentrm_jax.envs.agentgym.http import ConnectionLost, ServerError
 from agentrm_jax.envs.agentgym.kinds import KINDS, sent
 from agentrm_jax.envs.pool.pool import EnvironmentPool
 from agentrm_jax.types import Action, EnvironmentFault, UserError
@@ -63,6 +64,7 @@ class Server:
     def answer(self, handler, body):
         url = urllib.parse.urlsplit(handler.path)
         self.requests.append((url.path, body))
+        handler.body = body
         status, payload = self.misbehave(handler, url.path) or self.play(url, body)
         if status:
             data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
@@ -324,6 +326,119 @@ def test_a_reset_answered_for_another_environment_is_refused(serve):
     server.play = lambda url, body: (200, {"id": 99, "observation": "x"}) if url.path == "/reset" else real(url, body)
     with pytest.raises(ServerError, match="answered for environment 99 instead of 7"):
         env.reset(task())
+
+
+# A bad network
+
+
+def play_all(server, episodes, length, **more):
+    """Episodes that count to `length`, all at once through two workers: last outcomes, and what the pool did."""
+
+    async def one(pool, chosen):
+        state = await pool.reset(chosen)
+        for _ in range(length):
+            state = await pool.step(state, Action("Action: up"))
+        return state.outcome
+
+    async def go():
+        known = {"base_url": server.url, "kind": "custom", "indices": "0-99", "timeout": 5.0, **more}
+        async with EnvironmentPool({"agentgym": known}, workers=2, step_timeout=30.0) as pool:
+            chosen = [
+                dataclasses.replace(task(length % 10), id=f"n{i}", args={"index": length}) for i in range(episodes)
+            ]
+            return await asyncio.gather(*(one(pool, t) for t in chosen)), pool.stats
+
+    return asyncio.run(go())
+
+
+@pytest.mark.parametrize("how", ["crash", "drop", "busy", "late"])
+def test_no_episode_is_lost_where_one_request_in_seven_fails(serve, how):
+    """Before the server does anything, or (late) after it: then the answer is lost, and the step executed."""
+    server = serve()
+    rng, lock, failed = random.Random(7), threading.Lock(), []
+
+    def misbehave(handler, path):
+        with lock:
+            if path == "/close" or rng.random() >= 1 / 7:
+                return None
+            failed.append(path)
+        if how == "late":
+            server.play(urllib.parse.urlsplit(handler.path), handler.body)
+        if how in ("drop", "late"):
+            handler.connection.shutdown(socket.SHUT_RDWR)
+            return 0, None
+        return (500, "Internal Server Error") if how == "crash" else (503, b"<html>later</html>")
+
+    server.misbehave = misbehave
+    outcomes, stats = play_all(server, 16, 6)
+    assert {(o.observation, o.success, o.done) for o in outcomes} == {("Observation: You are at 6.", True, True)}
+    assert stats.failed == 0
+    assert len(failed) > 16
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["the network was away", "the server was restarted"])
+def test_no_episode_is_lost_where_the_server_is_gone_for_three_seconds(serve, restarted):
+    server = serve(lists=True)
+    plain, away = server.misbehave, []
+
+    def misbehave(handler, path):
+        if path == "/step" and not away:
+            away.append(time.monotonic())
+            if restarted:
+                server.envs.clear()
+                server.next_id = 7
+        if away and time.monotonic() < away[0] + 3.0:
+            handler.connection.shutdown(socket.SHUT_RDWR)
+            return 0, None
+        return plain(handler, path)
+
+    server.misbehave = misbehave
+    outcomes, stats = play_all(server, 8, 3)
+    assert {(o.observation, o.success) for o in outcomes} == {("Observation: You are at 3.", True)}
+    assert stats.failed == 0
+
+
+def test_a_request_that_waits_for_its_next_try_ends_with_the_pool(serve):
+    server = serve(bad="drop", forever=True)
+
+    async def go():
+        pool = EnvironmentPool({"agentgym": options(server)}, workers=1)
+        step = asyncio.ensure_future(pool.step(await pool.reset(task()), Action("Action: up")))
+        while not pool.stats.faults:
+            await asyncio.sleep(0.01)
+        await pool.close()
+        await step
+
+    with pytest.raises(EnvironmentFault, match="the pool was closed"):
+        asyncio.run(go())
+
+
+def test_ids_that_begin_anew_after_an_outage_are_no_sign_of_a_full_server(serve):
+    """A server without a list of environments: ids are the only sign."""
+    server = serve()
+    first = agentgym.make(options(server))
+    first.reset(task())
+    server.envs.clear()
+    server.next_id, server.style.bad = 7, "drop"
+    with pytest.raises(ConnectionLost, match="connection was lost"):
+        first.step("up")
+    second = agentgym.make(options(server))
+    second.reset(task())
+    with pytest.raises(ConnectionLost, match="was started anew and lost environment 7"):
+        first.step("up")
+    first.close()
+    assert second.step("up").observation == "You are at 1."
+
+
+def test_a_server_that_stays_away_is_named_as_such_with_what_was_tried(serve):
+    server = serve()
+    env = agentgym.make(options(server, patience=0.5))
+    server.http.shutdown()
+    server.http.server_close()
+    with pytest.raises(ConnectionLost, match=r"cannot be reached: .*refused.*, \d times within 0\.\d s"):
+        env.reset(task())
+    with pytest.raises(ConnectionLost, match="cannot be reached"):  # and it is no wrong address: it was there before
+        agentgym.make(options(server))
 
 
 # What the user can mend

@@ -7,21 +7,19 @@ import random
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 
 from agentrm_jax.envs.alfworld import engine, games, generate
 from agentrm_jax.envs.alfworld import environment as alfworld
+from agentrm_jax.testing.shared import needs_shared, shared_data
 from agentrm_jax.types import UserError
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = shared_data()
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("alfworld") is None, reason="alfworld is not installed (extra: envs)"
+    importlib.util.find_spec("alfworld") is None, reason="alfworld is not installed (extra: alfworld)"
 )
-official = pytest.mark.skipif(
-    not (DATA / "alfworld").is_dir(), reason="no official ALFWorld games beside the repository"
-)
+official = needs_shared("alfworld")
 
 
 def solve(options, task, limit=100):
@@ -269,6 +267,9 @@ def test_importing_the_module_loads_no_engine():
 def test_a_missing_package_is_reported_in_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     games.wheel.cache_clear()
-    with pytest.raises(UserError, match=r"pip install 'agentrm_jax\[envs\]'"):
+    with pytest.raises(
+        UserError,
+        match=r"pip install --no-deps 'alfworld.* 'agentrm-jax\[alfworld\]' .*apt install build-essential cmake",
+    ):
         alfworld.make({})
     games.wheel.cache_clear()

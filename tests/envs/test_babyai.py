@@ -3,18 +3,18 @@
 import itertools
 import json
 import random
-from pathlib import Path
+import re
 
 import pytest
 
 from agentrm_jax.envs.babyai import environment as babyai
-from agentrm_jax.envs.babyai import goals, text
+from agentrm_jax.envs.babyai import goals, levels, text
 from agentrm_jax.envs.react import played
+from agentrm_jax.testing.shared import needs_shared, shared_data
 from agentrm_jax.types import Task, UserError
 
-DATA = Path(__file__).parents[2] / "../shared/data"
-FILE = DATA / "agentboard/babyai/test.jsonl"
-needs_data = pytest.mark.skipif(not FILE.is_file(), reason="AgentBoard's babyai/test.jsonl is not here")
+DATA = shared_data()
+needs_data = needs_shared("agentboard/babyai/test.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def env():
 
 
 def one(level, seed=100_000, **args):
-    (level_id,) = babyai.level_ids([level])
+    (level_id,) = levels.level_ids([level])
     return Task("babyai", f"{level}-{seed}", "train", 30, {"level": level_id, "seed": seed, **args})
 
 
@@ -45,7 +45,7 @@ def solution(env, task, limit=60):
 
 @needs_data
 def test_all_official_first_observations_and_goals_are_reproduced(env):
-    records = [json.loads(line) for line in FILE.read_text().splitlines()]
+    records = [json.loads(line) for line in (DATA / "agentboard/babyai/test.jsonl").read_text().splitlines()]
     tasks = babyai.tasks("test", {"data": str(DATA)})
     assert len(tasks) == 56
     for task, record in zip(tasks, records, strict=True):
@@ -154,6 +154,9 @@ def test_agentboards_other_commands_are_known_too(env):
 def test_the_worked_example_is_the_experts_episode(env):
     task = one(25, seed=100_003)
     assert babyai.SPEC.example == played(env, task, babyai.SPEC.expert)
+    assert babyai.SPEC.texts(task) is babyai.SPEC
+    theirs = one(25, seed=100_003, setting="agentboard")
+    assert babyai.SPEC.texts(theirs).example == played(env, theirs, babyai.SPEC.expert)
 
 
 def test_every_available_command_is_accepted_and_does_something(env):
@@ -178,7 +181,7 @@ def test_commands_mean_what_they_say(env):
     assert env.step("drop").observation.endswith("You are not carrying anything.")
 
 
-@pytest.mark.parametrize("level", [*babyai.LEVELS, "PutNextLocalS6N4", "KeyInBox", "MiniBossLevel", "SynthSeq"])
+@pytest.mark.parametrize("level", [*levels.LEVELS, "PutNextLocalS6N4", "KeyInBox", "MiniBossLevel", "SynthSeq"])
 def test_expert_solves_a_task_of_every_level(env, level):
     task = one(level, 100_002)
     env.reset(task)
@@ -234,13 +237,13 @@ def test_derived_subgoals_name_keys_and_objects(env):
 
 
 def test_splits_are_disjoint_and_the_first_test_seeds_are_agentboards():
-    splits = {s: babyai.tasks(s, {"levels": list(babyai.LEVELS)}) for s in ("train", "dev", "test")}
+    splits = {s: babyai.tasks(s, {"levels": list(levels.LEVELS)}) for s in ("train", "dev", "test")}
     for a, b in itertools.combinations(splits.values(), 2):
         assert not {(t.args["level"], t.args["seed"]) for t in a} & {(t.args["level"], t.args["seed"]) for t in b}
         assert not {t.id for t in a} & {t.id for t in b}
     assert len(splits["test"]) == 112
     assert {t.args["seed"] for t in splits["test"]} == {1234, 1235, 1236, 1237}
-    assert len(babyai.LEVELS) == 28
+    assert len(levels.LEVELS) == 28
 
 
 def test_wrong_options_are_named(env):
@@ -254,3 +257,108 @@ def test_wrong_options_are_named(env):
         babyai.tasks("test", {"seeds_per_level": 9000})
     with pytest.raises(UserError, match="BabyAI-Nonsense-v0"):
         env.reset(one("Nonsense"))
+
+
+def labelled(level, seed, *lists, setting="ours"):
+    return one(level, seed, subgoals=[list(patterns) for patterns in lists], setting=setting)
+
+
+@pytest.mark.parametrize("setting", levels.SETTINGS)
+def test_the_expert_stops_soon_after_a_mission_whose_sub_goals_cannot_all_be_seen(env, setting):
+    for level in ("OpenRedDoor", "GoToLocalS8N7"):
+        task = labelled(level, 100_000, ["no such view", "nor such a one"], setting=setting)
+        env.reset(task)
+        after = []
+        for _, command in babyai._expert(env, task):
+            if env.verified:
+                after.append(command)
+            env.step(command)
+        assert env.verified
+        assert after.count("toggle") == (2 if (level, setting) == ("OpenRedDoor", "ours") else 0)
+        assert after[-4:] == ["turn left"] * 4
+        assert len(after) <= 6
+
+
+def test_the_expert_goes_on_after_the_mission_while_that_reaches_sub_goals(env):
+    task = labelled("OpenRedDoor", 100_000, [*["red ** door **"] * 5, *["no such view"] * 6])
+    assert solution(env, task) == ["go to red closed door 1", *["toggle"] * 6, *["turn left"] * 4]
+
+
+def test_alternative_lists_lose_the_pattern_that_was_reached_and_the_first_that_reads_as_its_counterpart():
+    ledger = goals.official_ledger([["a", "b", "c"], ["x", "y", "x"]])
+    assert goals.consume_first(ledger, "I see c") == goals.Ledger((("a", "y"), ("b", "x")), 3, 1)
+
+
+def test_as_agentboard_the_goal_names_no_order_and_the_first_observation_is_the_same(env):
+    found = {}
+    for setting in levels.SETTINGS:
+        for task in babyai.tasks("train", {"levels": [8], "seeds_per_level": 20, "setting": setting}):
+            start = env.reset(task)
+            found.setdefault(setting, []).append(start)
+    assert [s.observation for s in found["ours"]] == [s.observation for s in found["agentboard"]]
+    assert any("then" in s.goal for s in found["ours"])
+    assert any("after you" in s.goal for s in found["ours"])
+    assert not any("then" in s.goal or "after you" in s.goal for s in found["agentboard"])
+
+
+@pytest.mark.parametrize(("kind", "valid"), [("ball", True), ("box", False)])
+def test_as_agentboard_a_blocked_way_is_an_executed_command_unless_a_wall_or_box_blocks_it(env, kind, valid):
+    def facing_one(seed):
+        env.reset(one(5, seed, setting="agentboard"))
+        near = [c for c, route in env.commands().routes.items() if re.fullmatch(rf"go to \w+ {kind} 1", c) and route]
+        if near:
+            env.step(near[0])
+        ahead = env.view.cells.get(text.front(env.view.pose))
+        return ahead is not None and ahead.type == kind
+
+    assert any(facing_one(seed) for seed in range(100_000, 100_050))
+    before, item = env.view.pose, text.listed(env.view)[0]
+    assert env.step("move forward").valid is valid
+    assert env.view.pose == before
+    assert env.step(f"go to {item.name} 1").observation == "No change in state."
+
+
+def test_as_agentboard_commands_are_read_to_the_letter_and_check_lists_them(env):
+    env.reset(one(5, 100_003, setting="agentboard"))
+    listing = env.step("please check").observation
+    assert listing == env.step("check valid actions").observation
+    assert listing.startswith("You can take the following actions: turn left, turn right, ")
+    assert listing.endswith(", check available actions")
+    for command in ("inventory", "turn left.", "the turn left", "go to the red ball"):
+        answer = env.step(command)
+        assert (answer.valid, answer.observation) == (
+            False,
+            "The action is not recognized. Please check valid actions.",
+        )
+    assert env.step("  TURN LEFT ").valid
+
+
+@pytest.mark.parametrize("level", [*levels.LEVELS, "PutNextLocalS6N4", "SynthSeq"])
+def test_expert_solves_a_task_of_every_level_as_agentboard_plays_it(env, level):
+    task = one(level, 100_002, setting="agentboard")
+    start = env.reset(task)
+    here = env.snapshot()
+    steps = [env.step(command) for _, command in babyai._expert(env, task)]
+    assert all(s.valid for s in steps)
+    assert (steps[-1].over, steps[-1].reward) == (True, 1.0)
+    env.restore(here)
+    assert [env.step(command) for _, command in babyai._expert(env, task)] == steps
+    assert env.reset(task) == start
+
+
+@needs_data
+def test_as_agentboard_the_official_tasks_give_the_expert_what_the_original_gives(env):
+    rewards = {}
+    for task in babyai.tasks("test", {"data": str(DATA), "setting": "agentboard"}):
+        assert len(solution(env, task)) <= task.max_steps
+        rewards[task.id] = env._progress
+    assert {id_: r for id_, r in rewards.items() if r < 1} == {"agentboard-108": 0.75}
+
+
+def test_wrong_settings_and_broken_files_are_named(tmp_path):
+    with pytest.raises(UserError, match="no setting 'eto'; known: ours, agentboard"):
+        babyai.tasks("train", {"setting": "eto"})
+    for line in ("[]", '{"id": 0, "additional_info": {"subtask": "x"}}', '{"id": 0, "subgoals": ["a"]', "\x00"):
+        (tmp_path / "test.jsonl").write_text("\n" + line)
+        with pytest.raises(UserError, match=r"test\.jsonl:2 is no task of AgentBoard's"):
+            babyai.tasks("test", {"data": str(tmp_path)})

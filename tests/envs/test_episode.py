@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from agentrm_jax.envs.pool.episode import Episode, GarbageError
+from agentrm_jax.envs.pool.episode import COMMAND_LIMIT, OBSERVATION_LIMIT, Episode, GarbageError, observation_limit
 from agentrm_jax.testing import toy_env
-from agentrm_jax.types import EngineStep, Outcome, Start
+from agentrm_jax.text import clean
+from agentrm_jax.types import EngineStep, Outcome, Start, UserError
 
 
 class Script:
@@ -148,3 +149,47 @@ def test_a_snapshot_fits_another_episode_of_the_environment():
 def test_answers_that_make_no_sense_are_refused(answer):
     with pytest.raises(GarbageError):
         episode(answer).step("Action: a")
+
+
+def test_the_engine_and_the_policy_see_clean_text_only():
+    e = episode(EngineStep("a \x00 door\r\n\ud83d", 0, 0))
+    outcome = e.step("Thought: \ud83d\nAction: open\x00 \udfffdoor\x1b")
+    assert e.environment.commands == ["open\ufffd \ufffddoor\ufffd"]
+    assert outcome.parsed == "open\ufffd \ufffddoor\ufffd"
+    assert outcome.observation == "Observation: a \ufffd door\n\ufffd"
+
+
+def test_goal_and_first_observation_are_clean_and_bounded():
+    class Loud(Script):
+        def reset(self, task):
+            return Start("win \x07", "x" * 30_000)
+
+    start = Episode(Loud(), toy_env.SPEC).reset(toy_env.make_task())
+    assert start.goal == "win \ufffd"
+    assert start.observation == clean("x" * 30_000, OBSERVATION_LIMIT)
+
+
+def test_a_long_observation_keeps_head_and_tail():
+    e = episode(EngineStep("BEGIN" + "x" * 50_000 + "END", 0, 0))
+    seen = e.step("Action: a").observation
+    assert len(seen) == OBSERVATION_LIMIT
+    assert seen.startswith("Observation: BEGINx")
+    assert seen.endswith("xEND")
+    assert "characters left out ...]" in seen
+
+
+def test_the_limit_of_observations_is_an_option():
+    assert observation_limit({}) == OBSERVATION_LIMIT
+    assert observation_limit({"observation_limit": "300"}) == 300
+    for wrong in (99, -1, "long", True):
+        with pytest.raises(UserError, match="observation_limit must be"):
+            observation_limit({"observation_limit": wrong})
+
+
+def test_a_command_that_is_too_long_costs_a_step_and_leaves_the_engine_alone():
+    e = episode(EngineStep("x", 0.5, 0.5), max_steps=2)
+    e.step("Action: a")
+    outcome = e.step("Action: " + "b" * (COMMAND_LIMIT + 1))
+    assert e.environment.commands == ["a"]
+    assert (outcome.valid, outcome.parsed, outcome.reward, outcome.done) == (False, None, 0.5, True)
+    assert len(outcome.observation) < 200

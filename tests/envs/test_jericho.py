@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from agentrm_jax.envs.jericho import environment as jericho
+from agentrm_jax.envs.jericho.interpreter import about_session, offers_to_restart
+from agentrm_jax.text import clean
 from agentrm_jax.types import Task, UserError
 
 engine = pytest.mark.skipif(
     importlib.util.find_spec("jericho") is None or importlib.util.find_spec("textworld") is None,
-    reason="jericho or textworld is not installed (extra: envs)",
+    reason="jericho or textworld is not installed (extra: jericho)",
 )
 STORY = Task("jericho", "cooking-train-1", "train", 30, {"kind": "cooking", "seed": 1})
 
@@ -47,6 +49,18 @@ def test_a_story_is_won_by_its_walkthrough_sub_goal_by_sub_goal(options):
     assert (answers[-1].reward, answers[-1].over) == (1.0, True)
     assert not any(a.over for a in answers[:-1])
     assert not any("<score>" in a.observation or "\n>" in a.observation for a in answers)
+
+
+@engine
+def test_compiling_a_story_is_said_once(options, capsys):
+    task = Task("jericho", "cooking-train-2", "train", 30, {"kind": "cooking", "seed": 2})
+    env = jericho.make(options)
+    env.reset(task)
+    said = capsys.readouterr().err
+    assert said.startswith("jericho: compiling the story cooking-train-2, some seconds, once (")
+    assert said.count("\n") == 1
+    jericho.make(options).reset(task)
+    assert capsys.readouterr().err == ""
 
 
 @engine
@@ -121,10 +135,132 @@ def test_games_of_the_users_are_found_and_played(options, tmp_path):
     assert 0.0 < scores[-1] < 1.0
 
 
+SESSION = [
+    "quit",
+    "Q",
+    "restart",
+    "look. save",
+    "look. restore",
+    "look. quit",
+    "look.quit",
+    "look then save",
+    "save, look",
+    "me, save",
+    "oops save",
+    "script",
+    "look; transcript on",
+    "undo",
+    "n. undo",
+    "superbriefly",
+    "tw-print state",
+    "look. tw-extra-infos moves",
+    "enable print state option",
+    "restrict commands",
+    "#record",
+]
+
+
+@engine
+def test_every_sentence_of_a_line_is_checked_for_commands_about_the_session(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    env = jericho.make(options)
+    env.reset(STORY)
+    env.step("take all")
+    before = env.snapshot()
+    for command in SESSION:
+        answer = env.step(command)
+        assert (answer.observation, answer.valid, answer.over) == (jericho._NOT_PLAYED, False, False), command
+    assert [list(a) if hasattr(a, "__len__") else a for a in env.snapshot().memory] == [
+        list(a) if hasattr(a, "__len__") else a for a in before.memory
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_words_of_play_are_not_taken_for_the_session():
+    for line in (
+        "look up wilhelm in record",
+        "say hello. take lamp",
+        "examine save button",
+        "record",
+        "turn dial to 3",
+    ):
+        assert not about_session(line, 6, False), line
+    assert about_session("restor", 6, False)
+    assert not about_session("restrict commands", 9, False)
+
+
+@engine
+def test_what_a_game_saves_under_another_name_reaches_neither_the_users_folder_nor_another_episode(
+    options, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jericho, "about_session", lambda *_: False)
+    env = jericho.make(options)
+    _, commands, _ = solve(env, STORY)
+    env.reset(STORY)
+    fresh = env.step("look").observation
+    for command in commands[:-1]:
+        env.step(command)
+    env.step("save")
+    env.step("script")
+    assert list(tmp_path.iterdir()) == []
+    env.reset(STORY)
+    restored = env.step("restore")
+    assert restored.reward == 0.0
+    assert env.step("look").observation == fresh
+    folder = env.interpreter._folder.path
+    assert list(folder.iterdir()) == []
+    env.close()
+    assert not folder.exists()
+
+
+@engine
+def test_a_game_that_asks_whether_to_quit_hears_no(options, monkeypatch):
+    monkeypatch.setattr(jericho, "about_session", lambda *_: False)
+    env = jericho.make(options)
+    env.reset(STORY)
+    looked = env.step("look").observation
+    asked = env.step("look. quit")
+    assert not asked.over
+    assert env.step("look").observation == looked
+
+
+def test_the_end_of_a_game_that_jericho_does_not_know_is_what_it_offers():
+    assert offers_to_restart(
+        "You have died.\n\nWould you like to RESTART, RESTORE a saved game, give the FULL score\nor QUIT?\n>"
+    )
+    assert offers_to_restart(
+        "Do you want to restart the game, restore a saved position, or end this session?\n(Type RESTART, ...):\n\n>"
+    )
+    assert not offers_to_restart("Would you like to buy a carpet, sir? Would you like to rest?")
+
+
+@engine
+def test_text_that_is_none_is_an_ordinary_turn(options):
+    """NUL, surrogates, controls, other scripts and lines that are too long, as a policy may write them."""
+    env = jericho.make(options)
+    env.reset(STORY)
+    for command in (
+        "look\x00",
+        "\x00",
+        "\ud83d",
+        "x \u044f\u4f60\U0001f600",
+        "\x1b[2J",
+        "x" * 100_000,
+        "é" * 500,
+        "\u0301",
+    ):
+        answer = env.step(command)
+        assert not answer.over
+        assert answer.observation == clean(answer.observation)
+    assert env.step("look").valid
+
+
 class Cellar:
     """An interpreter of a game that Jericho knows: a brass lamp that can be taken or dropped, and lit in two words for the same."""
 
     is_fully_supported = True
+    word_length = 9
 
     def __init__(self):
         self.state, self.act_gen = (False, False), self
@@ -231,7 +367,7 @@ def test_wrong_options_are_named(tmp_path):
 
 def test_a_missing_package_is_reported_in_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'agentrm_jax\[envs\]'"):
+    with pytest.raises(UserError, match=r"pip install 'agentrm-jax\[jericho\]'.*apt install build-essential"):
         jericho.make({})
 
 

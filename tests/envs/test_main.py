@@ -4,7 +4,6 @@ import io
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,10 +11,10 @@ from agentrm_jax.data.formats import read_trajectories
 from agentrm_jax.envs.__main__ import main
 from agentrm_jax.envs.catalogue import names
 from agentrm_jax.testing import toy_env
+from agentrm_jax.testing.shared import needs_shared, shared_data
 
 TASKS = toy_env.tasks("test", {})
 TOY = "agentrm_jax.testing.toy_env"
-DATA = Path(__file__).parents[2] / "../shared/data"
 
 UNSTEADY = '''
 """The toy game with observations that nobody can reproduce."""
@@ -59,10 +58,9 @@ def test_the_list_has_a_line_for_every_environment(run):
     assert "agentgym: option base_url is missing; set it to the address of a server" in notes
 
 
+@needs_shared("maze")
 def test_the_list_says_what_was_found_of_official_data(run):
-    if not DATA.is_dir():
-        pytest.skip("the official files are not here")
-    assert "maze: official tasks found: test 25" in run("list", "--data", str(DATA))[1]
+    assert "maze: official tasks found: test 25" in run("list", "--data", str(shared_data()))[1]
 
 
 def test_without_official_data_the_list_says_so(run, tmp_path):

@@ -2,17 +2,15 @@
 
 import itertools
 import random
-from pathlib import Path
 
 import pytest
 
 from agentrm_jax.envs.maze import environment as maze
+from agentrm_jax.testing.shared import needs_shared, shared_data
 from agentrm_jax.types import Task, UserError
 
-DATA = Path(__file__).parents[2] / "../shared/data"
-needs_data = pytest.mark.skipif(
-    not (DATA / "maze/agentgym_starts.json").is_file(), reason="AgentGym's starts are not here"
-)
+DATA = shared_data()
+needs_data = needs_shared("maze/agentgym_starts.json")
 CORRIDOR = Task("maze", "double_t", "test", 30, {"start": [5, 4], "goal": [8, 6]})
 
 

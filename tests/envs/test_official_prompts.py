@@ -5,7 +5,7 @@ import json
 import ml_collections
 import pytest
 
-from agentrm_jax.data import examples as sources
+from agentrm_jax.envs import catalogue
 from agentrm_jax.prompts import opening
 from agentrm_jax.types import Message, Task, UserError
 
@@ -27,7 +27,7 @@ def write(root, name, reward_name="", examples=(EXAMPLE, EXAMPLE[:1])):
 
 def specs(root, *names, **options):
     env = {"names": names, "data": "", "prompts": str(root), "options": options}
-    return sources.specs(ml_collections.ConfigDict(env))
+    return catalogue.resolve(ml_collections.ConfigDict(env)).specs
 
 
 def test_policy_and_reward_model_are_told_the_texts_of_the_folder(tmp_path):

@@ -1,20 +1,21 @@
 import itertools
 import json
 import re
-from pathlib import Path
 
 import pytest
 
+from agentrm_jax.envs.pddl import agentboard
 from agentrm_jax.envs.pddl import environment as pddl
 from agentrm_jax.envs.pddl import generate as generator
 from agentrm_jax.envs.pddl.domains import WORLDS
 from agentrm_jax.envs.pddl.engine import apply, ground, read_domain, read_problem, write_problem
 from agentrm_jax.envs.pddl.plan import compile_operators, holds, plan
 from agentrm_jax.envs.pddl.shortest import interchangeable, shortest
+from agentrm_jax.testing.shared import needs_shared, shared_data
 from agentrm_jax.types import Task, UserError
 
-DATA = Path(__file__).parents[2] / "../shared/data"
-official = pytest.mark.skipif(not (DATA / "agentboard/pddl/test.jsonl").exists(), reason="official PDDL files missing")
+DATA = shared_data()
+official = needs_shared("agentboard/pddl/test.jsonl")
 
 BLOCKS = """(define (problem p) (:domain blocksworld-4ops) (:objects b1 b2 b3)
   (:init (arm-empty) (on-table b1) (on b2 b1) (on-table b3) (clear b2) (clear b3))
@@ -265,10 +266,111 @@ _GRIPPER_TOO_LONG = {"gripper-prob05": 35, "gripper-prob15": 36, "gripper-prob16
 def test_four_official_gripper_problems_have_no_plan_of_30_steps():
     lengths = {}
     for t in pddl.tasks("test", {"data": str(DATA), "domains": ["gripper"]}):
-        _, problem, operators, goal = pddl._grounded(*pddl._source(t))
+        _, _, problem, operators, goal = pddl._grounded(*pddl._source(t))
         index = compile_operators(operators)[1]
         steps = shortest(operators, problem.init, goal, index, 3000)
         assert holds(operators, problem.init, goal, steps)
         lengths[t.id] = len(steps)
     assert {k: n for k, n in lengths.items() if n > 30} == _GRIPPER_TOO_LONG
     assert lengths["gripper-prob20"] == 30
+
+
+def as_agentboard(domain="blockworld", text=BLOCKS):
+    env = pddl.SPEC.make({})
+    return env, env.reset(Task("pddl", "t", "test", 30, {"domain": domain, "pddl": text, "setting": "agentboard"}))
+
+
+def test_as_agentboard_what_holds_at_the_start_counts_only_after_a_command_that_changed_something():
+    env, start = as_agentboard()
+    assert start.goal == "The goal is to satisfy the following conditions: b1 is on b3., b2 is on b1."
+    assert start.observation.startswith("B1 is on the table. B2 is on b1. ")  # no rules
+    assert [env.step(c).reward for c in ("check it", "pickup b1", "unstack b2 b1", "putdown b2")] == [0, 0, 0, 0]
+    env, _ = as_agentboard()
+    assert env.step("Unstack b2 from b1.").reward == 0
+    assert env.step("stack b2 b1").reward == 0.5
+
+
+def test_as_agentboard_an_action_word_is_known_only_while_the_action_can_be_done():
+    env, _ = as_agentboard()
+    assert (
+        env.step("stack b1 b3").observation
+        == "The action is not valid and therefore takes no effect. Please check valid actions."
+    )
+    assert "satisfy the restriction" in env.step("pickup b1").observation
+    assert not env.step("pickup").valid
+    assert (
+        env.step("please CHECK").observation
+        == "Valid actions are: Pickup b3., Unstack b2 from b1., check valid actions"
+    )
+
+
+def test_a_world_that_shows_only_news_offers_to_look_around_as_agentboard_does():
+    env, _ = as_agentboard("tyreworld", CAR)
+    assert env.step("check").observation == "Valid actions are: Open boot., check valid actions, look around"
+    assert env.step("open boot").observation == "Boot is open."
+    assert env.step("I look around").observation.startswith("Boot is open. ")
+
+
+@pytest.mark.parametrize("domain", WORLDS)
+def test_the_expert_plays_as_agentboard_too_and_every_command_is_read_back(domain):
+    env = pddl.SPEC.make({})
+    for t in pddl.tasks("test", {"domains": [domain], "count": 3, "setting": "agentboard"}):
+        start = env.reset(t)
+        steps = [env.step(command) for _, command in pddl.expert(env, t)]
+        assert all(s.valid for s in steps)
+        assert (steps[-1].over, steps[-1].reward) == (True, 1)
+        assert "\n" not in start.observation
+
+
+def test_rules_are_part_of_the_instruction_where_the_first_observation_holds_none():
+    (ours, *_), (theirs, *_) = (
+        pddl.tasks("test", {"domains": ["barman"], **o}) for o in ({}, {"setting": "agentboard"})
+    )
+    assert theirs.args == {**ours.args, "setting": "agentboard"}
+    assert pddl.SPEC.texts(ours) is pddl.SPEC
+    texts = pddl.SPEC.texts(theirs)
+    assert "- grasp HAND CONTAINER: " in texts.instruction
+    assert "\n" not in texts.example[0].content.removeprefix("Your task: ").split("\n\n")[1]
+    assert texts.example[1].content.endswith("Action: Unstack b2 from b1.")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("Pick up ball1 at rooma. ", ["pick", "up", "ball1", "at", "rooma"]),
+        ('"fetch (jack), from: boot!"', ["fetch", "jack", "from", "boot"]),
+        ("put-on-wheel r1--the-hub1...", ["put-on-wheel", "r1", "the-hub1"]),
+        ("b1.b2 r1/r2", ["b1.b2", "r1/r2"]),
+        ('"move rooma. "', ["move", "rooma."]),
+    ],
+)
+def test_commands_are_cut_into_words_as_by_the_originals_tokenizer(command, words):
+    assert agentboard.words(command) == words
+
+
+def test_an_unknown_setting_is_named():
+    with pytest.raises(UserError, match="no setting 'eto'; known: ours, agentboard"):
+        pddl.tasks("test", {"setting": "eto"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem", "message"),
+    [
+        ("[]\n", BLOCKS, "does not hold AgentBoard's problems"),
+        ("{", BLOCKS, "does not hold AgentBoard's problems"),
+        ("", BLOCKS, r"holds 1 problems, test\.jsonl names 0"),
+        (
+            '{"difficulty": "easy", "additional_info": {"subtask": "blockworld"}}',
+            "(define",
+            r"p1\.pddl: PDDL text is not one balanced",
+        ),
+    ],
+)
+def test_broken_official_files_end_in_one_line(tmp_path, rows, problem, message):
+    folder = tmp_path / "agentboard" / "pddl" / "domains" / "blockworld"
+    folder.mkdir(parents=True)
+    (folder / "p1.pddl").write_text(problem)
+    (folder.parents[1] / "test.jsonl").write_text(rows)
+    with pytest.raises(UserError, match=message) as e:
+        pddl.tasks("test", {"data": str(tmp_path), "domains": ["blockworld"]})
+    assert "\n" not in str(e.value)

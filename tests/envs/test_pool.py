@@ -7,6 +7,7 @@ import importlib
 import os
 import random
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -315,6 +316,23 @@ def test_a_held_up_event_loop_is_not_a_hung_environment():
         assert pool.stats.restarts == 0
 
     run(go, step_timeout=0.3)
+
+
+def test_every_process_has_a_folder_that_goes_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    async def go(pool):
+        state = await pool.reset(TASK)
+        (first,) = tmp_path.iterdir()
+        (first / "left by an engine").touch()
+        os.kill(pool.pids[0], signal.SIGKILL)
+        await pool.step(state, turn("a"))
+        while first.exists():
+            await asyncio.sleep(0.02)
+        assert len(list(tmp_path.iterdir())) == 1
+
+    run(go, step_timeout=1.0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_worker_killed_from_outside_is_replaced():

@@ -65,18 +65,21 @@ pool_module.Settings = lambda *a: dataclasses.replace(made(*a), frozen_after=4.0
     [("time.sleep(60)", 0.0), ("time.sleep(60)", 1.0), ("sys.exit(0)", 1.0)],
     ids=["killed", "killed while a step hangs", "left while a step hangs"],
 )
-def test_no_process_outlives_its_parent(end, hang):
+def test_no_process_and_no_folder_outlives_its_parent(end, hang, tmp_path):
     code = PARENT.format(end=end, hang=hang)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
     parent = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     )
     with parent:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(list(tmp_path.glob("agentrm-worker-*"))) == 2
         if "sleep" in end:
             time.sleep(0.3)
             parent.kill()
     assert len(pids) == 2
     assert comes_true(lambda: all(gone(pid) for pid in pids))
+    assert comes_true(lambda: not list(tmp_path.iterdir()))
 
 
 @pytest.mark.slow
@@ -97,7 +100,8 @@ def test_a_worker_stuck_in_native_code_does_not_outlive_its_parent(tmp_path):
     code = code.replace("faulty(toy_env.SPEC, hang=0.0)", "__import__('native_env').SPEC")
     # The pool's own limits stay generous; only the worker's timer is short, and what is left of it decides nothing here.
     code = code.replace("async def main", FROZEN_AFTER + "async def main", 1)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    (tmp_path / "tmp").mkdir()  # such a worker cannot remove its folder
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path / "tmp")}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as parent:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         stuck = comes_true(lambda: len(list(tmp_path.glob("stuck-*"))) == 2)

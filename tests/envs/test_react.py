@@ -1,83 +1,64 @@
-"""How a turn is read: the parser table, one case a line."""
+"""What environments need of replies: the command that search merges by, thoughts by pattern, worked examples."""
+
+import dataclasses
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from agentrm_jax.envs.react import Parsed, parse_action, render_action
+from agentrm_jax.envs.pool.episode import Episode
+from agentrm_jax.envs.react import command_reader, reason, worked
+from agentrm_jax.testing import toy_env
+from agentrm_jax.types import Action, EngineStep, Message, Outcome, Start, State
 
-HALLUCINATED = "Thought: I could use Action: go to desk 1 maybe.\nAction: go to bed 1\nObservation: hi"
-
-SINGLE = {
-    # turn: (command, thought, lenient)
-    HALLUCINATED: ("go to bed 1", "I could use Action: go to desk 1 maybe.", False),
-    "Action:go": ("go", "", False),
-    "Action: go": ("go", "", False),
-    "action: go": ("go", "", True),
-    "ACTION: go": ("go", "", True),
-    "**Action:** go": ("go", "", True),
-    "**Action**: go": ("go", "", True),
-    "**Action: go**": ("go", "", True),
-    "  Action: go": ("go", "", True),
-    "Thought: a\nb\n\nAction: go  \n": ("go", "a\nb", False),
-    "Thought:\na\n\nAction:\nsearch[x]": ("search[x]", "a", True),
-    "**Thought:** a\nAction: go": ("go", "a", False),
-    "Action: first\nAction: second": ("second", "Action: first", False),
-    "Action: go\nleft": ("go", "", False),
-    "Action: *hi* you": ("*hi* you", "", False),
-    "Action: say *hi*": ("say *hi*", "", False),
-    "Action: look\r\nObservation: hi": ("look", "", False),
-    "no thought label\nAction: go": ("go", "no thought label", False),
-    # nothing to execute
-    "": (None, "", False),
-    "Thought: I do not know": (None, "I do not know", False),
-    "I take Action: go": (None, "I take Action: go", False),
-    "Action:": (None, "", False),
-    "Action:\nObservation: hi": (None, "", False),
-    "Actions: go": (None, "Actions: go", False),
-    "Thought: a\nAction:   ": (None, "a", False),
-}
+TURNS = (
+    "Thought: a\nAction: one\nObservation: x\nThought: b\nAction: two",
+    "<think>\nAction: one\n</think>\nThought: a. Action: two",
+    "Action:\n```text\none\ntwo\n```",
+    "- Action 1: `one`<|im_end|>",
+    "Action: one\ntwo",
+)
 
 
-@pytest.mark.parametrize("turn", SINGLE, ids=repr)
-def test_single_line_commands(turn):
-    assert parse_action(turn) == Parsed(*SINGLE[turn])
+class Listener:
+    """An engine that notes the command it is given."""
+
+    def reset(self, task):
+        return Start("goal", "start")
+
+    def step(self, command):
+        self.heard = command
+        return EngineStep("ok", 0.0, 0.0, False, True)
+
+    def close(self):
+        pass
 
 
-MULTI = {
-    "Action: ```sql\nSELECT a\nFROM b\n```": "SELECT a\nFROM b",
-    "Action:\n```sql\nSELECT a\nFROM b\n```\nObservation: hi": "SELECT a\nFROM b",
-    "Action: ```SELECT 1```": "SELECT 1",
-    "Action: SELECT a\nFROM b\nObservation: hi": "SELECT a\nFROM b",
-    "Action: submit": "submit",
-    "Action: ```sql\nSELECT a": "SELECT a",
-    "Action: old\nThought: no\nAction: ```\nprint('''\nAction: x''')\n```": "print('''\nAction: x''')",
-    "Action: ```sql\n```": None,
-}
+@pytest.mark.parametrize("multiline", [False, True])
+@pytest.mark.parametrize("turn", TURNS, ids=repr)
+def test_search_merges_by_the_command_that_the_environment_is_given(turn, multiline):
+    spec = dataclasses.replace(toy_env.SPEC, multiline=multiline)
+    task = toy_env.make_task()
+    engine = Listener()
+    episode = Episode(engine, spec)
+    episode.reset(task)
+    outcome = episode.step(turn)
+    state = State(task, "goal", outcome=Outcome("start")).propose(Action(turn))
+    assert engine.heard == outcome.parsed == command_reader({task.env: spec})(state)
 
 
-@pytest.mark.parametrize("turn", MULTI, ids=repr)
-def test_commands_that_may_span_lines(turn):
-    assert parse_action(turn, multiline=True).command == MULTI[turn]
+def test_a_turn_without_a_command_stands_for_itself():
+    state = State(toy_env.make_task(), "goal", outcome=Outcome("start")).propose(Action("I do not know"))
+    assert command_reader({state.task.env: toy_env.SPEC})(state) == "I do not know"
 
 
-def test_without_multiline_only_the_first_line_of_a_command_counts():
-    assert parse_action("Action: SELECT a\nFROM b").command == "SELECT a"
+def test_the_first_pattern_that_matches_the_whole_command_gives_the_thought():
+    reasons = [("go (.*)", "to {0}"), ("go north", "never")]
+    assert reason("go north", reasons) == "To north"
+    assert reason("do not go north", reasons) == ""
 
 
-def test_rendered_turn():
-    assert render_action("why", "go") == "Thought: why\nAction: go"
-    assert render_action("", "go") == "Action: go"
-
-
-line = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1).map(str.strip).filter(bool)
-
-
-@given(thought=line, command=line)
-def test_rendered_turns_are_read_back(thought, command):
-    assert parse_action(render_action(thought, command)).command == command
-
-
-def test_rendered_block_is_read_back():
-    command = "SELECT a\n\nAction: b\nFROM c"
-    assert parse_action(render_action("why", command), multiline=True) == Parsed(command, "why", False)
+def test_a_worked_example_reads_as_the_policy_meets_its_task():
+    assert worked("g", "o", [("t", "c", "s")]) == (
+        Message("user", "Your task: g\n\no"),
+        Message("assistant", "Thought: t\nAction: c"),
+        Message("user", "Observation: s"),
+    )

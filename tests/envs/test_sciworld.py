@@ -5,18 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from agentrm_jax.envs.sciworld import environment as sciworld
+from agentrm_jax.testing.shared import needs_shared, shared_data
 from agentrm_jax.types import Task, UserError
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
-official = pytest.mark.skipif(
-    not (DATA / "sciworld").is_dir(), reason="no official ScienceWorld indices beside the repository"
-)
+DATA = shared_data()
+official = needs_shared("sciworld")
 engine = pytest.mark.skipif(
     importlib.util.find_spec("scienceworld") is None, reason="scienceworld is not installed (extra: envs)"
 )
@@ -96,6 +96,23 @@ def test_a_reset_replaces_a_simulator_that_has_died():
 
 
 @engine
+def test_the_simulator_writes_into_a_folder_of_its_own_only(tmp_path, monkeypatch):
+    """Two users of a machine share its temporary folder, where a file of the other's cannot be written."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    taken = tmp_path / "object_type_ids.tsv"
+    taken.mkdir()  # no file can be written there
+    env = sciworld.make({})
+    try:
+        env.reset(item("boil", 0))
+        (folder,) = (path for path in tmp_path.iterdir() if path != taken)
+        assert folder.stat().st_mode & 0o077 == 0
+    finally:
+        env.close()
+    assert list(tmp_path.iterdir()) == [taken]
+
+
+@engine
 def test_an_unreadable_command_is_invalid(env):
     _, answer = play(env, item("boil", 0), ["eat the moon"])
     assert not answer.valid
@@ -123,12 +140,16 @@ def test_splits_are_the_simulators_own(env, kind):
 
 @engine
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_java_does_not_outlive_a_killed_worker():
+def test_java_does_not_outlive_a_killed_worker(tmp_path):
     code = (
         "import time; from agentrm_jax.envs.sciworld import environment\n"
         "e = environment.make({}); print(e.simulator.pid, flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as worker:
+    environment = {
+        **os.environ,
+        "TMPDIR": str(tmp_path),
+    }  # outside a pool nobody removes the folder of a killed process
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as worker:
         java = int(worker.stdout.readline())
         assert Path(f"/proc/{java}").exists()
         os.kill(worker.pid, signal.SIGKILL)
@@ -194,7 +215,7 @@ def test_wrong_options_are_named():
 
 def test_a_missing_package_is_reported_in_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'agentrm_jax\[envs\]'"):
+    with pytest.raises(UserError, match=r"pip install 'agentrm-jax\[envs\]'"):
         sciworld.make({})
 
 

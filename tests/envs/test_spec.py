@@ -6,7 +6,7 @@ import dataclasses
 import ml_collections
 import pytest
 
-from agentrm_jax.data import examples as sources
+from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.__main__ import main
 from agentrm_jax.envs.catalogue import find, names
 from agentrm_jax.envs.pool.pool import EnvironmentPool
@@ -16,9 +16,9 @@ from agentrm_jax.types import UserError
 
 
 def test_a_misspelt_option_is_named_by_the_program_the_commands_and_the_workers(capsys):
-    env = ml_collections.ConfigDict({"data": "", "options": {"maze": {"sises": (3,)}}})
+    env = ml_collections.ConfigDict({"names": ("maze",), "data": "", "options": {"maze": {"sises": (3,)}}})
     with pytest.raises(UserError, match="maze has no option 'sises'; did you mean sizes"):
-        sources.env_options(env, "maze")
+        catalogue.resolve(env)
     assert main(["check", "maze", "--option", "sises=3"]) == 2
     assert "maze has no option 'sises'" in capsys.readouterr().err
 
@@ -34,14 +34,15 @@ def test_an_environment_that_declares_no_options_takes_any():
     toy_env.SPEC.check({"whatever": 1})
     strict = dataclasses.replace(toy_env.SPEC, options=("delay",))
     strict.check({"delay": 1, "data": "", "live": 2, "success_threshold": 0.5})
-    with pytest.raises(UserError, match="known: data, live, success_threshold, delay"):
+    with pytest.raises(UserError, match="known: data, live, success_threshold, observation_limit, delay"):
         strict.check({"whatever": 1})
 
 
 def test_the_data_of_one_environment_counts_more_than_that_of_all():
-    env = ml_collections.ConfigDict({"data": "all", "options": {"maze": {"data": ""}, "pddl": {"count": 3}}})
-    assert sources.env_options(env, "maze") == {"data": ""}
-    assert sources.env_options(env, "pddl") == {"data": "all", "count": 3}
+    env = {"names": ("maze", "pddl"), "data": "all", "options": {"maze": {"data": ""}, "pddl": {"count": 3}}}
+    found = catalogue.resolve(ml_collections.ConfigDict(env))
+    assert found["maze"].options == {"data": ""}
+    assert found["pddl"].options == {"data": "all", "count": 3}
 
 
 @pytest.mark.parametrize("value", [None, "", 0, 7, "7"])

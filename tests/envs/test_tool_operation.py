@@ -1,6 +1,5 @@
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -8,10 +7,11 @@ from agentrm_jax.envs.tool import operation
 from agentrm_jax.envs.tool import sheet as sheets
 from agentrm_jax.envs.tool.calls import ToolError, checked, read_call, render_call, same_answer
 from agentrm_jax.envs.tool.todo import worth
+from agentrm_jax.testing.shared import needs_shared, shared_data
 from agentrm_jax.types import Task, UserError
 
-DATA = Path(__file__).parents[2] / "../shared/data"
-official = pytest.mark.skipif(not (DATA / "tool/sheet.jsonl").exists(), reason="official tool files missing")
+DATA = shared_data()
+official = needs_shared("tool/sheet.jsonl")
 ALL_TOOLS = {name: tool for tools in operation.TOOLS.values() for name, tool in tools.items()}
 
 
@@ -56,7 +56,27 @@ def test_arguments_are_data_and_never_evaluated():
     before = env.snapshot()
     answer = env.step("update_cell with Action Input: {'position': 'A1', 'value': __import__('os').getcwd()}")
     assert not answer.valid
+    assert len(answer.observation) <= 1000
     assert env.snapshot() == before
+
+
+def test_a_range_of_cells_is_shown():
+    sheet = table(["a", 1.0], ["b", 2.0], ["c", 3.0])
+    assert after(sheet, "get_range_values", start_position="B3", end_position="A2")[1] == [["b", "2"], ["c", "3"]]
+
+
+@pytest.mark.parametrize(
+    "query", [r"^\d+\.\d+%?$", "re.compile(r'a.*b')", "x|y", "(?i)total", r"(ab)?c{2,3}", "[a-z]+ [a-z]+"]
+)
+def test_patterns_that_end_soon_are_looked_for(query):
+    sheet = table(["12.50%", "a to b"], ["x", "Total"], ["abccc", "none"])
+    assert after(sheet, "filter_cells", query=query)[1]
+
+
+def test_results_out_of_range_are_refused():
+    sheet = table([1e60, 1e60])
+    with pytest.raises(ToolError, match="too large"):
+        after(sheet, "get_value_by_formula", operator="PRODUCT", start_position="A1", end_position="B1")
 
 
 def test_rendered_calls_are_read_back():
@@ -172,6 +192,18 @@ def test_rows_and_columns_are_inserted_and_deleted():
         'update_cell_by_formula with Action Input: {"operator": "MEDIAN", "result_position": "A1"}',
         'get_value_by_formula with Action Input: {"position_list": ["A1"], "operator": "AVERAGE"}',
         'filter_cells with Action Input: {"query": "("}',
+        'filter_cells with Action Input: {"query": "(a+)+$"}',
+        'filter_cells with Action Input: {"query": "(a|ab)*c"}',
+        'filter_cells with Action Input: {"query": "a*a*a*a*b"}',
+        'filter_cells with Action Input: {"query": "' + "(?:" * 3000 + '"}',
+        'update_cell with Action Input: {"position": "A1", "value": NaN}',
+        'update_cell with Action Input: {"position": "A1", "value": 1e999}',
+        'update_cell with Action Input: {"position": "A1", "value": ' + "[" * 2000 + "}",
+        'update_cell with Action Input: {"position": "A1", "value": ' + "[" * 50 + "]" * 50 + "}",
+        'update_cell with Action Input: {"position": "ZZZ5", "value": 1}',
+        'get_range_values with Action Input: {"start_position": "A99999", "end_position": "ZZZ5"}',
+        'sort_sheet_by_col with Action Input: {"col_num": "inf", "order": "asc"}',
+        "x" * 100_000,
         'update_cell with Action Input: {"position": "ZZZ999999", "value": 1}',
         'open_sheet with Action Input: {"name": "Answer1"}',
         'sort_sheet_by_col with Action Input: {"col_num": 0, "order": "asc"}',
@@ -179,6 +211,8 @@ def test_rows_and_columns_are_inserted_and_deleted():
 )
 def test_refused_sheet_calls_change_nothing(call):
     env = started("sheet", 2)
+    if "ZZZ5" in call:
+        env.step('update_cell with Action Input: {"position": "A9999", "value": "last"}')
     before = env.snapshot()
     answer = env.step(call)
     assert answer.observation.startswith("ERROR | ")

@@ -11,10 +11,11 @@ import pytest
 from agentrm_jax.envs.tool import academia, movie, query, weather
 from agentrm_jax.envs.tool.calls import render_call
 from agentrm_jax.envs.tool.question import progress
+from agentrm_jax.testing.shared import needs_shared, shared_data
 from agentrm_jax.types import Task, UserError
 
-DATA = Path(__file__).parents[2] / "../shared/data"
-official = pytest.mark.skipif(not (DATA / "tool/weather.jsonl").exists(), reason="official tool files missing")
+DATA = shared_data()
+official = needs_shared("tool/weather.jsonl")
 OSLO = {"latitude": 59.91, "longitude": 10.75}
 
 

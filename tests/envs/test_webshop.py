@@ -10,10 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from agentrm_jax.envs.pool.episode import Episode
-from agentrm_jax.envs.react import render_action
+from agentrm_jax.envs.webshop import cache
 from agentrm_jax.envs.webshop import environment as webshop
 from agentrm_jax.envs.webshop import reward as rewards
 from agentrm_jax.envs.webshop.cache import StoredProducts, is_large, prepared
@@ -21,12 +22,12 @@ from agentrm_jax.envs.webshop.catalogue import Goal, Product, read_shop, shop_fi
 from agentrm_jax.envs.webshop.expert import choices
 from agentrm_jax.envs.webshop.generate import generate_records
 from agentrm_jax.envs.webshop.wares import OPTION_PHRASES, OPTIONS, WARES
+from agentrm_jax.replies import render_action
+from agentrm_jax.testing.shared import needs_shared, shared_data
 from agentrm_jax.types import Task, UserError
 
-OFFICIAL = Path(__file__).parents[2] / "../shared/data"
-official = pytest.mark.skipif(
-    not (OFFICIAL / "webshop/items_shuffle_1000.json.xz").exists(), reason="the official WebShop files are not there"
-)
+OFFICIAL = shared_data()
+official = needs_shared("webshop/items_shuffle_1000.json.xz")
 OFFICIAL_OPTIONS = {"data": str(OFFICIAL)}
 
 
@@ -443,6 +444,56 @@ def test_a_large_catalogue_is_prepared_once_and_sells_the_same(full_files, tmp_p
     with pytest.raises(AssertionError, match="prepared before"):
         prepared(files, ("original", 10), never)
     assert [p.name for p in (tmp_path / "agentrm_jax/webshop").iterdir() if p.name.startswith(".")] == []
+
+
+def cut_short(folder):
+    file = folder / "products.jsonl"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def overwritten(folder):
+    (folder / "shop.json").write_bytes(b"\x80\x05K\x01.")
+
+
+def without_an_index(folder):
+    (folder / "index_docs.npy").unlink()
+
+
+@pytest.mark.parametrize("damage", [cut_short, overwritten, without_an_index])
+def test_a_damaged_cache_is_made_again_and_it_is_said_once(full_files, tmp_path, monkeypatch, capsys, damage):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    files, read = shop_files(full_files, "original"), functools.partial(read_shop, full_files, "original", 20)
+    whole = prepared(files, (20,), read)
+    (home,) = (tmp_path / "agentrm_jax/webshop").iterdir()
+    damage(home)
+    capsys.readouterr()
+    again, reopened = (prepared(files, (20,), read) for _ in range(2))
+    assert again.goals == reopened.goals == whole.goals
+    assert list(reopened.products) == list(whole.products)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "again, since what is there is damaged (" in said
+
+
+def test_a_cache_of_an_older_version_is_replaced_and_never_read(full_files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    files, read = shop_files(full_files, "original"), functools.partial(read_shop, full_files, "original", 20)
+    old = tmp_path / "agentrm_jax/webshop" / cache._key(1, files, (20,))
+    old.mkdir(parents=True)
+    (old / "shop.pickle").write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
+    prepared(files, (20,), read)
+    assert not old.exists()
+    assert "again, since it was made by an older version" in capsys.readouterr().err
+
+
+def test_a_prepared_catalogue_holds_data_only(full_files, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    files, read = shop_files(full_files, "original"), functools.partial(read_shop, full_files, "original", 20)
+    prepared(files, (20,), read)
+    (home,) = (tmp_path / "agentrm_jax/webshop").iterdir()
+    assert {path.suffix for path in home.iterdir()} == {".json", ".jsonl", ".npy"}
+    for path in home.glob("*.npy"):
+        np.load(path, allow_pickle=False)
 
 
 def test_an_episode_in_a_prepared_catalogue_is_that_in_any(full_files, tmp_path, monkeypatch):

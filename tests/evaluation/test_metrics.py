@@ -86,6 +86,7 @@ def test_auc_by_hand():
     # Successes score 0.9, 0.4; failures 0.4, 0.1: three wins of four and one tie less half.
     assert metrics.auc([0.9, 0.4, 0.4, 0.1], [True, True, False, False]) == pytest.approx(3.5 / 4)
     assert math.isnan(metrics.auc([0.1, 0.2], [True, True]))
+    assert metrics.auc([0.5, 0.5, 0.5], [True, False, False]) == 0.5
 
 
 def test_calibration_bins_and_error():
@@ -121,11 +122,24 @@ def test_a_perfect_reward_model_has_perfect_metrics():
         value, value, tasks, siblings=tasks, success=value > 0.9, lengths=[3, 2, 1] * 4
     )
     expected = {
-        "states": 12, "mse": 0, "pearson": 1, "spearman_within_task": 1, "kendall_within_task": 1, "pairwise_accuracy": 1,
+        "states": 12, "mse": 0, "mse_ratio": 0, "pearson": 1, "spearman_within_task": 1, "kendall_within_task": 1, "pairwise_accuracy": 1,
         "pairs": 12, "sibling_accuracy": 1, "sibling_pairs": 12, "success_auc": 1, "ece": 0, "length_correlation": -1,
     }  # fmt: skip
     assert found["metrics"] == pytest.approx(expected)
     assert sum(b["count"] for b in found["calibration"]) == 12
+
+
+def test_the_error_of_the_mean_is_the_variance():
+    targets = [0.0, 0.2, 1.0]
+    found = metrics.reward_model_metrics([0.4] * 3, targets, ["a"] * 3)["metrics"]
+    assert found["mse_ratio"] == pytest.approx(1)
+    assert found["mse"] == pytest.approx(np.var(targets))
+
+
+def test_only_ended_episodes_count_as_successes_and_failures():
+    success = [math.nan, 0.0, 1.0, math.nan]
+    found = metrics.reward_model_metrics([0.9, 0.2, 0.1, 0.0], [0.0] * 4, ["a"] * 4, success=success)
+    assert found["metrics"]["success_auc"] == 0
 
 
 def test_undefined_metrics_are_null_in_json():

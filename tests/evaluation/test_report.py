@@ -1,5 +1,8 @@
 import json
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,3 +147,26 @@ def test_the_report_replaces_the_last_one(tmp_path):
     page(tmp_path, title="the first of two")
     assert "the first of two" not in page(tmp_path, title="the second of two")
     assert [p.name for p in (tmp_path / "report").iterdir()] == ["index.html"]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="runs the page's script with node, which is not installed")
+def test_labels_of_ticks_never_repeat():
+    script = (Path(report.__file__).parent / "report_charts.js").read_text()
+    parts = [
+        re.search(rf"^function {name}\(.*?^}}", script, re.DOTALL | re.MULTILINE)[0]
+        for name in ("number", "tickLabels")
+    ]
+    cases = [[42.1, 42.1002, 42.1004], [0.1, 0.2], [1000.2, 1000.4], [0.4211, 0.4212], [1, 2, 3]]
+    code = "\n".join(
+        [*parts, f"console.log(JSON.stringify({cases}.flatMap((c) => [tickLabels(c, false), tickLabels(c, true)])))"]
+    )
+    out = json.loads(subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True).stdout)
+    assert all(len(set(labels)) == len(labels) for labels in out)
+    assert out[2:4] == [["0.1", "0.2"], ["10", "20"]]
+    assert out[8] == ["1", "2", "3"]
+
+
+def test_charts_have_a_role_a_title_and_their_numbers(full):
+    assert 'setAttribute("role", "img")' in full
+    assert "aria-label" in full
+    assert 'el("summary", {}, "Numbers")' in full

@@ -129,3 +129,19 @@ def test_intervals_do_not_depend_on_the_order_of_environments():
     records = [record(f"{env}/{i}", float(r)) for env in ("maze", "pddl") for i, r in enumerate(rng.uniform(size=20))]
     a, b = build(records), build(records[20:] + records[:20])
     assert a["overall"]["ci95"] == pytest.approx(b["overall"]["ci95"])
+
+
+def test_rules_that_need_no_model_stand_beside_a_choice_among_samples():
+    samples = [
+        Sample(0.9, 0.2, False, steps=10),
+        Sample(0.1, 1.0, True, steps=4, ended=True),
+        Sample(0.2, 0.5, False, steps=4, ended=True),
+    ]
+    never = [Sample(0.1, 0.3, False, steps=10), Sample(0.2, 0.6, False, steps=10)]
+    records = [dataclasses.replace(RECORDS[0], samples=samples), dataclasses.replace(RECORDS[1], samples=never)]
+    rows = build(records)["rows"]
+    assert list(rows) == ["random", "shortest", "longest", "ended", "oracle"]
+    assert rows["shortest"]["scores"] == pytest.approx({"maze/1": 0.75, "maze/2": 0.45}), "ties count as their mean"
+    assert rows["longest"]["scores"] == pytest.approx({"maze/1": 0.2, "maze/2": 0.45})
+    assert rows["ended"]["scores"] == pytest.approx({"maze/1": 1.0, "maze/2": 0.3}), "the first, where none ended"
+    assert rows["oracle"]["scores"] == pytest.approx({"maze/1": 1.0, "maze/2": 0.6})

@@ -28,19 +28,19 @@ def random_tree(rng: np.random.Generator, tokens: int, depth_bias: float) -> Fla
     return flatten(nodes)
 
 
-def rows(seed: int, t: int, b: int = 2) -> tuple[np.ndarray, np.ndarray]:
+def rows(seed: int, t: int, b: int = 2) -> tuple[jax.Array, jax.Array]:
     """subtree_end and positions of `b` rows: several trees of different shapes each, then padding."""
     rng = np.random.default_rng(seed)
     packed = []
     for _ in range(b):
         trees = [random_tree(rng, t // 4, bias) for bias in (0.95, 0.5)]
         packed.append(to_row(trees, t))
-    return np.stack([r.subtree_end for r in packed]), np.stack([r.positions for r in packed])
+    return jnp.stack([r.subtree_end for r in packed]), jnp.stack([r.positions for r in packed])
 
 
-def heads(seed: int, b: int, t: int, n: int, k: int, h: int = 8) -> tuple[np.ndarray, ...]:
+def heads(seed: int, b: int, t: int, n: int, k: int, h: int = 8) -> tuple[jax.Array, ...]:
     rng = np.random.default_rng(seed)
-    return tuple(rng.normal(size=(b, t, x, h)).astype(np.float32) for x in (n, k, k, n))
+    return tuple(jnp.asarray(rng.normal(size=(b, t, x, h)), jnp.float32) for x in (n, k, k, n))
 
 
 def with_gradients(f, q, k, v, grad):
@@ -125,7 +125,7 @@ def listed(end: np.ndarray, positions: np.ndarray, window: int, tiling: Tiling) 
 
 @pytest.mark.parametrize("window", [NO_WINDOW, 10])
 def test_every_tile_with_something_visible_is_listed(window):
-    end, positions = rows(11, 96)
+    end, positions = map(np.asarray, rows(11, 96))
     for tiling in (SMALL, Tiling(2, 32, 16)):
         pairs = listed(end, positions, window, tiling)
         for b in range(2):

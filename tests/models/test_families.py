@@ -122,12 +122,73 @@ def test_what_is_not_supported_is_refused_by_name(fields, named):
         config_from_hf(BASE | {"model_type": "llama"} | fields)
 
 
+def test_everything_that_is_refused_is_named_at_once():
+    fields = {"model_type": "llama", "hidden_act": "gelu", "use_mrope": True, "logit_scale": 2.0, "moe_every": 2}
+    fields |= {"vocab_size": None, "num_attention_heads": "4", "rms_norm_eps": -1.0}
+    with pytest.raises(UserError) as error:
+        config_from_hf(BASE | fields, "models/x/config.json")
+    named = ("models/x/config.json", "lacks vocab_size", "num_attention_heads='4'", "rms_norm_eps=-1.0")
+    named += ("hidden_act='gelu', use_mrope=True", "logit_scale, moe_every")
+    assert [n for n in named if n not in str(error.value)] == []
+
+
+PUBLISHED = {
+    "qwen2.5": {"model_type": "qwen2", "num_key_value_heads": 2, "use_mrope": False, "sliding_window": 131072}
+    | {"max_window_layers": 24, "use_sliding_window": False, "attention_dropout": 0.0, "torch_dtype": "bfloat16"}
+    | {"use_cache": True, "tie_word_embeddings": True, "bos_token_id": 151643, "eos_token_id": 151645},
+    "openrlhf": {"model_type": "llama", "normalize_reward": True, "value_head_prefix": "score", "mean": 0.3, "std": 2.0}
+    | {"packing_samples": False, "_attn_implementation_autoset": True, "pretraining_tp": 1},
+    "llama1": {"model_type": "llama", "max_sequence_length": 2048, "_name_or_path": "x", "rope_scaling": None},
+    "transformers5": {"model_type": "llama", "layer_types": ["full_attention"] * 4, "is_causal": True, "head_dim": None}
+    | {"quantization_config": None, "num_key_value_heads": None, "rms_norm_eps": None, "mlp_bias": None},
+    "generation": {"model_type": "llama", "num_beams": 1, "bad_words_ids": None, "typical_p": 1.0, "torchscript": False}
+    | {"tf_legacy_loss": False, "pruned_heads": {}, "suppress_tokens": None, "remove_invalid_values": False},
+}
+
+
+@pytest.mark.parametrize("fields", PUBLISHED.values(), ids=PUBLISHED)
+def test_fields_of_published_models_that_change_nothing_are_accepted(fields):
+    kind = fields["model_type"]
+    wanted = read(kind, tie_word_embeddings=fields.get("tie_word_embeddings", False), num_key_value_heads=2)
+    plain = {k: v for k, v in dataclasses.asdict(wanted).items() if k != "num_kv_heads"}
+    got = {k: v for k, v in dataclasses.asdict(read(**fields, kind=kind)).items() if k != "num_kv_heads"}
+    assert got == plain
+
+
+ODD = (None, True, -1, 0, 10**30, 1.5, float("nan"), "x", "", [], [None], ["full_attention"], {}, {"a": {}}, [[0]])
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_whatever_stands_in_a_field_there_is_a_model_or_one_line(kind):
+    fields = BASE | {"model_type": kind, "architectures": ["XForCausalLM"], "num_key_value_heads": 2, "head_dim": 8}
+    fields |= {"rope_scaling": {"rope_type": "llama3", **LLAMA3}, "rope_theta": 1e4, "rms_norm_eps": 1e-6}
+    fields |= {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1, "id2label": {"0": "a"}}
+    names = [*fields, "layer_types", "no_rope_layers", "no_rope_layer_interval", "rope_parameters", "attention_bias"]
+    broken = [(n, fields | {n: v}) for n in [*names, "num_labels", "value_head_prefix", "dtype"] for v in ODD]
+    broken += [(n, fields | {"rope_scaling": {"rope_type": "llama3", **LLAMA3, n: v}}) for n in LLAMA3 for v in ODD]
+    broken += [("rope_type", fields | {"rope_scaling": {"rope_type": v, **LLAMA3}}) for v in ODD]
+    refused = 0
+    for name, changed in broken:
+        try:
+            config = config_from_hf(changed, "there/config.json")
+            head_from_hf(changed)
+        except UserError as error:
+            line, config = str(error), None
+        if config is None:
+            refused += 1
+            assert "\n" not in line, name
+        else:
+            assert all(v > 0 for v in (config.head_dim, config.num_layers, config.rope_theta, config.norm_eps)), name
+    assert refused > len(broken) / 2
+
+
 def test_reward_models_have_one_label():
     assert (
         head_from_hf({"architectures": ["Qwen3ForSequenceClassification"], "num_labels": 1}) == "SequenceClassification"
     )
     with pytest.raises(UserError, match="has 2"):
         head_from_hf({"architectures": ["LlamaForTokenClassification"], "id2label": {"0": "a", "1": "b"}})
+    assert head_from_hf({"architectures": ["RewardModel"]}) == "SequenceClassification"
     with pytest.raises(UserError, match="Qwen2ForProcessRewardModel"):
         head_from_hf({"architectures": ["Qwen2ForProcessRewardModel"]})
 

@@ -27,7 +27,7 @@ CONFIG = ModelConfig(
 TOKENS = ["<pad>", "<end>", *"abcdefghijklm", "ab"]
 
 
-def write(path, architecture="llama", quantised="F32", tensors=None, pre="gpt-2"):
+def write(path, architecture="llama", quantised="F32", tensors=None, pre="gpt-2", model="gpt2"):
     """A file of one layer, rows of q and k in the order of interleaved pairs for llama; returns the plain matrices."""
     rng = np.random.default_rng(0)
     c = CONFIG
@@ -40,7 +40,8 @@ def write(path, architecture="llama", quantised="F32", tensors=None, pre="gpt-2"
     writer.add_head_count_kv(c.num_kv_heads)
     writer.add_rope_freq_base(c.rope_theta)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(model)
+    writer.add_chat_template("{{ messages }}")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(TOKENS)
     writer.add_token_types([3, 3] + [1] * 14)
@@ -119,6 +120,62 @@ def test_tokenizer_from_the_file(tmp_path):
     tokenizer = open_pretrained(tmp_path / "m.gguf").tokenizer()
     assert tokenizer.encode("abc<end>", add_special_tokens=False) == [15, 4, 1]
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<end>", "<pad>")
+
+
+def tokenizer_beside(folder, tokens=TOKENS):
+    """Tokenizer files in the form that transformers saves."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[("a", "b")]))
+    PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<end>").save_pretrained(folder)
+
+
+@pytest.mark.parametrize(("model", "pre"), [("llama", "default"), ("gpt2", "tekken")])
+def test_a_tokenizer_that_cannot_be_built_is_read_from_beside_the_file(tmp_path, model, pre):
+    """SentencePiece (most Mistral and Llama 2 files) and tekken (later Mistral ones)."""
+    path = tmp_path / "m.gguf"
+    write(path, model=model, pre=pre)
+    opened = open_pretrained(path)
+    with pytest.raises(UserError, match=f"put the tokenizer files of the original model .* beside it, in {tmp_path}"):
+        opened.tokenizer()
+    tokenizer_beside(tmp_path)
+    assert opened.tokenizer().encode("ab<end>", add_special_tokens=False) == [15, 1]
+    assert opened.tokenizer().chat_template == "{{ messages }}", "the file's, where the folder has none"
+
+
+def test_the_tokenizer_of_another_model_beside_the_file_is_refused(tmp_path):
+    path = tmp_path / "m.gguf"
+    write(path, model="llama", pre="default")
+    tokenizer_beside(tmp_path, [*TOKENS[:5], "z", *TOKENS[6:]])
+    with pytest.raises(UserError, match=r"another model's than m\.gguf: token 5 is 'z', not 'd'"):
+        open_pretrained(path).tokenizer()
+    tokenizer_beside(tmp_path, [*TOKENS, "more"])
+    with pytest.raises(UserError, match="17 tokens, not 16"):
+        open_pretrained(path).tokenizer()
+
+
+def test_a_file_cut_short_anywhere_is_named(tmp_path):
+    write(tmp_path / "m.gguf")
+    whole = (tmp_path / "m.gguf").read_bytes()
+    for size in (0, 3, 20, 60, 150, 400, 900, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.gguf").write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"cut\.gguf cannot be read as GGUF .*download it again"):
+            open_pretrained(tmp_path / "cut.gguf")
+    (tmp_path / "cut.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(UserError, match=r"git-lfs pointers in place of cut\.gguf"):
+        open_pretrained(tmp_path / "cut.gguf")
+
+
+def test_a_file_that_lacks_what_a_model_needs_is_named(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UserError, match=r"m.gguf: it lacks hidden_size, intermediate_size, num_hidden_layers"):
+        open_pretrained(tmp_path / "m.gguf")
 
 
 def test_what_is_refused(tmp_path):

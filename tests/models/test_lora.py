@@ -12,7 +12,7 @@ from agentrm_jax.models import lora
 from agentrm_jax.models.lora import TARGETS, LoRA
 from agentrm_jax.models.transformer import Transformer, logits
 from agentrm_jax.models.weights import abstract_params, build
-from agentrm_jax.run import config as cli
+from agentrm_jax.run import flags
 from agentrm_jax.types import UserError
 
 ALL = LoRA(rank=3, alpha=6.0, targets=("all-linear",))
@@ -148,7 +148,7 @@ def test_targets_are_kept_in_one_order_and_written_as_json():
 
 
 def requested(*overrides: str) -> LoRA | None:
-    config, _ = cli.parse(["--config=configs/explicit.py", *overrides])
+    config, _ = flags.parse(["--config=configs/explicit.py", *overrides])
     return LoRA.requested(config.init, **config.lora)
 
 

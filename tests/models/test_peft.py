@@ -15,13 +15,15 @@ from safetensors.numpy import load_file
 from agentrm_jax import export, parallel
 from agentrm_jax.data import datasets as pipeline
 from agentrm_jax.models import opening
+from agentrm_jax.models.card import Card
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA, Params, merge, split
 from agentrm_jax.models.peft import peft_tensors, write_peft
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.models.weights import tensors
 from agentrm_jax.training import checkpoint
-from agentrm_jax.training import step as training
+from agentrm_jax.training.optimizer import make_optimizer
+from agentrm_jax.training.step import init_state
 from agentrm_jax.types import UserError
 
 SPEC = LoRA(rank=3, alpha=6.0, targets=("all-linear",))
@@ -95,10 +97,10 @@ def workdir_of(config: ModelConfig, chat, kind: str, folder: Path) -> tuple[Path
     chat.tokenizer.save_pretrained(workdir / "tokenizer")
     about = {"kind": kind, "config": config.to_json(), "lm_head": not reward, "value_head": reward}
     opened = opening.open_model(base)
-    about |= opening.describe_adapters(SPEC, str(base), opened, lm_head=not reward)
+    about |= {"lora": SPEC.to_json(), "base": opening.adapter_base(str(base), opened, lm_head=not reward)}
     about["config"] = opened.config.to_json()
     (workdir / "model.json").write_text(json.dumps(about))
-    tx = training.make_optimizer(learning_rate=1.0, warmup=0.0, total_steps=1, weight_decay=0.0, clip=1.0)
+    tx = make_optimizer(learning_rate=1.0, warmup=0.0, total_steps=1, weight_decay=0.0, clip=1.0)
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
 
     def read(wanted: Params) -> Params:
@@ -106,9 +108,9 @@ def workdir_of(config: ModelConfig, chat, kind: str, folder: Path) -> tuple[Path
         return given | trained | {"layers": given["layers"] | trained["layers"]}
 
     def make(rngs: nnx.Rngs) -> Transformer:
-        return opening.build_model(opened.config, rngs, about)
+        return opening.build_model(Card.from_json(about), rngs)
 
-    _, state, _ = training.init_state(make, tx, mesh, 0, read)
+    _, state, _ = init_state(make, tx, mesh, 0, read)
     row = {f: np.ones(4, np.int32) for f in ("tokens", "positions", "subtree_end", "previous")}
     row |= {f: np.ones(4, np.float32) for f in ("loss_weight", "value", "value_weight")}
     data = iter(pipeline.batches([row], rows=1, row_length=4, seed=0))

@@ -14,13 +14,13 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from agentrm_jax.models.config import ModelConfig
+from agentrm_jax.models.folder import open_safetensors
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.models.weights import (
     Source,
     abstract_params,
     build,
     load_params,
-    open_safetensors,
     tensors,
 )
 from agentrm_jax.types import UserError
@@ -162,7 +162,8 @@ import jax, jax.numpy as jnp, numpy as np
 from pathlib import Path
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from agentrm_jax.models.config import ModelConfig
-from agentrm_jax.models.weights import abstract_params, load_params, open_safetensors
+from agentrm_jax.models.folder import open_safetensors
+from agentrm_jax.models.weights import abstract_params, load_params
 config = ModelConfig(vocab_size=20, num_layers=2, d_model=12, num_heads=4, num_kv_heads=2, head_dim=6, d_ff=10, tie_embeddings=True)
 mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
 axis = {"d": "fsdp", "n": "tensor", "k": "tensor", "v": "tensor", "f": "tensor", "h": None}

@@ -14,7 +14,7 @@ from agentrm_jax.policies.native import NativePolicy
 from agentrm_jax.prompts import Encoder
 from agentrm_jax.testing.scripted import walk
 from agentrm_jax.testing.tiny import dense_greedy, tiny_model
-from agentrm_jax.types import Outcome, State, Task, UserError
+from agentrm_jax.types import Outcome, State, Task, TooLong
 
 MODEL = tiny_model(vocab_size=330)
 SIZES = EngineConfig(cache_tokens=2048, rows=(4,), new_tokens=(128,), context=(192,), samples=2, max_new=5)
@@ -59,13 +59,14 @@ def test_a_long_history_loses_its_oldest_turns_and_says_so(policy, chat):
     state = START
     while len(policy._encoder.history(state)) < 20:
         state = walk(state, "Action: look around once more", "A door. It is locked.")
-    before = policy.dropped_turns
+    before = policy.window.dropped_turns["hall/1"]
     [[action]] = propose(policy, state)
     assert action.tokens
-    assert policy.dropped_turns > before
+    assert policy.window.dropped_turns["hall/1"] > before
 
 
-def test_a_prompt_that_cannot_fit_is_the_users_to_mend(policy):
+def test_a_prompt_that_cannot_fit_fails_its_task_alone(policy):
     long = State(START.task, "leave", outcome=Outcome("A door. " * 200))
-    with pytest.raises(UserError, match=r"^hall/1: prompt and last turn alone take .* --config\.engine\.context$"):
+    with pytest.raises(TooLong, match=r"^prompt and last turn alone take .* more than"):
         propose(policy, long)
+    assert propose(policy, START)

@@ -11,7 +11,7 @@ from agentrm_jax.prompts import Encoder
 from agentrm_jax.rewards.explicit import ExplicitRewardModel
 from agentrm_jax.testing.scripted import walk
 from agentrm_jax.testing.tiny import dense_values, tiny_model
-from agentrm_jax.types import Action, Outcome, State, Task, UserError
+from agentrm_jax.types import Action, Outcome, State, Task
 
 MODEL = tiny_model(vocab_size=330)
 SIZES = EngineConfig(cache_tokens=4096, rows=(4,), new_tokens=(128,), context=(192,))
@@ -72,7 +72,8 @@ def test_many_askers_share_a_batch_and_get_their_own_scores(reward_model):
     np.testing.assert_allclose(second, asyncio.run(reward_model.score(two)), atol=1e-5)
 
 
-def test_a_state_that_cannot_fit_is_the_users_to_mend(reward_model):
+def test_a_state_that_cannot_fit_has_no_score_and_the_others_have_theirs(reward_model):
     long = State(START.task, "leave", outcome=Outcome("A door. " * 200))
-    with pytest.raises(UserError, match=r"^hall/1: prompt and last turn alone take"):
-        asyncio.run(reward_model.score(candidates(long)))
+    scores = asyncio.run(reward_model.score([candidates(long)[0], candidates(START)[0]]))
+    assert np.isnan(scores[0])
+    assert scores[1] == asyncio.run(reward_model.score(candidates(START)))[0]

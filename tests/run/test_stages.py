@@ -1,14 +1,20 @@
 """What a run needs of earlier ones: there, made first, or asked for in one line."""
 
+import os
+import signal
 import subprocess
 import sys
-import types
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import ml_collections
 import pytest
 
-from agentrm_jax.run import stages as start
+from agentrm_jax.run import flags, stages, workdirs
 from agentrm_jax.types import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -21,20 +27,21 @@ def commands(monkeypatch) -> list[list[str]]:
     """Commands that were started, each of which does its work and ends well."""
     started: list[list[str]] = []
 
-    def run(command: list[str], *, env: dict[str, str], check: bool) -> types.SimpleNamespace:
-        started.append(command)
-        workdir = Path(next(c for c in command if c.startswith("--workdir=")).removeprefix("--workdir="))
+    def run(arguments: Sequence[str], *, alone: bool) -> int:
+        assert alone
+        started.append(list(arguments))
+        workdir = Path(next(c for c in arguments if c.startswith("--workdir=")).removeprefix("--workdir="))
         workdir.mkdir()
-        start.finish(workdir)
-        return types.SimpleNamespace(returncode=0)
+        workdirs.finish(workdir)
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(stages, "run", run)
     return started
 
 
 def test_a_finished_run_is_used(tmp_path, commands):
-    start.finish(tmp_path, steps=3)
-    start.require(str(tmp_path), "sft", "nano")
+    workdirs.finish(tmp_path, steps=3)
+    stages.require(str(tmp_path), "sft", "nano")
     assert commands == []
     assert (tmp_path / "done.json").read_text() == '{"steps": 3}\n'
 
@@ -42,29 +49,80 @@ def test_a_finished_run_is_used(tmp_path, commands):
 @pytest.mark.parametrize(("name", "main"), [("sft", "train.py"), ("explicit", "train.py"), ("mcts", "search.py")])
 def test_the_default_run_is_made_first_by_its_own_command(name, main, commands, capsys):
     place = f"runs/nano/{name}"
-    start.require(place, name, "nano")
-    assert commands == [[sys.executable, main, f"--config=configs/{name}.py:nano", f"--workdir={place}"]]
-    assert f"making it first: python {main} --config=configs/{name}.py:nano" in capsys.readouterr().out
-    start.require(place, name, "nano")
+    stages.require(place, name, "nano")
+    assert commands == [[f"{ROOT}/{main}", f"--config={ROOT}/configs/{name}.py:nano", f"--workdir={place}"]]
+    assert f"making it first: python {ROOT}/{main} --config={ROOT}/configs/{name}.py:nano" in capsys.readouterr().out
+    stages.require(place, name, "nano")
     assert len(commands) == 1
 
 
 def test_another_folder_must_be_complete(tmp_path, commands):
     with pytest.raises(UserError, match=r"mine \(needed as sft\) does not exist"):
-        start.require(str(tmp_path / "mine"), "sft", "nano")
+        stages.require(str(tmp_path / "mine"), "sft", "nano")
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match=r"is not finished; run its command again"):
-        start.require(str(tmp_path / "mine"), "sft", "nano")
+        stages.require(str(tmp_path / "mine"), "sft", "nano")
     assert commands == []
 
 
 def test_a_model_folder_from_elsewhere_needs_no_run(tmp_path, commands):
     (tmp_path / "model.safetensors").write_text("")
-    start.require(str(tmp_path), "sft", "nano")
+    stages.require(str(tmp_path), "sft", "nano")
     assert commands == []
 
 
 def test_a_run_that_cannot_be_made_is_reported(monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda command, env, check: types.SimpleNamespace(returncode=3))
+    monkeypatch.setattr(stages, "run", lambda arguments, *, alone: 3)
     with pytest.raises(UserError, match=r"making runs/nano/sft failed with exit code 3"):
-        start.require("runs/nano/sft", "sft", "nano")
+        stages.require("runs/nano/sft", "sft", "nano")
+
+
+def test_in_the_folder_of_the_mains_commands_are_short(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert stages.arguments_of("sft", "nano") == ["train.py", "--config=configs/sft.py:nano"]
+
+
+def test_everything_that_a_config_names_is_made_in_the_order_of_the_loop(commands):
+    config = ml_collections.ConfigDict(
+        {"size": "nano", "init": "runs/nano/sft", "trees": "runs/nano/mcts", "reward_model": "", "greedy": "elsewhere"}
+    )
+    stages.require_named(config)
+    assert [c[-1] for c in commands] == ["--workdir=runs/nano/sft", "--workdir=runs/nano/mcts"]
+
+
+def test_the_table_has_every_config_and_its_main():
+    names = {p.stem for p in (ROOT / "configs").glob("*.py")} - {"common"}
+    assert names == set(stages.STAGES)
+    for name, stage in stages.STAGES.items():
+        assert stage.main == flags.load_module(ROOT / "configs" / f"{name}.py").MAIN
+
+
+def test_a_hub_name_is_said_to_be_none(commands):
+    with pytest.raises(UserError, match=r"not fetched from a hub by name: download it, .*hf download Qwen/Qwen3-0\.6B"):
+        stages.require("Qwen/Qwen3-0.6B", "sft", "nano")
+
+
+def test_a_stage_is_asked_once_to_stop_and_waited_for(tmp_path):
+    """Of a process that runs a stage and is terminated, the stage hears once, saves its work, and ends before it."""
+    stage = tmp_path / "stage.py"
+    stage.write_text(
+        "import pathlib, signal, sys, time\n"
+        "asked = []\n"
+        "def ask(*_):\n"
+        "    asked.append(1)\n"
+        "signal.signal(signal.SIGTERM, ask); signal.signal(signal.SIGINT, ask)\n"
+        "pathlib.Path('ready').touch()\n"
+        "while not asked: time.sleep(0.01)\n"
+        "time.sleep(0.3)\n"
+        "pathlib.Path('saved').write_text(str(len(asked)))\n"
+    )
+    code = f"from agentrm_jax.run import command, stages; command.run(lambda: stages.run([{str(stage)!r}]), kept='all')"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    outer = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "ready").exists():
+        assert outer.poll() is None
+        time.sleep(0.02)
+    outer.send_signal(signal.SIGTERM)
+    _, err = outer.communicate(timeout=30)
+    assert (outer.returncode, err.strip()) == (143, "stopped; all")
+    assert (tmp_path / "saved").read_text() == "1"

@@ -20,6 +20,19 @@ def test_each_aggregator(how, score):
     assert aggregate([0.5, 0.8, 0.2], how) == pytest.approx(score)
 
 
+@given(st.lists(st.floats(-2, 2), min_size=1, max_size=6))
+def test_a_product_is_one_of_probabilities(scores):
+    found = aggregate(scores, "prod")
+    assert 0 <= found <= min(1.0, *(max(s, 0.0) for s in scores))
+    assert aggregate([*scores, 1.7], "prod") == found  # as good as certain
+    assert aggregate([*scores, -0.1], "prod") == 0.0
+
+
+def test_two_bad_steps_make_no_good_trajectory():
+    paths = [(-0.9, -0.9), (0.6, 0.7)]
+    assert rank([aggregate(path, "prod") for path in paths]) == [1, 0]
+
+
 def test_sum_of_single_rewards_is_the_last_of_the_accumulated_ones():
     assert aggregate([0.1, -0.3, 0.4], "sum") == pytest.approx(aggregate([0.1, -0.2, 0.2], "last"))
 

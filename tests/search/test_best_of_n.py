@@ -19,7 +19,7 @@ from agentrm_jax.testing.scripted import (
     uniform_policy,
 )
 from agentrm_jax.testing.toy_env import SPEC, make_task, word_reward
-from agentrm_jax.types import Action, EnvironmentFault, UserError
+from agentrm_jax.types import Action, EnvironmentFault, TaskFailure, UserError
 
 TASK = make_task(4)
 POLICY = uniform_policy("abc")
@@ -155,7 +155,7 @@ def test_lost_samples_are_left_out_and_if_all_are_lost_so_is_the_task():
         word(run(12).candidates[c.sample].state) for c in result.candidates
     ]
     envs.broken = "abc"
-    with pytest.raises(EnvironmentFault, match="all 3 samples"):
+    with pytest.raises(TaskFailure, match="all 3 samples"):
         asyncio.run(best_of_n(TASK, POLICY, envs, outcome_reward(), n=3))
 
 

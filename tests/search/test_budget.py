@@ -66,6 +66,58 @@ def test_tokens_of_a_reward_model_that_counts_them():
     assert meter.total().reward_tokens == 28
 
 
+def test_tokens_of_a_shared_batch_are_divided_by_states():
+    """Two tasks wait for one batch of 4 states; what a third asks for later is its own."""
+
+    class Batching:
+        tokens = 1000
+
+        def __init__(self):
+            self.read = asyncio.Event()
+
+        async def score(self, states):
+            if len(states) == 2:
+                await self.read.wait()  # until somebody's call has read the batch
+            elif len(states) == 3:
+                self.tokens += 101
+                self.read.set()
+            else:
+                self.tokens += 7
+            return [0.0] * len(states)
+
+    def states(number, task):
+        root = asyncio.run(InlineEnvironments(SPEC).reset(task))
+        return [root] * number
+
+    meter, third = Meter(), make_task(7)
+    model = meter.reward_model(Batching())
+    asked = [states(2, TASK), states(3, OTHER), states(1, third)]
+
+    async def main():
+        await asyncio.gather(model.score(asked[0]), model.score(asked[1]))
+        await model.score(asked[2])
+
+    asyncio.run(main())
+    assert [meter.tasks[t.key].reward_tokens for t in (TASK, OTHER, third)] == [40, 61, 7]
+    assert meter.total().reward_tokens == 108
+
+
+def test_tokens_of_a_failed_request_are_charged_too():
+    class Failing:
+        tokens = 0
+
+        async def score(self, states):
+            self.tokens += 5
+            raise EnvironmentFault("gone")
+
+    meter = Meter()
+    state = asyncio.run(InlineEnvironments(SPEC).reset(TASK))
+    with pytest.raises(EnvironmentFault):
+        asyncio.run(meter.reward_model(Failing()).score([state]))
+    assert meter.tasks[TASK.key].reward_tokens == 5
+    assert meter.tasks[TASK.key].reward_calls == 0
+
+
 def test_what_failed_is_not_charged_and_the_error_comes_through():
     class Broken(InlineEnvironments):
         async def step(self, state, action):
@@ -97,3 +149,18 @@ def test_threads_may_share_a_meter():
     for t in threads:
         t.join()
     assert meter.total().policy_calls == 800
+
+
+def test_turns_left_out_of_what_a_model_read_are_noted_by_task():
+    class Forgetful:
+        def __init__(self):
+            self.dropped_turns = {TASK.key: 0}
+
+        async def propose(self, state, n, *, temperature, seed):
+            self.dropped_turns[state.task.key] += 2
+            return await POLICY.propose(state, n, temperature=temperature, seed=seed)
+
+    meter = Meter()
+    asyncio.run(rollout(TASK, meter.policy(Forgetful()), InlineEnvironments(SPEC)))
+    assert meter.tasks[TASK.key].policy_dropped_turns == 2 * 3
+    assert meter.total().reward_dropped_turns == 0

@@ -55,7 +55,7 @@ class RandomTree:
 
 
 def grow(envs, policy, task=TASK, **options):
-    return asyncio.run(explore(task, policy, envs, **options))
+    return asyncio.run(explore(task, policy, envs, **options)).tree
 
 
 def words(tree):

@@ -18,7 +18,9 @@ ROOT = State(make_task(), "goal", outcome=Outcome("start"))
     [
         ("Thought: I could use Action: go away.\nAction: go to bed 1", "go to bed 1"),
         ("Action:   go\tto  bed 1  ", "go to bed 1"),
-        ("Action: one\nAction: two", "two"),
+        ("Action: one\nAction: two", "one"),
+        ("Action: one\nObservation: x\nThought: y\nAction: two", "one"),
+        ("<think>\nAction: one\n</think>\nAction:\n```\ntwo\n```", "two"),
         ("**Action:** go", "go"),
         ("Action: go\nObservation: you are there", "go"),
         ("Action: SELECT a\nFROM b", "SELECT a FROM b"),

@@ -9,13 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from orbax.checkpoint import v1 as ocp
 
 from agentrm_jax import parallel, tree
 from agentrm_jax.data import datasets as pipeline
+from agentrm_jax.models import checksums
+from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.opening import load_model
 from agentrm_jax.models.transformer import Transformer
-from agentrm_jax.training import step as training
+from agentrm_jax.training import checkpoint, objectives
 from agentrm_jax.training.checkpoint import Checkpoints
+from agentrm_jax.training.optimizer import make_optimizer
+from agentrm_jax.training.step import TrainState, abstract_state, init_state, make_train_step
 from agentrm_jax.tree import Node, Segment
 from agentrm_jax.types import UserError
 
@@ -34,13 +39,13 @@ class Run:
 
     def __init__(self, config):
         self.config, self.mesh = config, parallel.make_mesh(devices=jax.devices()[:1])
-        self.tx = training.make_optimizer(learning_rate=1e-2, warmup=0.1, total_steps=8, weight_decay=0.0, clip=1.0)
-        graphdef, self.shape, self.placed = training.abstract_state(self.make_model, self.tx, self.mesh)
-        loss = training.make_loss("imitation", jnp.float32)
-        self.step = training.make_train_step(graphdef, self.tx, loss, self.placed, self.mesh)
+        self.tx = make_optimizer(learning_rate=1e-2, warmup=0.1, total_steps=8, weight_decay=0.0, clip=1.0)
+        graphdef, self.shape, self.placed = abstract_state(self.make_model, self.tx, self.mesh)
+        loss = objectives.find("imitation").loss(jnp.float32)
+        self.step = make_train_step(graphdef, self.tx, loss, self.placed, self.mesh)
 
     def fresh(self, seed: int = 0):
-        return training.init_state(self.make_model, self.tx, self.mesh, seed)
+        return init_state(self.make_model, self.tx, self.mesh, seed)
 
     def make_model(self, rngs: nnx.Rngs) -> Transformer:
         return Transformer(self.config, rngs=rngs)
@@ -89,7 +94,14 @@ def damage(folder: Path, step: int) -> None:
         f.write_bytes(f.read_bytes()[: f.stat().st_size // 2])
 
 
-def assert_equal(a: training.TrainState, b: training.TrainState) -> None:
+def flip(path: Path) -> None:
+    """Changes one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def assert_equal(a: TrainState, b: TrainState) -> None:
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -135,6 +147,66 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning_and_its_steps_are_do
     assert begin == 6, "the step that was damaged has a good checkpoint now"
 
 
+@pytest.mark.parametrize("item", ["params", "opt_state", "data", "meta"])
+def test_one_bit_that_changed_is_noticed_and_the_checkpoint_before_is_used(run, uninterrupted, tmp_path, caplog, item):
+    place = copy(uninterrupted[0], tmp_path / "c")
+    flip(max((f for f in (place / "6" / item).rglob("*") if f.is_file()), key=lambda f: f.stat().st_size))
+    assert run.go(place, 4, ())[2] == 4
+    (line,) = [r.getMessage() for r in caplog.records if "cannot be read" in r.getMessage()]
+    assert "\n" not in line
+    assert line.startswith(f"checkpoint {place / '6'} cannot be read ({item}/")
+    assert line.endswith("is not what was written); using step 4")
+    assert sorted(p.name for p in place.iterdir()) == ["4"], "steps 5 and 6 can be written again"
+
+
+def test_every_file_is_watched_and_nothing_good_is_suspected(uninterrupted, tmp_path):
+    folder = copy(uninterrupted[0], tmp_path / "c") / "6"
+    files = [f for f in folder.rglob("*") if f.is_file() and f.parent != folder]
+    assert len(files) > 10
+    assert checksums.find_damage(folder) == ""
+    for f in files:
+        content = f.read_bytes()
+        flip(f)
+        assert checksums.find_damage(folder) == f"{f.relative_to(folder)} is not what was written"
+        f.unlink()
+        assert checksums.find_damage(folder) == f"{f.relative_to(folder)}: No such file or directory"
+        f.write_bytes(content)
+    assert checksums.find_damage(folder) == ""
+
+
+def test_processes_share_the_checksums_out(uninterrupted, tmp_path):
+    folder = copy(uninterrupted[0], tmp_path / "c") / "6"
+    whole = json.loads((folder / "checksums.0.json").read_text())
+    for process in range(3):
+        checksums.write(folder, process=process, processes=3)
+    parts = [json.loads((folder / f"checksums.{process}.json").read_text()) for process in range(3)]
+    assert sum(map(len, parts)) == len(whole)
+    assert {name: row for part in parts for name, row in part.items()} == whole
+    name = min(parts[1])
+    flip(folder / name)
+    assert checksums.find_damage(folder) != ""
+    assert sum(checksums.find_damage(folder, process=p, processes=2) != "" for p in range(2)) == 1, (
+        "one process finds it"
+    )
+    assert checksums.find_damage(folder, ("no such item",)) == ""
+
+
+def test_checkpoints_of_before_have_no_checksums_and_a_random_key_and_are_read(run, uninterrupted, tmp_path, caplog):
+    _, state, data = uninterrupted
+    keep_all = ocp.training.preservation_policies.LatestN(3)
+    with ocp.training.Checkpointer(tmp_path / "c", preservation_policy=keep_all) as old:
+        for step in (4, 6):
+            items = {"params": nnx.to_pure_dict(state.params), "opt_state": checkpoint._pure(state.opt_state)}
+            items |= {"rng": {"key": jnp.zeros(2, jnp.uint32)}, "data": data, "meta": {"tokens": step}}
+            old.save_checkpointables(step, items, force=True)
+    assert run.go(tmp_path / "c", 6, ())[2] == 6
+    damage(tmp_path / "c", 6)
+    assert run.go(tmp_path / "c", 4, ())[2] == 4
+    (line,) = [r.getMessage() for r in caplog.records if "cannot be read" in r.getMessage()]
+    assert "\n" not in line
+    assert line.endswith("); using step 4")
+
+
 def test_an_empty_step_folder_is_no_checkpoint(run, uninterrupted, tmp_path):
     place = copy(uninterrupted[0], tmp_path / "c")
     (place / "9").mkdir()
@@ -166,6 +238,12 @@ def test_a_trained_model_is_loaded_with_its_tokenizer(run, uninterrupted, chat, 
     params = nnx.to_pure_dict(nnx.state(loaded.model, nnx.Param))
     jax.tree.map(np.testing.assert_array_equal, params, nnx.to_pure_dict(uninterrupted[1].params))
     assert load_model(workdir, step=4).step == 4
+    bad = max((workdir / "checkpoints" / "6" / "params").rglob("*"), key=lambda f: f.stat().st_size * f.is_file())
+    flip(bad)
+    assert load_model(workdir).step == 4
+    assert caplog.text.count("is not what was written); using step 4") == 1
+    flip(bad)
+    assert load_model(workdir).step == 6
     damage(workdir / "checkpoints", 6)
     assert load_model(workdir).step == 4
     assert "6 cannot be read" in caplog.text
@@ -188,5 +266,9 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path / "nowhere")):
         load_model(tmp_path / "nowhere")
     (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(UserError, match=r"model\.json is no card of a model"):
+        load_model(tmp_path)
+    about = {"config": ModelConfig(64, 1, 16, 2, 1, 8, 32).to_json(), "lm_head": True, "value_head": False}
+    (tmp_path / "model.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match="holds no checkpoints"):
         load_model(tmp_path)

@@ -22,13 +22,16 @@ from orbax.checkpoint import v1 as ocp
 from agentrm_jax import parallel, tree
 from agentrm_jax.data import datasets as pipeline
 from agentrm_jax.models import opening
+from agentrm_jax.models.card import Card
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA, Params
 from agentrm_jax.models.opening import load_adapters, load_model, open_model
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.testing.tiny import dense_values
-from agentrm_jax.training import step as training
+from agentrm_jax.training import objectives
 from agentrm_jax.training.checkpoint import Checkpoints
+from agentrm_jax.training.optimizer import make_optimizer
+from agentrm_jax.training.step import TrainState, abstract_state, init_state, make_train_step, read_frozen
 from agentrm_jax.tree import Node, Segment
 from agentrm_jax.types import UserError
 
@@ -61,15 +64,13 @@ class Run:
 
     def __init__(self, config: ModelConfig, mesh: Any, *, tx: Any = None, dtype: Any = jnp.float32, spec: LoRA = SPEC):
         self.mesh = mesh
-        self.tx = tx or training.make_optimizer(
-            learning_rate=1e-2, warmup=0.1, total_steps=8, weight_decay=0.1, clip=1.0
-        )
+        self.tx = tx or make_optimizer(learning_rate=1e-2, warmup=0.1, total_steps=8, weight_decay=0.1, clip=1.0)
         self.about = {"kind": "explicit", "config": config.to_json(), "lm_head": False, "value_head": True}
         self.about |= {"lora": spec.to_json(), "base": "base"}
-        self.make = lambda rngs: opening.build_model(config, rngs, self.about, dtype=dtype)
-        graphdef, self.shape, self.placed = training.abstract_state(self.make, self.tx, mesh)
-        loss = training.make_loss("regression", dtype)
-        self.step = training.make_train_step(graphdef, self.tx, loss, self.placed, mesh)
+        self.make = lambda rngs: opening.build_model(Card.from_json(self.about), rngs, dtype=dtype)
+        graphdef, self.shape, self.placed = abstract_state(self.make, self.tx, mesh)
+        loss = objectives.find("regression").loss(dtype)
+        self.step = make_train_step(graphdef, self.tx, loss, self.placed, mesh)
         self.graphdef, self.policy = graphdef, base_params(config)
         self.batch = parallel.put_batch(batch(), mesh)
 
@@ -82,10 +83,10 @@ class Run:
         top = {k: place(self.policy[k], wanted[k]) for k in self.policy if k in wanted and k != "layers"}
         return top | {"layers": {k: place(x, wanted["layers"][k]) for k, x in self.policy["layers"].items()}}
 
-    def start(self, seed: int = 0) -> training.TrainState:
-        return training.init_state(self.make, self.tx, self.mesh, seed, self.read)[1]
+    def start(self, seed: int = 0) -> TrainState:
+        return init_state(self.make, self.tx, self.mesh, seed, self.read)[1]
 
-    def steps(self, state: training.TrainState, count: int) -> tuple[training.TrainState, list[float]]:
+    def steps(self, state: TrainState, count: int) -> tuple[TrainState, list[float]]:
         losses = []
         for _ in range(count):
             state, metrics = self.step(state, self.batch)
@@ -143,7 +144,7 @@ def test_a_bfloat16_base_has_float32_adapters_and_moments(tiny):
 
 
 def test_adapters_decay_like_the_matrices_they_are_and_the_value_head_does_not(run):
-    tx = training.make_optimizer(learning_rate=1.0, warmup=0.0, total_steps=1, weight_decay=0.5, clip=1.0)
+    tx = make_optimizer(learning_rate=1.0, warmup=0.0, total_steps=1, weight_decay=0.5, clip=1.0)
     ones = jax.tree.map(jnp.ones_like, run.start().params)
 
     @jax.jit
@@ -162,7 +163,7 @@ def data() -> Any:
     return iter(pipeline.batches([{f: getattr(flat, f) for f in FIELDS}] * 8, rows=2, row_length=16, seed=1))
 
 
-def save(folder: Path, state: training.TrainState) -> None:
+def save(folder: Path, state: TrainState) -> None:
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(state, data(), {"tokens": 1})
 
@@ -175,7 +176,7 @@ def test_a_continued_run_ends_exactly_like_an_uninterrupted_one(run, tmp_path):
         state, meta = checkpoints.restore(run.shape, run.placed, data())
     assert meta == {"tokens": 1}
     assert int(state.step) == 2
-    again, _ = run.steps(training.read_frozen(state, run.read), 3)
+    again, _ = run.steps(read_frozen(state, run.read), 3)
     assert bits(again) == bits(whole)
     assert run.step.compilations() == 1, "what was restored is placed like what was made"
 
@@ -189,11 +190,11 @@ def places(run, tokenizer, tmp_path) -> tuple[Path, Path, Any]:
     about = {"kind": "policy", "config": run.about["config"], "lm_head": True, "value_head": False}
     (policy / "model.json").write_text(json.dumps(about))
     config = ModelConfig.from_json(run.about["config"])
-    _, whole, _ = training.init_state(lambda rngs: Transformer(config, rngs=rngs), run.tx, run.mesh, 0, run.read)
+    _, whole, _ = init_state(lambda rngs: Transformer(config, rngs=rngs), run.tx, run.mesh, 0, run.read)
     save(policy / "checkpoints", whole)
     state, _ = run.steps(run.start(), 4)
     save(adapters / "checkpoints", state)
-    about = run.about | opening.describe_adapters(SPEC, str(policy), open_model(policy), lm_head=False)
+    about = run.about | {"base": opening.adapter_base(str(policy), open_model(policy), lm_head=False)}
     (adapters / "model.json").write_text(json.dumps(about))
     return policy, adapters, state
 
@@ -258,7 +259,7 @@ def test_a_run_without_adapters_has_none_and_a_policy_needs_a_base_with_a_head(p
         load_adapters(policy)
     untied = dataclasses.replace(open_model(workdir), config=dataclasses.replace(tiny, tie_embeddings=False))
     with pytest.raises(UserError, match=f"{workdir} has no language-model head, and adapters bring none"):
-        opening.describe_adapters(SPEC, str(workdir), untied, lm_head=True)
+        opening.adapter_base(str(workdir), untied, lm_head=True)
 
 
 MESHES = ((8, 1, 1), (2, 2, 2))

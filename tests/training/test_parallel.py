@@ -18,7 +18,8 @@ from agentrm_jax import parallel, tree
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.testing.devices import run_on_eight
-from agentrm_jax.training import step as training
+from agentrm_jax.training import objectives
+from agentrm_jax.training.step import init_state, make_train_step
 from agentrm_jax.tree import Node, Segment
 from agentrm_jax.types import UserError
 
@@ -44,10 +45,10 @@ def one_step(sizes: tuple[int, int, int], devices: list[jax.Device], deep: bool)
     """Loss, gradients (kept by the optimizer), where parameters and optimizer state are, and how often the step was compiled."""
     mesh = parallel.make_mesh(*sizes, devices=devices)
     tx = optax.trace(decay=0.0)
-    graphdef, state, placed = training.init_state(
+    graphdef, state, placed = init_state(
         lambda rngs: Transformer(CONFIG, rngs=rngs, scan=deep, remat=deep), tx, mesh, 0
     )
-    step = training.make_train_step(graphdef, tx, training.make_loss("imitation", jnp.float32), placed, mesh)
+    step = make_train_step(graphdef, tx, objectives.find("imitation").loss(jnp.float32), placed, mesh)
     rows = parallel.put_batch({k: v[: parallel.batch_rows(8, mesh)] for k, v in batch().items()}, mesh)
     state, metrics = step(state, rows)
     where = {}

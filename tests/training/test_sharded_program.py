@@ -20,7 +20,9 @@ from agentrm_jax import parallel
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.testing.devices import run_on_eight
-from agentrm_jax.training import step as training
+from agentrm_jax.training import objectives
+from agentrm_jax.training.optimizer import make_optimizer
+from agentrm_jax.training.step import TrainState, abstract_state, make_train_step
 
 MESHES = ((1, 8, 1), (2, 4, 1), (2, 2, 2))
 ROWS, LENGTH, D = 8, 96, 64
@@ -40,14 +42,14 @@ def config_for(layers: int) -> ModelConfig:
     )
 
 
-def compiled(sizes: tuple[int, int, int], layers: int) -> tuple[Any, training.TrainState]:
+def compiled(sizes: tuple[int, int, int], layers: int) -> tuple[Any, TrainState]:
     """The optimised step, made from shapes alone, and the shapes of its state."""
     mesh = parallel.make_mesh(*sizes)
-    tx = training.make_optimizer(learning_rate=1e-3, warmup=0.0, total_steps=10, weight_decay=0.0, clip=1.0)
-    graphdef, shape, placed = training.abstract_state(
+    tx = make_optimizer(learning_rate=1e-3, warmup=0.0, total_steps=10, weight_decay=0.0, clip=1.0)
+    graphdef, shape, placed = abstract_state(
         lambda rngs: Transformer(config_for(layers), rngs=rngs, scan=True, remat=True), tx, mesh
     )
-    step = training.make_train_step(graphdef, tx, training.make_loss("imitation", jnp.float32), placed, mesh)
+    step = make_train_step(graphdef, tx, objectives.find("imitation").loss(jnp.float32), placed, mesh)
     rows = jax.sharding.NamedSharding(mesh, parallel.BATCH)
     kinds = dict.fromkeys(("tokens", "positions", "subtree_end", "previous"), jnp.int32) | {"loss_weight": jnp.float32}
     batch = {k: jax.ShapeDtypeStruct((ROWS, LENGTH), kind, sharding=rows) for k, kind in kinds.items()}

@@ -19,12 +19,13 @@ from agentrm_jax.chat import load_chat
 from agentrm_jax.data import datasets as pipeline
 from agentrm_jax.export import write_hf
 from agentrm_jax.models import pretrained, weights
+from agentrm_jax.models.card import Card
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.opening import OpenedModel, build_model, open_model
 from agentrm_jax.testing.devices import run_on_eight
 from agentrm_jax.tokenizer import train_tokenizer
-from agentrm_jax.training import step as training
 from agentrm_jax.training.checkpoint import Checkpoints
+from agentrm_jax.training.step import TrainState, init_state
 from agentrm_jax.tree import Node, Segment
 
 POLICY = {"kind": "policy", "lm_head": True, "value_head": False}
@@ -44,13 +45,19 @@ def config_for(vocab: int) -> ModelConfig:
     )
 
 
-def start(base: OpenedModel | None, config: ModelConfig, about: dict, mesh: jax.sharding.Mesh) -> training.TrainState:
+def start(base: OpenedModel | None, config: ModelConfig, about: dict, mesh: jax.sharding.Mesh) -> TrainState:
     """A fresh state as train.py makes it."""
     read = base.read if base else None
-    return training.init_state(lambda rngs: build_model(config, rngs, about), optax.adamw(1e-3), mesh, 3, read)[1]
+    return init_state(
+        lambda rngs: build_model(Card.from_json(about | {"config": config.to_json()}), rngs),
+        optax.adamw(1e-3),
+        mesh,
+        3,
+        read,
+    )[1]
 
 
-def describe(state: training.TrainState, source: dict) -> dict[str, dict]:
+def describe(state: TrainState, source: dict) -> dict[str, dict]:
     """For every parameter: share of it that one device holds, its optimizer state too, and whether it equals `source`."""
     known = {path: np.asarray(x) for path, x in nnx.to_flat_state(source)}
     moments = dict(nnx.to_flat_state(state.opt_state[0].mu))

@@ -1,19 +1,19 @@
 """The training step: packing, trees and padding do not change what is learned; one program; heads and what they start from."""
 
 import dataclasses
-import types
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
 from agentrm_jax import parallel, tree
 from agentrm_jax.models.transformer import Transformer, token_logprobs
-from agentrm_jax.training import step as training
+from agentrm_jax.training import objectives
+from agentrm_jax.training.optimizer import make_optimizer
+from agentrm_jax.training.step import abstract_state, init_state, make_train_step
 from agentrm_jax.tree import FlatTree, Kind, Node, Segment
 from agentrm_jax.types import UserError
 
@@ -58,7 +58,7 @@ def both(tiny):
 
     def make(kind: str):
         loss_fn, weight = (
-            training.make_loss(kind, jnp.float32),
+            objectives.find(kind).loss(jnp.float32),
             "loss_weight" if kind == "imitation" else "value_weight",
         )
 
@@ -152,9 +152,9 @@ def test_a_token_is_predicted_at_the_token_before_it_on_its_path(tiny):
     """A model whose logits name the next token is right everywhere, also where the neighbour to the left is another branch."""
     flat = tree.flatten(tree.merge_paths([episode(1), [*episode(1)[:1], *episode(2)[1:]], episode(3)]))
     vocab = 64
-    model: Any = types.SimpleNamespace(
-        config=types.SimpleNamespace(tie_embeddings=False), head_dv=100 * jnp.eye(2 * vocab)[:, :vocab]
-    )
+    config = dataclasses.replace(tiny, vocab_size=vocab, d_model=2 * vocab, tie_embeddings=False)
+    model = Transformer(config, rngs=nnx.Rngs(0))
+    model.head_dv[...] = 100 * jnp.eye(2 * vocab)[:, :vocab]
     knows = np.zeros((1, len(flat), 2 * vocab), np.float32)
     for child, parent in enumerate(flat.previous):
         if parent >= 0:
@@ -178,21 +178,21 @@ def test_a_token_is_predicted_at_the_token_before_it_on_its_path(tiny):
 def explicit(tiny):
     """How train.py makes the state of a reward model, and its step."""
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    tx = training.make_optimizer(learning_rate=1e-2, warmup=0.1, total_steps=40, weight_decay=0.0, clip=1.0)
+    tx = make_optimizer(learning_rate=1e-2, warmup=0.1, total_steps=40, weight_decay=0.0, clip=1.0)
 
     def make_model(rngs):
         return Transformer(tiny, rngs=rngs, lm_head=False, value_head=True)
 
-    graphdef, _, placed = training.abstract_state(make_model, tx, mesh)
-    loss = training.make_loss("regression", jnp.float32)
-    return mesh, tx, make_model, training.make_train_step(graphdef, tx, loss, placed, mesh)
+    graphdef, _, placed = abstract_state(make_model, tx, mesh)
+    loss = objectives.find("regression").loss(jnp.float32)
+    return mesh, tx, make_model, make_train_step(graphdef, tx, loss, placed, mesh)
 
 
 def test_a_value_head_starts_at_zero_takes_the_policys_body_and_learns_with_one_program(explicit, tiny):
     mesh, tx, make_model, train_step = explicit
     policy = nnx.to_pure_dict(nnx.state(Transformer(tiny, rngs=nnx.Rngs(7), lm_head=True), nnx.Param))
     theirs = jax.tree.map(np.asarray, policy)
-    _, state, _ = training.init_state(make_model, tx, mesh, 0, lambda wanted: policy)
+    _, state, _ = init_state(make_model, tx, mesh, 0, lambda wanted: policy)
     ours = nnx.to_pure_dict(state.params)
     assert not np.asarray(ours.pop("value_d")).any()
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
@@ -218,7 +218,7 @@ def test_a_value_head_starts_at_zero_takes_the_policys_body_and_learns_with_one_
 def test_cross_entropy_predicts_with_a_sigmoid(tiny):
     model = Transformer(tiny, rngs=nnx.Rngs(0), lm_head=False, value_head=True)
     batch = batch_of([valued(episode(1))], [])
-    loss, metrics = jax.jit(training.make_loss("cross_entropy", jnp.float32))(model, batch)
+    loss, metrics = jax.jit(objectives.find("cross_entropy").loss(jnp.float32))(model, batch)
     assert loss == pytest.approx(np.log(2), rel=1e-5)
     wanted = ((batch["value"] - 0.5) ** 2 * batch["value_weight"]).sum() / batch["value_weight"].sum()
     assert metrics["squared_error"] == pytest.approx(wanted, rel=1e-5)
@@ -226,45 +226,4 @@ def test_cross_entropy_predicts_with_a_sigmoid(tiny):
 
 def test_a_loss_that_does_not_exist_is_named():
     with pytest.raises(UserError, match=r"--config\.loss=hinge: known losses are"):
-        training.make_loss("hinge", jnp.float32)
-
-
-def test_only_matrices_decay(tiny):
-    config = dataclasses.replace(tiny, qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm=True, tie_embeddings=False)
-    params = nnx.state(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0), value_head=True)), nnx.Param)
-    params = jax.tree.map(lambda x: jnp.ones(x.shape), params)
-    tx = training.make_optimizer(learning_rate=1.0, warmup=0.0, total_steps=1, weight_decay=0.5, clip=1.0)
-
-    @jax.jit
-    def decayed(params):
-        nothing = jax.tree.map(jnp.zeros_like, params)
-        state = tx.init(params)
-        _, state = tx.update(nothing, state, params)  # the first step of a warm-up has rate 0
-        return tx.update(nothing, state, params)[0]
-
-    updates = nnx.to_flat_state(decayed(params))
-    moved = {path[-1] for path, x in updates if np.asarray(x[...]).any()}
-    assert moved == {
-        *("embed_vd", "head_dv", "wq_dnh", "wk_dkh", "wv_dkh", "wo_nhd"),
-        *("w_gate_df", "w_up_df", "w_down_fd"),
-    }
-
-
-def test_the_learning_rate_warms_up_and_ends_at_zero():
-    tx = training.make_optimizer(learning_rate=0.5, warmup=0.2, total_steps=10, weight_decay=0.0, clip=1e9)
-    x = {"w": nnx.Param(jnp.zeros(1), axes=("norm",))}
-    state, sizes = tx.init(x), []
-    for _ in range(11):
-        update, state = tx.update(jax.tree.map(jnp.ones_like, x), state, x)
-        sizes.append(float(jnp.abs(jax.tree.leaves(update)[0][0])))
-    assert sizes[0] == 0
-    assert sizes[2] == pytest.approx(0.5, rel=1e-3)
-    assert np.argmax(sizes) == 2
-    assert sizes[10] == pytest.approx(0, abs=1e-6)
-
-
-def test_gradients_are_clipped_by_their_norm(tiny):
-    big = {"w": nnx.Param(jnp.full(4, 1e6), axes=("norm",))}
-    clip = optax.clip_by_global_norm(1.0)
-    clipped, _ = clip.update(big, clip.init(big))
-    assert optax.tree.norm(clipped) == pytest.approx(1.0, rel=1e-5)
+        objectives.find("hinge").loss(jnp.float32)

@@ -7,14 +7,14 @@ the connection, forgets an environment or reports an error makes the pool do tha
 
 Options:
   base_url: of the server, with a path where it serves several (`http://127.0.0.1:36001/maze`).
-  kind: one of `_agentgym_kinds.KINDS`; `custom` for another server, with fields as below.
+  kind: one of `agentgym.kinds.KINDS`; `custom` for another server, with fields as below.
   indices: tasks of each split, `{"test": "0-99,120", "train": [200, 201]}`; numbers, ranges, or the path of an AgentGym file with
     `item_id`s. Without the split names: tasks of the test split.
   max_steps, full_reward: instead of the kind's.
-  env_field, index_field, reward_field: as the server calls them (`_agentgym_http.Dialect`).
+  env_field, index_field, reward_field: as the server calls them (`agentgym.http.Dialect`).
   rules: text before the first observation, instead of the kind's (the servers themselves tell no commands).
   success_threshold: reward from which on an episode is a success; 1 by default.
-  timeout, patience: seconds for a request (20), and to wait for a server that is not up yet (10).
+  timeout, patience: seconds for a request (20), and for trying again with a server that is not up (yet) or turns requests away (10).
 
 Several servers in one run: write a module with `SPEC = agentgym.served("textcraft", base_url=...)`
 and name it by its import path.
@@ -22,13 +22,16 @@ and name it by its import path.
 
 import dataclasses
 import functools
+import hashlib
+import itertools
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentrm_jax.envs.agentgym.http import ServerError, Session
+from agentrm_jax.envs.agentgym.http import Answer, ConnectionLost, ServerError, Session
 from agentrm_jax.envs.agentgym.kinds import KINDS, Kind, sent
 from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
@@ -46,7 +49,7 @@ _OPTIONS = {
     "reward_field",
     "rules",
 }
-_OPTIONS |= {"timeout", "patience", "data", "live", "success_threshold"}
+_OPTIONS |= {"timeout", "patience", "data", "live", "success_threshold", "observation_limit"}
 _GOAL = re.compile(
     r"(?:your task is to:?|your goal:|your goal is to|goal:|accomplish the goal:|task description:|instruction:(?: \[SEP\])?)\s*(.+)",
     re.IGNORECASE,
@@ -62,6 +65,12 @@ RM_INSTRUCTION = """An agent acts in a text environment, one command a turn, to 
 {goal}"""
 
 
+_RESENT = 3  # times
+_MOST_KNOWN = 100_000
+# Answers of servers to the steps of this process, as hashes, by what led to them.
+_known: OrderedDict[bytes, int] = OrderedDict()
+
+
 class AgentGym:
     """One environment on a server, reset to one task after another."""
 
@@ -71,6 +80,7 @@ class AgentGym:
         self.kind = _kind(options)
         self.rules = str(options.get("rules", self.kind.rules))
         self.best = 0.0
+        self.path = b""  # stands for task and actions so far
         self.session = Session(
             str(options["base_url"]),
             self.kind.dialect,
@@ -80,15 +90,35 @@ class AgentGym:
 
     def reset(self, task: Task) -> Start:
         self.best = 0.0
+        self.path = hashlib.blake2b(f"{self.session.base_url} {task.args['index']}".encode(), digest_size=16).digest()
         text = self.session.reset(int(task.args["index"]))
         return Start(_goal(self.kind, text), f"{self.rules}\n\n{text}" if self.rules else text)
 
     def step(self, command: str) -> EngineStep:
-        answer = self.session.step(sent(self.kind, command))
+        answer = self._sent(sent(self.kind, command))
         reward = max(0.0, answer.reward)
         self.best = max(self.best, reward)
         text = _SECOND_PREFIX.sub("", answer.text, count=1) if answer.text.lstrip().startswith("Obs") else answer.text
         return EngineStep(text, self.best if self.kind.keeps_best else reward, self.best, answer.done)
+
+    def _sent(self, action: str) -> Answer:
+        """The server's answer. A lost step whose answer is known from before is sent again, since the answer can be checked."""
+        self.path = hashlib.blake2b(self.path + action.encode(), digest_size=16).digest()
+        known = _known.get(self.path)
+        for tries in itertools.count():
+            try:
+                answer = self.session.step(action)
+                break
+            except ConnectionLost:
+                if known is None or tries == _RESENT:
+                    raise
+        digest = hash(answer)
+        if tries and digest != known:
+            raise ConnectionLost(f"{self.session.base_url}/step: a step whose answer was lost had been executed")
+        _known[self.path] = digest
+        if len(_known) > _MOST_KNOWN:
+            _known.popitem(last=False)
+        return answer
 
     def snapshot(self) -> Any:
         raise NotImplementedError("a server cannot copy a state; replay the commands")

@@ -2,8 +2,11 @@
 
 The servers agree on the paths (create, reset, step, observation, close) and on little else; `Dialect` says where one differs. They
 report errors with status 200 and `{"error": ...}`, and one that is full may hand out an environment that somebody else is using.
-Nothing is sent twice once a server may have seen it, since a step is not repeatable: whatever goes wrong raises `ServerError`, and
-the pool makes a new session and replays the episode there.
+
+What a bad network costs. A request that nobody accepted, or that was turned away, is sent again with growing pauses for as long as
+`patience` says; so is one that may have been seen, if a second one does no harm (all but steps). A step that may have been seen is not
+sent again, since it might be executed twice: it raises `ConnectionLost`, and the pool makes a new session and replays the episode
+there. Steps of a replay are sent again, because their answers are known: one that was executed twice would be noticed.
 """
 
 import contextlib
@@ -11,27 +14,35 @@ import dataclasses
 import http.client
 import json
 import math
+import random
 import time
 import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
+from agentrm_jax.envs.pool.episode import TransientError
 from agentrm_jax.types import JSON, UserError
 
 _MAX_BYTES = 1 << 24
 _WRONG_ADDRESS = (404, 405, 422)  # no such path, or fields it does not expect
 _BUSY = (429, 503)  # turned away before anything was done
-_PAUSE = 0.1
+_PAUSE, _LONGEST_PAUSE = (
+    0.1,
+    2.0,
+)  # seconds before the second try; twice as long before each further one, up to the longest
 _CLOSE_TIMEOUT = 2.0
-_held: set[tuple[str, JSON]] = set()  # (server, id) of the sessions of this process
 
 
 class ServerError(Exception):
-    """A server did not answer, lost the environment, or answered something that makes no sense."""
+    """A server lost the environment, reported an error, or answered something that makes no sense."""
 
 
-class Unreachable(ServerError):
-    """Nothing accepted the connection, so nothing was done."""
+class ConnectionLost(ServerError, TransientError):
+    """A request got no answer, or the answer of a server that is not well (5xx): it may have been executed or not."""
+
+
+class Unreachable(ConnectionLost):
+    """Nothing accepted the connection, or the request was turned away, so nothing was done."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,28 +78,32 @@ class Session:
 
     Args:
       timeout: seconds a request may take.
-      patience: seconds to wait for a server that does not accept connections (it may be starting).
+      patience: seconds in which a request is sent again if the server does not accept connections or turns requests away.
 
     Raises:
-      UserError: there is no such server at `base_url`.
+      UserError: there is no such server at `base_url`, and this process never reached one there.
       ServerError: it made no environment, or one that is already in use.
     """
 
     def __init__(self, base_url: str, dialect: Dialect, *, timeout: float, patience: float):
-        self.base_url, self.dialect, self.timeout = base_url.rstrip("/"), dialect, timeout
+        self.base_url, self.dialect, self.timeout, self.patience = base_url.rstrip("/"), dialect, timeout, patience
         self.id: JSON = None
-        taken = _environments(self.base_url, timeout, patience)
+        self._since, self._replaced = time.monotonic(), False
+        taken = self._environments()
         # AgentGym's tool servers want an index to create with; the others ignore it
         answer = self._call("/create", {"id": 0})
         made = answer if not isinstance(answer, dict) else answer.get("id", answer.get("env_idx"))
         if isinstance(made, bool) or not isinstance(made, int | str):
             raise ServerError(f"{self.base_url}/create answered {_short(answer)}, which holds no id")
-        if made in taken or (self.base_url, made) in _held:
+        holder = _held.get((self.base_url, made))
+        if holder is not None and made not in taken and _lost_at.get(self.base_url, -math.inf) > holder._since:
+            holder._replaced = True  # the server was away since, has started anew, and counts from the beginning
+        elif holder is not None or made in taken:
             raise ServerError(
                 f"{self.base_url} handed out environment {made}, which is already in use: it is full, restart it or use fewer engines"
             )
         self.id = made
-        _held.add((self.base_url, made))
+        _held[self.base_url, made] = self
 
     def reset(self, index: int) -> str:
         """Starts task number `index`: the first observation, with the description of the task where it comes apart."""
@@ -121,11 +136,11 @@ class Session:
 
     def close(self) -> None:
         """Gives the environment back, if the server knows how to take it."""
-        if self.id is None:
+        if self.id is None or self._replaced:
             return
-        _held.discard((self.base_url, self.id))
+        _held.pop((self.base_url, self.id), None)
         with contextlib.suppress(ServerError, UserError):
-            _request(self.base_url, "/close", {self.dialect.env_field: self.id}, _CLOSE_TIMEOUT)
+            _request(self.base_url, "/close", {self.dialect.env_field: self.id}, _CLOSE_TIMEOUT, 0.0)
         self.id = None
 
     def _reward(self, answer: Mapping[str, JSON]) -> float:
@@ -142,62 +157,98 @@ class Session:
         return value / self.dialect.full_reward
 
     def _call(self, path: str, body: JSON) -> JSON:
-        answer = _request(self.base_url, path, body, self.timeout)
+        if self._replaced:
+            raise ConnectionLost(f"{self.base_url} was started anew and lost environment {self.id}")
+        answer = _request(self.base_url, path, body, self.timeout, self.patience)
         if isinstance(answer, dict) and answer.get("error"):
             raise ServerError(f"{self.base_url}{path.partition('?')[0]} reports an error: {_short(answer['error'])}")
         return answer
 
-
-def _environments(base_url: str, timeout: float, patience: float) -> list[JSON]:
-    """Ids that exist on the server, where it tells (WebShop and the tool servers do); waits until it can be reached."""
-    end = time.monotonic() + patience
-    while True:
+    def _environments(self) -> list[JSON]:
+        """Ids that exist on the server, where it tells (WebShop and the tool servers do)."""
         try:
-            answer = _request(base_url, "/list_envs", None, timeout)
+            answer = _request(self.base_url, "/list_envs", None, self.timeout, self.patience)
             return answer if isinstance(answer, list) else []
         except Unreachable as e:
-            if time.monotonic() >= end:
-                raise UserError(
-                    f"{e}; start the AgentGym server, or correct option base_url of agentgym ({base_url})"
-                ) from e
-            time.sleep(_PAUSE)
-        except UserError:  # most servers have no such path
+            if self.base_url in _reached:
+                raise
+            raise UserError(
+                f"{e}; start the AgentGym server, or correct option base_url of agentgym ({self.base_url})"
+            ) from e
+        except (UserError, ServerError):  # most servers have no such path
             return []
 
 
-def _request(base_url: str, path: str, body: JSON, timeout: float) -> JSON:
-    """What the server answers, as JSON; a GET if `body` is None. No proxies, no redirects."""
+_held: dict[tuple[str, JSON], Session] = {}  # by server and id, the sessions of this process
+_reached: set[str] = set()  # servers that have answered this process
+_lost_at: dict[str, float] = {}  # when a server last did not answer
+
+
+def _request(base_url: str, path: str, body: JSON, timeout: float, patience: float) -> JSON:
+    """What the server answers, as JSON; a GET if `body` is None. No proxies, no redirects.
+
+    Raises:
+      Unreachable: not executed, after `patience` seconds of trying (a server that is busy is given `timeout` seconds).
+      ConnectionLost: no answer; for all but steps after `patience` seconds of trying.
+      ServerError: the answer makes no sense.
+      UserError: the address is wrong.
+    """
+    begin, tries = time.monotonic(), 0
+    while True:
+        try:
+            answer = _once(base_url, path, body, timeout)
+            _reached.add(base_url)
+            return answer
+        except ConnectionLost as e:
+            _lost_at[base_url] = time.monotonic()
+            limit = max(patience, timeout) if isinstance(e, _TurnedAway) else patience
+            repeatable = isinstance(e, Unreachable) or not path.startswith("/step")
+            pause = min(_LONGEST_PAUSE, _PAUSE * 2**tries) * random.uniform(0.5, 1.0)
+            tries += 1
+            left = begin + limit - time.monotonic()
+            if not repeatable or left <= 0:
+                if tries > 1:
+                    raise type(e)(f"{e}, {tries} times within {time.monotonic() - begin:.1f} s") from e
+                raise
+        time.sleep(min(pause, left))
+
+
+class _TurnedAway(Unreachable):
+    """The server is up and too busy."""
+
+
+def _once(base_url: str, path: str, body: JSON, timeout: float) -> JSON:
     url = urllib.parse.urlsplit(base_url)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise UserError(f"option base_url of agentgym must look like http://127.0.0.1:36001, not {base_url!r}")
     make = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
     payload = None if body is None else json.dumps(body).encode()
-    end = time.monotonic() + timeout
-    while True:
-        connection = make(url.hostname, url.port, timeout=timeout)
-        with contextlib.closing(connection):
-            try:
-                connection.connect()
-            except OSError as e:
-                raise Unreachable(f"{base_url} cannot be reached: {e}") from e
-            try:
-                method = "GET" if body is None else "POST"
-                connection.request(method, url.path + path, payload, {"Content-Type": "application/json"})
-                response = connection.getresponse()
-                status, data = response.status, response.read(_MAX_BYTES)
-            except TimeoutError as e:
-                raise ServerError(f"{base_url}{path}: no answer within {timeout:g} s") from e
-            except (OSError, http.client.HTTPException) as e:
-                raise ServerError(f"{base_url}{path}: the connection was lost: {e!r}") from e
-        if status not in _BUSY or time.monotonic() >= end:
-            return _content(f"{base_url}{path}", status, data)
-        time.sleep(_PAUSE)
+    connection = make(url.hostname, url.port, timeout=timeout)
+    with contextlib.closing(connection):
+        try:
+            connection.connect()
+        except OSError as e:
+            raise Unreachable(f"{base_url} cannot be reached: {e}") from e
+        try:
+            method = "GET" if body is None else "POST"
+            connection.request(method, url.path + path, payload, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            status, data = response.status, response.read(_MAX_BYTES)
+        except TimeoutError as e:
+            raise ConnectionLost(f"{base_url}{path}: no answer within {timeout:g} s") from e
+        except (OSError, http.client.HTTPException) as e:
+            raise ConnectionLost(f"{base_url}{path}: the connection was lost: {e!r}") from e
+    return _content(f"{base_url}{path}", status, data)
 
 
 def _content(where: str, status: int, data: bytes) -> JSON:
     text = data.decode(errors="replace")
     if status in _WRONG_ADDRESS:
         raise UserError(f"{where} answers {status} ({_short(text)}); check the options base_url and kind of agentgym")
+    if status in _BUSY:
+        raise _TurnedAway(f"{where} answers {status}: {_short(text)}")
+    if status >= 500:
+        raise ConnectionLost(f"{where} answers {status}: {_short(text)}")
     if status != 200:
         raise ServerError(f"{where} answers {status}: {_short(text)}")
     try:

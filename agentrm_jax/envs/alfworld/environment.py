@@ -1,31 +1,37 @@
-"""ALFWorld: household tasks in text, official games and generated ones (environments.md section 2).
+"""ALFWorld: household tasks in text, official games and generated ones.
 
 Reward is 1 when the goal is reached and 0 otherwise. Progress, by option `setting`:
 
 - `eto` (default): the share of the goal's changeable conditions reached under the best choice of objects, beyond those that held at
   the start; the maximum so far. A goal with one such condition (put X in Y) goes from 0 to 1.
 - `agentboard`: sub-goals reached / (sub-goals + 1), 1 when won, as AgentBoard counts: its labels if `data` holds them
-  (`agentboard/alfworld/test.jsonl`), else sub-goals derived from the goal (`_alfworld_engine.milestones`). It also knows
-  `check valid actions`.
+  (`agentboard/alfworld/test.jsonl`), else sub-goals derived from the goal (`engine.milestones`), whose figures are not AgentBoard's.
+  Commands are played as by its task and wrapper: they count to the letter but for a full stop, and `in` or `on` for `in/on` after
+  `put`; `look` repeats what the last `go to` or `open` showed; `check valid actions` lists what can be done. Reward stays 1 or 0; what
+  AgentBoard reports is the progress.
+
+In the setting `eto` case, spaces, `into`, `toggle` and `turn on` are read leniently.
 
 Options: `data` (folder of the official games; without it, generated households), `setting`, `max_steps` (default 20, as in the AgentRM
-paper; 30 for `agentboard`; ETO's own limit is 40), `wording` (`put X in/on Y`, or `move X to Y` as newer releases say; either
-is understood), `expert` (`planner` or `explorer`), `games` (how many households a generated split has).
+paper; 30 for `agentboard`; ETO's own limit is 40), `wording` (`put X in/on Y`, or `move X to Y` as newer releases say; in the setting
+`eto` either is understood), `expert` (`planner` or `explorer`), `games` (how many households a generated split has).
 
 Observations equal those of TextWorld's engine on the same game files, to the letter.
 """
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from agentrm_jax.envs import agentboard
-from agentrm_jax.envs.alfworld import engine, experts, games, generate
+from agentrm_jax.envs.alfworld import engine, experts, games, generate, pddl
 from agentrm_jax.envs.alfworld.example import EXAMPLE
 from agentrm_jax.envs.spec import EnvSpec, Options, whole
 from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
 
+CHECK = "check valid actions"
+Possible = Mapping[str, tuple[pddl.PddlAction, pddl.Fact]]  # what can be done now, with the ground action behind it
 _MAX_STEPS = {"eto": 20, "agentboard": 30}
 _GENERATED = {"train": 1200, "dev": 120, "test": 134}
 
@@ -59,12 +65,13 @@ slice an object, examine something, list its inventory, or look around."""
 
 
 class Snapshot(NamedTuple):
-    """A state of play of one game, and the labelled sub-goals seen; all parts are immutable, so this is a reference."""
+    """A state of play of one game, the labelled sub-goals seen, and what the last `go to` or `open` showed; all parts are immutable."""
 
     world: engine.World
     position: engine.Position
     labels: tuple[str, ...] = ()
     reached: frozenset[int] = frozenset()
+    shown: str = ""
 
 
 class Alfworld:
@@ -78,30 +85,46 @@ class Alfworld:
         self.position = engine.Position({})
         self.labels: tuple[str, ...] = ()
         self.reached: frozenset[int] = frozenset()
+        self.shown = ""
 
     def reset(self, task: Task) -> Start:
         game = _game(self.options, task)
         self.world = _world(game, self.wording)
         self.position = engine.start(self.world)
         self.labels, self.reached = tuple(task.args.get("subgoals", ())), frozenset()
-        return Start(game.goal, engine.room_description(self.world))
+        self.shown = engine.room_description(self.world)
+        return Start(game.goal, self.shown)
 
     def step(self, command: str) -> EngineStep:
-        world = self._playing()
-        possible = _commands(world, self.position)
-        if self.setting == "agentboard" and command.strip().lower() == "check valid actions":
-            return self._answer("You can now: " + ", ".join(sorted(possible)) + ".", True)
-        ground = possible.get(engine.canonical(command, self.wording))
-        if ground is None:
-            return self._answer(engine.NOTHING, False)
-        self.position, said = engine.play(world, self.position, *ground)
-        return self._answer(said, True)
+        possible = _commands(self._playing(), self.position)
+        if self.setting == "agentboard":
+            return self._step_as_agentboard(_as_agentboard_reads(command), possible)
+        said = self._play(possible, engine.canonical(command, self.wording))
+        return self._answer(said or engine.NOTHING, said is not None)
+
+    def _step_as_agentboard(self, command: str, possible: Possible) -> EngineStep:
+        if command == "look":
+            return self._answer(self.shown, True)
+        if command == CHECK:
+            listed = ", ".join([*sorted(possible), CHECK])
+            return self._answer(f"Choose an action from these valid actions: {listed}", True)
+        said = self._play(possible, command)
+        if said is not None and ("go to" in command or "open" in command):
+            self.shown = said
+        return self._answer(said or engine.NOTHING, said is not None)
+
+    def _play(self, possible: Possible, command: str) -> str | None:
+        """Carries a command out and returns what the engine says to it; None if there is no such command now."""
+        if command not in possible:
+            return None
+        self.position, said = engine.play(self._playing(), self.position, *possible[command])
+        return said
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(self._playing(), self.position, self.labels, self.reached)
+        return Snapshot(self._playing(), self.position, self.labels, self.reached, self.shown)
 
     def restore(self, snapshot: Snapshot) -> None:
-        self.world, self.position, self.labels, self.reached = snapshot
+        self.world, self.position, self.labels, self.reached, self.shown = snapshot
 
     def close(self) -> None:
         self.world = None
@@ -121,6 +144,14 @@ class Alfworld:
         else:
             progress = self.position.best
         return EngineStep(observation, float(won), progress, over=won, valid=valid)
+
+
+def _as_agentboard_reads(command: str) -> str:
+    """A command as AgentBoard's task hands it to the engine."""
+    command = command.strip()
+    if "put" in command:
+        command = command.replace(" in ", " in/on ") if " in " in command else command.replace(" on ", " in/on ")
+    return command.removesuffix(".").strip().removesuffix(".").strip()
 
 
 @functools.lru_cache(8)
@@ -214,5 +245,5 @@ SPEC = EnvSpec(
     options=("setting", "max_steps", "wording", "expert", "games"),
     engine="alfworld",
     licence="MIT",
-    extra="envs",
+    extra="alfworld",
 )

@@ -36,12 +36,19 @@ class Game:
     walkthrough: tuple[str, ...] = ()
 
 
+# The package's own requirements are programs that this environment does without, and that have no wheels.
+_INSTALL = (
+    "pip install --no-deps 'alfworld>=0.4.2,<0.5' is enough; with all it asks for, pip install 'agentrm-jax[alfworld]' "
+    "compiles for some minutes (apt install build-essential cmake)"
+)
+
+
 @functools.cache
 def wheel() -> Path:
     """Folder of the installed `alfworld` package (found, not imported: importing it wants folders in the home directory)."""
     found = importlib.util.find_spec("alfworld")
     if found is None or not found.origin:
-        raise UserError("alfworld is not installed: pip install 'agentrm_jax[envs]'")
+        raise UserError(f"alfworld is not installed: {_INSTALL}")
     return Path(found.origin).parent
 
 

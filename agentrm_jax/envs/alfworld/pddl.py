@@ -1,4 +1,4 @@
-"""A small interpreter for the PDDL that ALFWorld games are written in (typing, quantifiers, conditional effects).
+"""A small interpreter for the PDDL that ALFWorld games are written in (types, quantifiers, conditional effects).
 
 TextWorld's own engine translates every problem to SAS and rebuilds all its texts through a parser generator: about ten steps a
 second, a second to load, no copies. Here a state is an immutable mapping from predicate to facts, so a fork is a reference, and
@@ -7,9 +7,11 @@ only the joins that a precondition asks for are computed. `tests/envs/test_alfwo
 
 import dataclasses
 import functools
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from agentrm_jax.envs.pddl_text import actions, sections, typed
+from agentrm_jax.types import UserError
 
 Fact = tuple[str, ...]  # arguments of one fact
 Facts = Mapping[str, frozenset[Fact]]  # predicate -> facts that hold; `not_p` holds what an action has made false
@@ -38,51 +40,15 @@ class Problem:
     goal: Formula
 
 
-def parse_sexpr(text: str) -> Any:
-    """Nested tuples of lower-cased atoms; `;` starts a comment. Raises ValueError on unbalanced parentheses."""
-    stack: list[list[Any]] = [[]]
-    for token in re.findall(r"[()]|[^\s()]+", re.sub(r";[^\n]*", "", text).lower()):
-        if token == "(":
-            stack.append([])
-        elif token == ")":
-            if len(stack) < 2:
-                raise ValueError("unbalanced ')' in PDDL")
-            done = tuple(stack.pop())
-            stack[-1].append(done)
-        else:
-            stack[-1].append(token)
-    if len(stack) != 1 or len(stack[0]) != 1:
-        raise ValueError("PDDL text is not one complete list")
-    return stack[0][0]
-
-
-def typed_list(items: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """`(?a ?b - t ?c - u)` -> ((?a, t), (?b, t), (?c, u)); untyped names are `object`."""
-    out: list[tuple[str, str]] = []
-    pending: list[str] = []
-    tokens = iter(items)
-    for token in tokens:
-        if token == "-":
-            kind = next(tokens)
-            out += [(name, kind) for name in pending]
-            pending = []
-        else:
-            pending.append(token)
-    return tuple(out + [(name, "object") for name in pending])
-
-
 @functools.lru_cache(8)
 def parse_domain(text: str) -> tuple[PddlAction, ...]:
-    """Action schemas in the order of the domain file."""
-    parts = parse_sexpr(text)[2:]
-    types = {"object", *(name for part in parts if part[0] == ":types" for name in part[1:])}
-    actions = []
-    for part in parts:
-        if part[0] == ":action":
-            fields = dict(zip(part[2::2], part[3::2], strict=True))
-            precondition = _without_unknown_types(fields[":precondition"], types)
-            actions.append(PddlAction(part[1], typed_list(fields[":parameters"]), precondition, fields[":effect"]))
-    return tuple(actions)
+    """Action schemas in the order of the domain file. Raises UserError if the text is not balanced."""
+    parts = sections(text)
+    types = {"object", *(word for head, rest in parts if head == ":types" for word in rest)}
+    return tuple(
+        PddlAction(a.name, a.parameters, _without_unknown_types(a.precondition, types), a.effect)
+        for a in actions(parts)
+    )
 
 
 def _without_unknown_types(formula: Formula, types: set[str]) -> Formula:
@@ -90,23 +56,31 @@ def _without_unknown_types(formula: Formula, types: set[str]) -> Formula:
 
     ALFWorld's domain has one, `location,` with a comma, and so its engine lets one examine an object only when holding it.
     """
-    if formula and formula[0] == "exists" and any(kind not in types for _, kind in typed_list(formula[1])):
+    if formula and formula[0] == "exists" and any(kind not in types for _, kind in typed(formula[1])):
         return ("or",)
     return tuple(_without_unknown_types(part, types) if isinstance(part, tuple) else part for part in formula)
 
 
 def parse_problem(text: str) -> Problem:
-    """The objects, initial facts and goal of a problem file."""
-    sections = {part[0]: part[1:] for part in parse_sexpr(text)[1:]}
+    """The objects, initial facts and goal of a problem file.
+
+    Raises:
+      UserError: the text is not balanced, or one of these is missing.
+    """
+    found = dict(sections(text))
+    for section in (":objects", ":init", ":goal"):
+        if section not in found:
+            raise UserError(f"the PDDL problem {' '.join(found.get('problem', ('?',)))} has no {section}")
     facts: dict[str, set[Fact]] = {}
-    for fact in sections[":init"]:
+    for fact in found[":init"]:
         if fact[0] != "=":
             facts.setdefault(fact[0], set()).add(fact[1:])
     init = {name: frozenset(rows) for name, rows in facts.items()}
-    return Problem(dict(typed_list(sections[":objects"])), init, sections[":goal"][0])
+    return Problem(dict(typed(found[":objects"])), init, found[":goal"][0])
 
 
 def is_subtype(kind: str, wanted: str) -> bool:
+    """Whether `kind` is the type `wanted`: ALFWorld's types lie side by side, all below `object`."""
     return kind == wanted or wanted == "object"
 
 
@@ -150,7 +124,7 @@ def _variables(formula: Formula) -> frozenset[str]:
 @functools.lru_cache(4096)
 def _free(formula: Formula) -> frozenset[str]:
     if formula[0] == "exists":
-        return _free(formula[2]) - {name for name, _ in typed_list(formula[1])}
+        return _free(formula[2]) - {name for name, _ in typed(formula[1])}
     if formula[0] in ("and", "or", "not"):
         return frozenset().union(*(_free(part) for part in formula[1:]))
     return _variables(formula)
@@ -169,7 +143,7 @@ def satisfy(formula: Formula, binding: Binding, facts: Facts) -> Iterator[Bindin
         for part in formula[1:]:
             yield from satisfy(part, binding, facts)
     elif formula[0] == "exists":
-        local = [name for name, _ in typed_list(formula[1])]
+        local = [name for name, _ in typed(formula[1])]
         inner = {k: v for k, v in binding.items() if k not in local}
         seen = set()
         for found in satisfy(formula[2], inner, facts):
@@ -300,7 +274,7 @@ def goal_conditions(problem: Problem, changing: frozenset[str]) -> list[list[lis
 def flatten(formula: Formula, declared: list[tuple[str, str]]) -> Iterator[Formula]:
     """The literals of a conjunction under existential quantifiers, whose variables are appended to `declared`."""
     if formula[0] == "exists":
-        declared += typed_list(formula[1])
+        declared += typed(formula[1])
         yield from flatten(formula[2], declared)
     elif formula[0] == "and":
         for part in formula[1:]:

@@ -68,3 +68,10 @@ _TURNS = (
 )
 
 EXAMPLE = worked("open the door", _START, _TURNS)
+
+# AgentBoard's wrapper carries the last command out to its end: the agent then stands in the doorway.
+_THROUGH = (
+    "In front of you in this room, you can see several objects: The room has walls around you. "
+    "You are carrying a red key.\n The task is completed."
+)
+EXAMPLE_AGENTBOARD = worked("open the door", _START, (*_TURNS[:-1], (*_TURNS[-1][:2], _THROUGH)))

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from agentrm_jax.envs.babyai import text
+from agentrm_jax.envs.babyai import agentboard, text
 from agentrm_jax.envs.babyai.goals import atoms
 from agentrm_jax.envs.babyai.text import Pos, Pose
 from agentrm_jax.types import Task
@@ -27,15 +27,20 @@ def solve(env: Any, task: Task) -> Iterator[Move]:
     for _ in range(2 * task.max_steps):
         if env.over:
             return
-        _remember(env, known)
-        move = (
-            _after_the_end(env)
-            if env.verified
-            else _next_move(Scene(env.level, known, cleared, step_by_step=env.official))
-        )
-        if move is None:
+        if env.verified:
+            yield from _after_the_end(env)
             return
-        yield move
+        _remember(env, known)
+        move = _next_move(Scene(env.level, known, cleared, step_by_step=env.official))
+        command = move and _spelled(env, move[1])
+        if move is None or command is None:
+            return
+        yield move[0], command
+
+
+def _spelled(env: Any, command: str) -> str | None:
+    """The command as the environment's setting writes it; None if that has no such command."""
+    return agentboard.respelled(command, env.view, env.commands()) if env.setting == "agentboard" else command
 
 
 def _remember(env: Any, known: list[bool]) -> None:
@@ -44,12 +49,22 @@ def _remember(env: Any, known: list[bool]) -> None:
         known[y * width + x] = True
 
 
-def _after_the_end(env: Any) -> Move:
-    """AgentBoard may want to see the result once more although the engine holds the mission for finished."""
-    ahead = env.view.cells.get(text.front(env.view.pose))
-    if ahead is not None and ahead.type == "door":
-        return "The task is not closed yet, so I try the door again.", "toggle"
-    return "The task is not closed yet, so I look again.", "turn left"
+def _after_the_end(env: Any) -> Iterator[Move]:
+    """The engine holds the mission for finished, but AgentBoard's sub-goals want to see more: tries the door ahead, then looks round.
+
+    Each goes on while it reaches sub-goals. What neither shows is a view that the mission gives no reason to take.
+    """
+    for command, tries in (("toggle", 2), ("turn left", 4)):
+        left, progress = tries, env.snapshot().progress
+        while left and not env.over:
+            ahead = env.view.cells.get(text.front(env.view.pose))
+            door = ahead is not None and ahead.type == "door"
+            if command == "toggle" and (not door or _spelled(env, command) is None):
+                break
+            aim = "try the door again" if command == "toggle" else "look again"
+            yield f"The task is not closed yet, so I {aim}.", command
+            reached = env.snapshot().progress
+            left, progress = (tries if reached > progress else left - 1), reached
 
 
 class Scene:

@@ -1,7 +1,7 @@
 """Progress in BabyAI: sub-goals as patterns over observations, given by AgentBoard or derived from the mission.
 
 A sub-goal is a tuple of alternative patterns; it is reached when one of them matches a sentence of the observation after an executed
-command (algorithms.md section 9). `**` stands for anything within the sentence.
+command. `**` stands for anything within the sentence.
 """
 
 from collections import deque
@@ -39,10 +39,16 @@ def official_ledger(alternatives: Sequence[Sequence[str]]) -> Ledger:
 
 
 def consume_first(ledger: Ledger, observation: str) -> Ledger:
-    """AgentBoard's rule for annotated tasks: one executed command reaches one sub-goal at most, the first that matches."""
+    """AgentBoard's rule for annotated tasks: one executed command reaches one sub-goal at most, the first that matches.
+
+    Each of the alternative lists then loses the first pattern that reads as its own for that sub-goal.
+    """
     for i, subgoal in enumerate(ledger.remaining):
         if _reached(observation, subgoal):
-            return Ledger(ledger.remaining[:i] + ledger.remaining[i + 1 :], ledger.total, ledger.matched + 1)
+            lists = [list(patterns) for patterns in zip(*ledger.remaining, strict=True)]
+            for patterns in lists:
+                patterns.remove(patterns[i])
+            return Ledger(tuple(zip(*lists, strict=True)), ledger.total, ledger.matched + 1)
     return ledger
 
 

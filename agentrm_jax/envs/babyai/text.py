@@ -1,8 +1,9 @@
 """BabyAI as text: what the agent sees in words, and what its commands mean in primitive moves.
 
 Works on the cells of a minigrid grid (objects with `type`, `color` and, for doors, `is_open`, `is_locked`) without importing minigrid.
-The sentences reproduce AgentBoard's BabyAI observations to the letter (environments.md section 4). Cells of the 7x7 view that the agent
-cannot see are never used: a path leads over seen free cells only, so a command that is accepted can always be carried out to its end.
+`describe` gives AgentBoard's sentences for a view. Commands are those of the setting `ours`: cells of the 7x7 view that the agent cannot
+see are never used, a path leads over seen free cells only, so a command that is accepted can always be carried out to its end.
+`babyai.agentboard` has those of the other setting.
 """
 
 import functools
@@ -138,7 +139,7 @@ def describe(view: View, carrying: Cell) -> str:
     """The observation in words, equal to AgentBoard's."""
     parts = ["In front of you in this room, you can see several objects: "]
     if not any(view.cells.values()):
-        parts = ["You cannot see any objects within sight. "]
+        parts = ["You cannot see any objects within sight."]
     for item in listed(view):
         ahead, right = _where(view, item.pos)
         if right == 0:

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence, Set
 
 from agentrm_jax.envs.experts import ExpertCounts, expert_trajectories
-from agentrm_jax.envs.pool.episode import Episode
+from agentrm_jax.envs.pool.episode import Episode, observation_limit
 from agentrm_jax.envs.pool.pool import EnvironmentPool
-from agentrm_jax.envs.react import render_action
 from agentrm_jax.envs.spec import EnvSpec, Options
+from agentrm_jax.replies import render_action
 from agentrm_jax.types import EnvironmentFault, Outcome, Task, Trajectory, UserError
 
 _MAX_TRIED = 20
@@ -131,7 +131,7 @@ def steps_per_second(spec: EnvSpec, seconds: float) -> float:
 def speed(spec: EnvSpec, options: Options, split: str, seconds: float) -> int:
     """Prints how long making, resetting, stepping and forking take in this process, over expert episodes."""
     begin = time.perf_counter()
-    episode = Episode(spec.make(options), spec.at_threshold(options))
+    episode = Episode(spec.make(options), spec.at_threshold(options), observation_limit(options))
     made = time.perf_counter() - begin
     try:
         plans = _plans(spec, episode, spec.tasks(split, options), 3)

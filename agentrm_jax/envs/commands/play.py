@@ -4,9 +4,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from agentrm_jax.envs.pool.episode import Episode, Snapshot
-from agentrm_jax.envs.react import parse_action, render_action
+from agentrm_jax.envs.pool.episode import Episode, Snapshot, observation_limit
 from agentrm_jax.envs.spec import EnvSpec, Options
+from agentrm_jax.replies import parse_action, render_action
 from agentrm_jax.types import Outcome, Task, UserError
 
 _HELP = "Type a command of the environment, or :expert (a hint), :undo, :rules, :quit."
@@ -17,7 +17,7 @@ class Game:
 
     def __init__(self, spec: EnvSpec, options: Options, task: Task):
         self.spec, self.options, self.task = spec.at_threshold(options), options, task
-        self.episode = Episode(spec.make(options), self.spec)
+        self.episode = Episode(spec.make(options), self.spec, observation_limit(options))
         self.start = self.episode.reset(task)
         self.turns: list[tuple[str, Outcome]] = []
         self._before: list[Snapshot | None] = []
@@ -50,7 +50,7 @@ class Game:
         """What the expert does next, if all turns so far were the expert's, too."""
         if self.spec.expert is None:
             return "This environment has no expert."
-        made = Episode(self.spec.make(self.options), self.spec)
+        made = Episode(self.spec.make(self.options), self.spec, observation_limit(self.options))
         try:
             made.reset(self.task)
             plan = self.spec.expert(made.environment, self.task)

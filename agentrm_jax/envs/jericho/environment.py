@@ -7,7 +7,9 @@ option `progress`: `labels` (the default: AgentBoard's sub-goals, one a command 
 `checkpoints` (also where there are no labels, so that figures are not AgentBoard's: places and score rises along the game's own
 walkthrough, as many as fit in the step limit, reached so far / all), or `score` (the game's score / its maximum).
 
-A game that Jericho knows answers `check valid actions` as in AgentBoard (`_jericho_actions`). Stories and other games do not: Jericho has
+Commands about the session (quit, save, restore, ...) are not passed on (`jericho/interpreter.py`).
+
+A game that Jericho knows answers `check valid actions` as in AgentBoard (`jericho/actions.py`). Stories and other games do not: Jericho has
 no grammar of theirs, and TextWorld's list comes from a simulation of its own, which is not run here.
 
 Options: `data` (folder with games `*.z3 ... *.z8`, anywhere below, and AgentBoard's `jericho/agentboard_goals.json` if there is one:
@@ -19,7 +21,6 @@ import functools
 import importlib.util
 import json
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,13 @@ from typing import Any, NamedTuple
 from agentrm_jax.envs import agentboard
 from agentrm_jax.envs.jericho import actions, generate
 from agentrm_jax.envs.jericho.example import EXAMPLE
+from agentrm_jax.envs.jericho.interpreter import (
+    Interpreter,
+    about_session,
+    asks_about_session,
+    offers_to_restart,
+    typed,
+)
 from agentrm_jax.envs.react import reason
 from agentrm_jax.envs.spec import EnvSpec, Options, whole
 from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
@@ -42,10 +50,6 @@ _UNREADABLE = re.compile(
     r"that's not something you|what do you want to|i can't see|unrecogni[sz]ed)"
 )
 
-# Commands about the session, not in the world: they would leave the episode, or tell what play should.
-_META = re.compile(
-    r"(?i)(quit|q|restart|restore|save|undo|script|transcript|verbose|brief|superbrief|notify|tw-.*|trace.*)\b.*"
-)
 _NOT_PLAYED = "That command is about the session, not the game, and is not passed on."
 
 INSTRUCTION = """You play a text adventure: the game describes where you are, and you type short commands in the imperative.
@@ -142,11 +146,17 @@ class Jericho:
     def step(self, command: str) -> EngineStep:
         game = self.game
         assert game is not None, "the environment was never reset"
-        if _META.fullmatch(command.strip()):
+        line = typed(command)
+        if about_session(line, self.interpreter.word_length, game.generated):
             return EngineStep(_NOT_PLAYED, self.best, self.best, False, False)
         if not game.generated and self.interpreter.is_fully_supported and actions.asked(command):
             return EngineStep(actions.listed(self.interpreter), self.best, self.best)
-        text, _, over, _ = self.interpreter.step(command)
+        text, _, over, _ = self.interpreter.step(line)
+        if not over and asks_about_session(text):
+            more, _, over, _ = self.interpreter.step("no")
+            text = f"{text}\n{more}"
+        if not game.generated and not self.interpreter.is_fully_supported:
+            over = over or offers_to_restart(text)
         if game.generated:
             score, won = _tagged_score(text), "*** The End ***" in text
             over = won or "*** You lost! ***" in text
@@ -177,22 +187,16 @@ class Jericho:
         self.game, _, self.reached, self.best = snapshot
 
     def close(self) -> None:
+        if self.interpreter is not None:
+            self.interpreter.discard()
         self.interpreter, self.loaded = None, ""
 
     def _load(self, path: str) -> None:
         """Puts the game into the interpreter unless it is there already."""
         if self.loaded == path:
             return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from jericho import FrotzEnv
-
-            # Games that Jericho knows bring the seed of their walkthrough; for others its default would be the clock.
-            self.interpreter = FrotzEnv(path)
-            if not self.interpreter.is_fully_supported:
-                self.interpreter.seed(1)
-        self.loaded = path
-        self.interpreter.reset()
+        self.close()
+        self.interpreter, self.loaded = Interpreter(path), path
 
     def _score(self) -> int:
         """The score; for a game Jericho does not know, what it answers to `score`, asked on a copy of the state."""
@@ -273,7 +277,7 @@ def _agentboard(root: Path) -> dict[str, str]:
 
 def make(options: Options) -> Environment:
     if importlib.util.find_spec("jericho") is None:
-        raise UserError("jericho is not installed: pip install 'agentrm_jax[envs]'")
+        raise UserError(f"jericho is not installed: {generate.INSTALL}")
     return Jericho(options)
 
 
@@ -366,5 +370,5 @@ SPEC = EnvSpec(
     options=("max_steps", "progress", "cache", "stories"),
     engine="jericho and textworld",
     licence="GPL-2.0-or-later (jericho), MIT (textworld)",
-    extra="envs",
+    extra="jericho",
 )

@@ -17,10 +17,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentrm_jax.envs.cache import cache_folder
+from agentrm_jax.envs.folders import cache_folder
 from agentrm_jax.envs.spec import Options
 from agentrm_jax.types import JSON, UserError
 
+INSTALL = "pip install 'agentrm-jax[jericho]', which compiles it and needs gcc and make (apt install build-essential)"
 KINDS = ("cooking", "errands")
 _LAYOUT = 2  # of the cache: stories made under other rules are made again
 _ATTEMPTS = 8
@@ -41,7 +42,7 @@ def story(kind: str, split: str, seed: int, folder: Path) -> tuple[Path, dict[st
       UserError: textworld is not installed, or the cache folder cannot be written.
     """
     if importlib.util.find_spec("textworld") is None:
-        raise UserError("textworld is not installed: pip install 'agentrm_jax[envs]'")
+        raise UserError(f"textworld is not installed: {INSTALL}")
     from importlib.metadata import version
 
     home = folder / f"{version('textworld')}-{_LAYOUT}" / f"{kind}-{split}-{seed}"
@@ -61,6 +62,12 @@ def _compile(kind: str, split: str, seed: int, home: Path) -> None:
         work = Path(tempfile.mkdtemp(dir=home.parent, prefix=".making-"))
     except OSError as e:
         raise UserError(f"jericho: cannot write stories to {home.parent} ({e.strerror}); set env.options.cache") from e
+    made = sum(1 for path in home.parent.iterdir() if not path.name.startswith("."))
+    print(
+        f"jericho: compiling the story {home.name}, some seconds, once ({made} are ready in {home.parent})",
+        file=sys.stderr,
+        flush=True,
+    )
     try:
         for attempt in range(_ATTEMPTS):
             rng = random.Random(f"{kind}-{split}-{seed}" + (f"-{attempt}" if attempt else ""))

@@ -5,11 +5,10 @@ is a tuple of words, predicate first: `("on", "b1", "b2")`. Stepping is set alge
 """
 
 import dataclasses
-import re
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
+from agentrm_jax.envs import pddl_text
 from agentrm_jax.types import UserError
 
 Atom = tuple[str, ...]
@@ -71,89 +70,56 @@ def satisfied(goal: Sequence[Atom], state: State) -> float:
     return sum(atom in state for atom in goal) / len(goal) if goal else 1.0
 
 
-def _tree(text: str) -> Any:
-    """Nested lists of lower-case words for one parenthesised expression."""
-    stack: list[list[Any]] = [[]]
-    for token in re.findall(r"[()]|\??[^\s()?]+", re.sub(r";[^\n]*", "", text).lower()):
-        if token == "(":
-            stack.append([])
-        elif token == ")":
-            if len(stack) == 1:
-                raise UserError("PDDL text has a ')' too many")
-            inner = stack.pop()
-            stack[-1].append(inner)
-        else:
-            stack[-1].append(token)
-    if len(stack) != 1 or len(stack[0]) != 1:
-        raise UserError("PDDL text is not one balanced (define ...) expression")
-    return stack[0][0]
-
-
-def _typed(words: Sequence[str]) -> list[tuple[str, str]]:
-    """`a b - t c` to [(a, t), (b, t), (c, object)]."""
-    pairs: list[tuple[str, str]] = []
-    pending: list[str] = []
-    items = iter(words)
-    for word in items:
-        if word == "-":
-            kind = next(items)
-            pairs += [(name, kind) for name in pending]
-            pending = []
-        else:
-            pending.append(word)
-    return pairs + [(name, "object") for name in pending]
-
-
-def _literals(tree: Any) -> tuple[tuple[Atom, ...], tuple[Atom, ...]]:
+def _literals(formula: pddl_text.Tree) -> tuple[tuple[Atom, ...], tuple[Atom, ...]]:
     """(positive, negative) atoms of a conjunction; UserError for anything that is not a literal."""
     positive: list[Atom] = []
     negative: list[Atom] = []
-    for part in tree[1:] if tree and tree[0] == "and" else [tree] if tree else []:
+    for part in formula[1:] if formula and formula[0] == "and" else [formula] if formula else []:
         if part[0] == "not":
-            negative.append(tuple(part[1]))
-        elif part[0] in ("or", "forall", "exists", "when", "imply", "=") or any(isinstance(p, list) for p in part):
+            negative.append(part[1])
+        elif part[0] in ("or", "forall", "exists", "when", "imply", "=") or any(isinstance(p, tuple) for p in part):
             raise UserError(f"PDDL construct {part[0]!r} is not supported; use conjunctions of literals")
         else:
-            positive.append(tuple(part))
+            positive.append(part)
     return tuple(positive), tuple(negative)
 
 
 def read_domain(text: str) -> Domain:
-    """Parse a domain; UserError for unbalanced text or constructs beyond STRIPS with negative preconditions."""
-    name, parents, constants, schemas = "", {}, {}, []
-    for section in _tree(text)[1:]:
-        head, *rest = section
-        if head == "domain":
-            name = rest[0]
-        elif head == ":types":
-            parents = dict(_typed(rest))
-        elif head == ":constants":
-            constants = dict(_typed(rest))
-        elif head == ":action":
-            fields = dict(zip(rest[1::2], rest[2::2], strict=True))
-            pre, neg = _literals(fields.get(":precondition", []))
-            add, delete = _literals(fields.get(":effect", []))
-            schemas.append(Schema(rest[0], tuple(_typed(fields.get(":parameters", []))), pre, neg, add, delete))
-    return Domain(name, parents, constants, tuple(schemas))
+    """The domain that `text` describes.
+
+    Raises:
+      UserError: the text is not balanced, or goes beyond STRIPS with types and negative preconditions.
+    """
+    parts = pddl_text.sections(text)
+    found = dict(parts)
+    schemas = []
+    for action in pddl_text.actions(parts):
+        pre, neg = _literals(action.precondition)
+        add, delete = _literals(action.effect)
+        schemas.append(Schema(action.name, action.parameters, pre, neg, add, delete))
+    return Domain(
+        name=next(iter(found.get("domain", ())), ""),
+        parents=dict(pddl_text.typed(found.get(":types", ()))),
+        constants=dict(pddl_text.typed(found.get(":constants", ()))),
+        schemas=tuple(schemas),
+    )
 
 
 def read_problem(text: str, domain: Domain) -> Problem:
-    """Parse a problem of `domain`; UserError for negative goals and unknown constructs."""
-    name, objects, init = "", dict(domain.constants), frozenset[Atom]()
-    goal: tuple[tuple[Atom, ...], tuple[Atom, ...]] = ((), ())
-    for section in _tree(text)[1:]:
-        head, *rest = section
-        if head == "problem":
-            name = rest[0]
-        elif head == ":objects":
-            objects.update(_typed(rest))
-        elif head == ":init":
-            init = frozenset(tuple(atom) for atom in rest)
-        elif head == ":goal":
-            goal = _literals(rest[0])
-    if goal[1]:
+    """The problem of `domain` that `text` describes.
+
+    Raises:
+      UserError: the text is not balanced, has no goal, or its goal is not a conjunction of positive literals.
+    """
+    found = dict(pddl_text.sections(text))
+    name = next(iter(found.get("problem", ())), "")
+    if not found.get(":goal"):
+        raise UserError(f"problem {name!r} has no goal")
+    positive, negative = _literals(found[":goal"][0])
+    if negative:
         raise UserError(f"problem {name!r} has a negative goal, which is not supported")
-    return Problem(name, objects, init, goal[0])
+    objects = {**domain.constants, **dict(pddl_text.typed(found.get(":objects", ())))}
+    return Problem(name, objects, frozenset(found.get(":init", ())), positive)
 
 
 def write_problem(problem: Problem, domain: Domain) -> str:
@@ -169,18 +135,10 @@ def write_problem(problem: Problem, domain: Domain) -> str:
     )
 
 
-def _is_a(kind: str, wanted: str, parents: Mapping[str, str]) -> bool:
-    while kind != wanted:
-        if kind not in parents:
-            return wanted == "object"
-        kind = parents[kind]
-    return True
-
-
 def _instances(schema: Schema, domain: Domain, problem: Problem, fixed: set[str]) -> Iterator[Operator]:
     """Ground `schema` parameter by parameter, leaving a branch as soon as a static precondition fails."""
     choices = [
-        [name for name, kind in problem.objects.items() if _is_a(kind, wanted, domain.parents)]
+        [name for name, kind in problem.objects.items() if pddl_text.is_a(kind, wanted, domain.parents)]
         for _, wanted in schema.parameters
     ]
     slot = {variable: i for i, (variable, _) in enumerate(schema.parameters)}

@@ -3,7 +3,7 @@
 States are Python integers, one bit an atom. Two queues, one for all successors and one for those reached by helpful
 actions, are served in turn (Helmert 2006); successors inherit their parent's estimate until they are expanded.
 The plan is then shortened: operators that the rest does not need go first, then shorter ones are searched for.
-Problems of few states get a shortest plan (`_pddl_shortest`).
+Problems of few states get a shortest plan (`shortest`).
 """
 
 import dataclasses

@@ -1,6 +1,9 @@
 """One episode: an environment's engine plus the accounting that every environment shares.
 
 The engine knows commands; the episode knows assistant turns, budgets and what counts as success.
+
+It is also the border for text. Whatever a policy writes and an engine answers passes here once: control characters and lone surrogates
+are replaced in both directions, and lengths are bounded. So no engine is handed text that is none, and nothing behind the pool sees it.
 """
 
 import dataclasses
@@ -9,13 +12,21 @@ import json
 import math
 from typing import Any
 
-from agentrm_jax.envs.react import parse_action
-from agentrm_jax.envs.spec import EnvSpec
-from agentrm_jax.types import EngineStep, Environment, Outcome, Start, Task
+from agentrm_jax.envs.spec import EnvSpec, Options, whole
+from agentrm_jax.replies import parse_action
+from agentrm_jax.text import clean
+from agentrm_jax.types import EngineStep, Environment, Outcome, Start, Task, UserError
+
+OBSERVATION_LIMIT = 20_000  # characters, some 5,000 tokens; option `observation_limit` of an environment changes it
+COMMAND_LIMIT = 10_000  # characters; a longer command is answered without the engine
 
 
 class GarbageError(Exception):
     """An engine answered something that is no observation, reward or progress."""
+
+
+class TransientError(Exception):
+    """An engine failed for a reason that is likely to pass, such as a network. The pool tries again more often, with growing pauses."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,13 +51,20 @@ class Snapshot:
 class Episode:
     """Turns assistant turns into outcomes.
 
-    A turn from which no command can be read costs a step and does not touch the engine. `done` means that the engine is over
-    or the task's `max_steps` turns are used; `success` that the reward reached the spec's threshold, done or not.
+    A turn from which no command can be read, or one of more than `COMMAND_LIMIT` characters, costs a step and does not touch the
+    engine. `done` means that the engine is over or the task's `max_steps` turns are used; `success` that the reward reached the
+    spec's threshold, done or not.
+
+    Args:
+      environment: the engine.
+      spec: of the environment.
+      observation_limit: characters of goal and of an observation with its prefix; of a longer one head and tail are kept.
     """
 
-    def __init__(self, environment: Environment, spec: EnvSpec):
+    def __init__(self, environment: Environment, spec: EnvSpec, observation_limit: int = OBSERVATION_LIMIT):
         self.environment = environment
         self.spec = spec
+        self.observation_limit = observation_limit
         self.task: Task | None = None
         self.progress = Progress()
 
@@ -56,7 +74,7 @@ class Episode:
         start = self.environment.reset(task)
         if not (isinstance(start, Start) and isinstance(start.goal, str) and isinstance(start.observation, str)):
             raise GarbageError(f"reset answered {start!r:.200}, which is no Start")
-        return start
+        return Start(clean(start.goal, self.observation_limit), clean(start.observation, self.observation_limit))
 
     def step(self, turn: str) -> Outcome:
         """Executes one assistant turn.
@@ -67,8 +85,13 @@ class Episode:
         if self.task is None or self.progress.done:
             raise ValueError("the episode is over or was never reset")
         spec, before = self.spec, self.progress
-        command = parse_action(turn, multiline=spec.multiline).command
-        if command is None:
+        command = parse_action(clean(turn), multiline=spec.multiline).command
+        if command is not None and len(command) > COMMAND_LIMIT:
+            refusal = (
+                f"The command has {len(command)} characters; at most {COMMAND_LIMIT} are read. Write a shorter one."
+            )
+            answer, command = EngineStep(refusal, before.reward, before.progress, False, False), None
+        elif command is None:
             answer = EngineStep(spec.invalid_format, before.reward, before.progress, False, False)
         else:
             answer = _checked(self.environment.step(command))
@@ -77,7 +100,7 @@ class Episode:
         reward = 0.0 if exhausted and spec.exhausted_reward == "zero" else answer.reward
         self.progress = Progress(turns, reward, max(before.progress, answer.progress), answer.over or exhausted)
         return Outcome(
-            observation=spec.observation_prefix + answer.observation,
+            observation=clean(spec.observation_prefix + answer.observation, self.observation_limit),
             reward=reward,
             progress=self.progress.progress,
             done=self.progress.done,
@@ -98,6 +121,14 @@ class Episode:
 
     def close(self) -> None:
         self.environment.close()
+
+
+def observation_limit(options: Options) -> int:
+    """Option `observation_limit`, characters. Raises UserError unless it is a whole number of at least 100."""
+    limit = whole(options, "observation_limit", OBSERVATION_LIMIT)
+    if limit < 100:
+        raise UserError(f"option observation_limit must be at least 100 characters, not {limit}")
+    return limit
 
 
 def _checked(answer: EngineStep) -> EngineStep:

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import logging
 import pickle
+import random
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,11 @@ from agentrm_jax.types import JSON, Action, EnvironmentFault, Outcome, Start, St
 
 _log = logging.getLogger(__name__)
 _RETRIES_AFTER_EXCEPTION = 1  # code that raises mostly raises again
+_RETRIES_AFTER_TRANSIENT = 10  # some 12 s in all
+_PAUSE, _LONGEST_PAUSE = (
+    0.1,
+    2.0,
+)  # seconds before the first of these; twice as long before each further one, up to the longest
 _MEMORY_PERIOD = 1.0
 _WORTH_MOVING = 1e-3  # seconds a step must gain before it leaves the worker that holds its state
 
@@ -79,7 +85,7 @@ class EnvironmentPool:
       step_timeout: seconds one engine step or reset may take.
       start_timeout: seconds a process or an engine may take to start.
       retries: how often a request is tried again, by checked replay, after a worker hung, died or diverged (at most once after
-        an exception), before it raises EnvironmentFault.
+        an exception, and up to ten times with growing pauses after a TransientError), before it raises EnvironmentFault.
       live: engines a worker holds per environment at most, unless its option `live` says how many; its spec may say less. An
         environment without snapshots wants one for each episode in flight.
       snapshots: states a worker can go back to without replay.
@@ -120,6 +126,7 @@ class EnvironmentPool:
         self._seconds = {"reset": 0.0, "step": 0.0}  # what one takes, moving average
         self._timer: asyncio.TimerHandle | None = None
         self._memory_checked = 0.0
+        self._waiting: set[Call] = set()  # to be sent again after a pause
         self._closed = False
 
     async def __aenter__(self) -> "EnvironmentPool":
@@ -164,7 +171,7 @@ class EnvironmentPool:
           EnvironmentFault: it was not over after `time_limit` seconds, or raised. There is no second try.
         """
         call = self._call("expert", (task,), task, limit=time_limit)
-        call.attempts = self._retries
+        call.attempts, call.passing = self._retries, _RETRIES_AFTER_TRANSIENT
         start, steps = await self._run(call, self._least_busy())
         executed = tuple(Step(Action(turn), Outcome(*outcome)) for turn, outcome in steps)
         goal, observation = start
@@ -175,7 +182,7 @@ class EnvironmentPool:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for call in [c for worker in self._workers for c in worker.pending.values()]:
+        for call in [*self._waiting, *(c for worker in self._workers for c in worker.pending.values())]:
             self._fail(call, "the pool was closed")
         await asyncio.gather(*(worker.close() for worker in self._workers))
 
@@ -248,6 +255,9 @@ class EnvironmentPool:
         elif kind == "diverged":
             stats.divergences += 1
             self._again(call, f"a replay diverged: {payload}", self._retries)
+        elif kind == "transient":
+            stats.faults += 1
+            self._later(call, f"the environment failed: {payload}")
         else:
             stats.faults += 1
             self._again(call, f"the environment failed: {payload}", min(_RETRIES_AFTER_EXCEPTION, self._retries))
@@ -277,6 +287,25 @@ class EnvironmentPool:
             return
         _log.warning("%s of %s is tried again: %s", call.operation, task, reason)
         (call.worker or self._least_busy()).send(call)
+
+    def _later(self, call: Call, reason: str) -> None:
+        """Tries again after a pause, which grows and is drawn at random, so that many do not come back at once."""
+        if call.future.done():
+            return
+        if call.passing >= (_RETRIES_AFTER_TRANSIENT if self._retries else 0):
+            self._fail(call, f"{reason} (tried {call.passing + 1} times)")
+            return
+        pause = min(_LONGEST_PAUSE, _PAUSE * 2**call.passing) * random.uniform(0.5, 1.0)
+        call.passing += 1
+        call.fresh = call.state is not None
+        self._waiting.add(call)
+        asyncio.get_running_loop().call_later(pause, self._resend, call, reason)
+
+    def _resend(self, call: Call, reason: str) -> None:
+        self._waiting.discard(call)
+        if not (self._closed or call.future.done()):
+            _log.warning("%s of %s is tried again: %s", call.operation, call.task.key if call.task else "-", reason)
+            (call.worker or self._least_busy()).send(call)
 
     def _fail(self, call: Call, reason: str) -> None:
         if not call.future.done():

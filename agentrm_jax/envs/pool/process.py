@@ -2,6 +2,10 @@
 
 Everything happens on the event loop and nothing blocks it: the socket is non-blocking, and requests written in one turn of the
 loop leave in one system call. A worker answers in order, so the first pending request is the one it works on.
+
+Every process has a temporary folder of its own (`TMPDIR`), in which its engines write, and which is removed once the process has
+ended: by this side when it closed, lost or killed it, by the worker itself when this side is gone. It stays behind only where both
+are killed in the same moment.
 """
 
 import asyncio
@@ -10,19 +14,21 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import weakref
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from agentrm_jax.envs.pool.worker import FRAME
-from agentrm_jax.types import JSON, State, Task
+from agentrm_jax.types import JSON, State, Task, UserError
 
-_CODE = "import sys; sys.path[:] = {path!r}; from agentrm_jax.envs.pool.worker import main; main({fd})"
+_CODE = "import sys; sys.path[:] = {path!r}; from agentrm_jax.envs.pool.worker import main; main({fd}, {folder!r})"
 _CHUNK = 1 << 18
 _MAX_FRAME = 1 << 28  # a longer reply is noise in the socket
 _CLOSE_SECONDS = 2.0
@@ -39,7 +45,7 @@ class Call:
       limit: seconds it may take from the moment the worker gets to it (or to its next sign of life).
       state: the state a step starts from.
       history: the worker is sent the recorded past of `state`; with `fresh` it must replay all of it.
-      attempts: how often it failed.
+      attempts: how often it failed; `passing` times more for a reason that is likely to pass.
       worker: where it was sent last.
     """
 
@@ -53,7 +59,15 @@ class Call:
     history: bool = False
     fresh: bool = False
     attempts: int = 0
+    passing: int = 0
     worker: "WorkerProcess | None" = None
+
+
+class Started(NamedTuple):
+    """A process, the leader of a session, and its temporary folder."""
+
+    process: "subprocess.Popen[bytes]"
+    folder: str
 
 
 class Owner(Protocol):
@@ -76,7 +90,7 @@ class WorkerProcess:
         self._settings, self._owner, self._start_timeout = settings, owner, start_timeout
         self._deadline = self._suspect = self._started = 0.0
         self._sock: socket.socket | None = None
-        self._processes: list[subprocess.Popen[bytes]] = []  # the last one runs, earlier ones are dying
+        self._processes: list[Started] = []  # the last one runs, earlier ones are dying
         self._out = bytearray()
         self._in = bytearray()
         self._ids = 0
@@ -85,7 +99,7 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int | None:
-        return self._processes[-1].pid if self._sock else None
+        return self._processes[-1].process.pid if self._sock else None
 
     def send(self, call: Call) -> None:
         """Queues a request, and starts the process if there is none."""
@@ -101,7 +115,10 @@ class WorkerProcess:
 
     def check(self, now: float) -> None:
         """Replaces the process if what it works on is overdue; forgets processes that have ended."""
-        self._processes[:] = [p for i, p in enumerate(self._processes) if self._running(i) or p.poll() is None]
+        ended = [s for i, s in enumerate(self._processes) if not self._running(i) and s.process.poll() is not None]
+        for started in ended:
+            self._processes.remove(started)
+            shutil.rmtree(started.folder, ignore_errors=True)
         if self._sock is None or not (self.pending or not self.ready) or now <= self._deadline:
             return
         if (
@@ -117,7 +134,7 @@ class WorkerProcess:
     def lose(self, kind: str, reason: str) -> None:
         """Kills the process with all it started, and hands its unanswered requests back to the owner."""
         self._disconnect()
-        _kill(self._processes[-1])
+        _kill(self._processes[-1].process)
         calls = list(self.pending.values())
         self.pending.clear()
         self._owner.lost(self, calls, kind, reason)
@@ -139,9 +156,15 @@ class WorkerProcess:
 
     def _start(self) -> None:
         loop = asyncio.get_running_loop()
+        try:
+            folder = tempfile.mkdtemp(prefix="agentrm-worker-")
+        except OSError as e:
+            raise UserError(
+                f"environment workers need a temporary folder ({e}); set TMPDIR to one that is writable"
+            ) from e
         ours, theirs = socket.socketpair()
         with theirs:
-            code = _CODE.format(path=[p or os.getcwd() for p in sys.path], fd=theirs.fileno())
+            code = _CODE.format(path=[p or os.getcwd() for p in sys.path], fd=theirs.fileno(), folder=folder)
             # Not multiprocessing: its children import the main module again, and with it JAX.
             # A fixed hash seed, because engines iterate over sets of strings, and a replay must come out the same.
             process = subprocess.Popen(
@@ -150,9 +173,9 @@ class WorkerProcess:
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
-                env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONHASHSEED": "0"},
+                env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONHASHSEED": "0", "TMPDIR": folder},
             )
-        self._processes.append(process)
+        self._processes.append(Started(process, folder))
         ours.setblocking(False)
         self._sock, self.ready, self.answered = ours, False, 0
         self._in.clear()
@@ -262,7 +285,7 @@ class WorkerProcess:
     def _exit_status(self) -> int | None:
         """How the process ended, without collecting it (its group stays ours to kill)."""
         with contextlib.suppress(ChildProcessError):
-            result = os.waitid(os.P_PID, self._processes[-1].pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            result = os.waitid(os.P_PID, self._processes[-1].process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if result is None:
                 return None
             return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
@@ -299,11 +322,12 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _end(processes: "list[subprocess.Popen[bytes]]") -> None:
-    """Kills and collects every process of the list; also run when the interpreter exits."""
-    for process in processes:
-        _kill(process)
-    for process in processes:
+def _end(processes: list[Started]) -> None:
+    """Kills and collects every process of the list and removes its folder; also run when the interpreter exits."""
+    for started in processes:
+        _kill(started.process)
+    for started in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
+            started.process.wait(10)
+        shutil.rmtree(started.folder, ignore_errors=True)
     processes.clear()

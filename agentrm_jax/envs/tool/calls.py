@@ -1,23 +1,37 @@
 """Tool calls in text: `NAME with Action Input: {JSON}` on one line, read as data and checked against a signature.
 
-Arguments are read by `json`, else by `ast.literal_eval` (Python spelling: single quotes, None, True); nothing is evaluated.
+Arguments are read by `json`, else by `ast.literal_eval` (Python spelling: single quotes, None, True); nothing is evaluated. What a
+tool is given is data as JSON has it, with finite numbers and at most `_DEPTH` levels: a policy can write anything, and no tool raises
+anything but `ToolError`.
 """
 
 import ast
 import dataclasses
 import json
+import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from agentrm_jax.text import cut
 from agentrm_jax.types import JSON
 
 FINISH, CHECK = "finish", "check_valid_actions"
+_DEPTH = 20
+_LARGEST = 1e100  # no number of a task comes near it, and those below can be added and multiplied a few times
+_SAID = 100  # characters of a name that are repeated to the agent
+_REFUSAL = 1000  # characters
 _CALL = re.compile(r"\s*[`\"']?(\w+)[`\"']?\s*(?:with\s+action\s+input\s*:?\s*(.*))?", re.I | re.S)
 
 
 class ToolError(Exception):
     """A call was refused, or found nothing to act on. Its text is shown to the agent behind `ERROR | `."""
+
+
+def refusal(error: ToolError) -> str:
+    """The observation for a refused call, bounded in length whatever of the call it repeats."""
+    return cut(f"ERROR | {error}", _REFUSAL)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,15 +77,34 @@ def read_call(command: str) -> tuple[str, dict[str, Any]]:
 
 
 def _data(text: str) -> Any:
-    """The value a text stands for; the text itself if it is neither JSON nor a Python literal."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
+    """The value a text stands for; the text itself if it is neither JSON nor a Python literal, or holds what JSON cannot."""
+    for read in (json.loads, _literal):
+        try:
+            return _plain_data(read(text), _DEPTH)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+    return text
+
+
+def _literal(text: str) -> Any:
+    with warnings.catch_warnings():  # about spellings of the policy's
+        warnings.simplefilter("ignore")
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        return text
+
+
+def _plain_data(value: Any, depth: int) -> JSON:
+    """`value` with lists for tuples. Raises ValueError for what is no JSON, nested too deeply, or no finite number."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int | float):
+        if not abs(value) <= _LARGEST:
+            raise ValueError("a number out of range")
+        return value
+    if depth > 0 and isinstance(value, list | tuple):
+        return [_plain_data(item, depth - 1) for item in value]
+    if depth > 0 and isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain_data(item, depth - 1) for key, item in value.items()}
+    raise ValueError("no data")
 
 
 def checked(tools: Mapping[str, Tool], name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,12 +114,12 @@ def checked(tools: Mapping[str, Tool], name: str, arguments: Mapping[str, Any]) 
       ToolError: unknown tool, missing or unknown argument, or a value that cannot be of the type.
     """
     if name not in tools:
-        raise ToolError(f"There is no tool {name}. Tools: {', '.join(tools)}.")
+        raise ToolError(f"There is no tool {cut(name, _SAID)}. Tools: {', '.join(tools)}.")
     tool = tools[name]
     extra = [key for key in arguments if key not in tool.parameters]
     missing = [k for k, v in tool.parameters.items() if not v.endswith("?") and k not in arguments]
     if extra or missing:
-        wrong = f"has no argument {extra[0]}" if extra else f"needs the argument {missing[0]}"
+        wrong = f"has no argument {cut(extra[0], _SAID)}" if extra else f"needs the argument {missing[0]}"
         raise ToolError(f"{name} {wrong}. Use it as {tool.signature()}.")
     values: dict[str, Any] = {}
     for key, value in arguments.items():
@@ -104,17 +137,13 @@ def _converted(value: Any, kind: str, label: str) -> Any:
         return value
     if kind == "string" and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
-    if kind == "integer" and not isinstance(value, bool):
+    if kind in ("integer", "number") and isinstance(value, str | int | float) and not isinstance(value, bool):
         try:
-            if float(value) == int(float(value)):
-                return int(float(value))
-        except (TypeError, ValueError, OverflowError):
-            pass
-    if kind == "number" and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if abs(number) <= _LARGEST and (kind == "number" or number.is_integer()):
+            return int(number) if kind == "integer" else number
     if kind == "array" and isinstance(value, list | tuple):
         return list(value)
     if kind == "boolean" and isinstance(value, bool):

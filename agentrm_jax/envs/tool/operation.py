@@ -2,7 +2,7 @@
 
 Reward compares the final state with the wanted one, in [0, 1]; progress is the best reward so far. Sheet: the share of
 equal cells. To-do list: wanted changes made and the right answer given, over these and the changes nobody wanted
-(`_tool_todo.worth`). `finish` ends the episode. A call that is refused answers `ERROR | ...`, is invalid, and changes nothing.
+(`tool.todo.worth`). `finish` ends the episode. A call that is refused answers `ERROR | ...`, is invalid, and changes nothing.
 
 Without data, tables, lists and requests are generated. With the option `data`, the test split is the official one of
 AgentBoard and AgentGym: 20 sheet tasks on `<data>/tool/sheets.xlsx` (needs openpyxl; without its sheets of answers, which a
@@ -28,7 +28,7 @@ from agentrm_jax.envs.react import played
 from agentrm_jax.envs.spec import EnvSpec, Options, several, whole
 from agentrm_jax.envs.tool import sheet as sheets
 from agentrm_jax.envs.tool import sheet_tasks, todo, todo_tasks
-from agentrm_jax.envs.tool.calls import CHECK, FINISH, Tool, ToolError, checked, listed, read_call, render_call
+from agentrm_jax.envs.tool.calls import CHECK, FINISH, Tool, ToolError, checked, listed, read_call, refusal, render_call
 from agentrm_jax.envs.tool.calls import shown as rendered
 from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
 
@@ -143,7 +143,7 @@ class ToolOperation:
             before = self.game
             self.game, result = before.call(name, arguments)
         except ToolError as e:
-            return self._answer(f"ERROR | {e}", valid=False)
+            return self._answer(refusal(e), valid=False)
         if self.game is not before:
             self._score(False, None)
         return self._answer(rendered(result))
@@ -220,7 +220,7 @@ def make(options: Options) -> ToolOperation:
         try:
             import openpyxl  # noqa: F401
         except ImportError as e:
-            raise UserError("official sheet tasks need openpyxl: pip install 'agentrm_jax[tool]'") from e
+            raise UserError("official sheet tasks need openpyxl: pip install 'agentrm-jax[tool]'") from e
         if not (_folder(options) / "sheets.xlsx").exists():
             raise UserError(
                 f"{_folder(options) / 'sheets.xlsx'} is missing; option `data` must name the folder above it"

@@ -2,7 +2,7 @@
 
 Tools, arguments and refusals are AgentBoard's; the data behind them are generated, different ones for each split, because the
 originals are live services. Reward is 1 if `finish`, which ends the episode, was given the right answer, and 0 otherwise.
-Progress is the share of sub-goals found (`_tool_question.progress`): facts the agent has seen, and the right answer.
+Progress is the share of sub-goals found (`tool.question.progress`): facts the agent has seen, and the right answer.
 A call that is refused answers `ERROR | ...`, is invalid, and changes nothing.
 
 With the option `data` the test split are the official questions (`<data>/tool/{weather,movie,academia}.jsonl`), which need answers of those
@@ -14,7 +14,7 @@ Options:
   kinds: `weather`, `movie`, `academia`, or several (all by default).
   count: generated questions of the split (rounded up to equal shares), default 450 train, 60 dev, 60 test.
   data: folder of official files.
-  service: who answers the questions of `data` about weather and movies: `live` asks Open-Meteo and TMDB (`_tool_services`), `record`
+  service: who answers the questions of `data` about weather and movies: `live` asks Open-Meteo and TMDB (`tool.services`), `record`
     asks them only for what the folder `cassette` lacks and adds it there, `recorded` answers from that folder without network.
     What a service refuses, and what was not recorded, the agent reads as an error; a service that does not answer is a fault.
   cassette: recorded answers: of tools (a file), or with `service` of the services (a folder).
@@ -40,6 +40,7 @@ from agentrm_jax.envs.tool.calls import (
     checked,
     listed,
     read_call,
+    refusal,
     render_call,
     same_answer,
     shown,
@@ -105,7 +106,7 @@ class ToolQuery:
             act = _replayed(name) if self.recorded else _ACTIONS[self.kind][name][1]
             self.world, result, facts = act(self.world, arguments)
         except ToolError as e:
-            return self._answer(f"ERROR | {e}", valid=False)
+            return self._answer(refusal(e), valid=False)
         self.seen |= facts & self.question.needed
         return self._answer(shown(result))
 

@@ -8,6 +8,8 @@ cell everywhere.
 import dataclasses
 import math
 import re
+import re._parser as sre_parse
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,8 +27,10 @@ OPERATORS: Mapping[str, Callable[[list[float]], float]] = {
     "MINUS": lambda xs: xs[0] - xs[1],
     "PRODUCT": math.prod,
 }
+_LARGEST = 1e100  # of a number in a cell
+_MAX_REPEATS, _SEARCHED = 14, 200  # of a pattern (see `_repeats`), and characters of a cell that it is looked for in
 _ADDRESS = re.compile(r"([A-Za-z]{1,3})([1-9]\d{0,5})")
-_MAX_CELLS = 200_000
+_MAX_CELLS = 100_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,13 +70,21 @@ class Sheet:
         r1, c1, r2, c2 = area or (1, 1, *self.size())
         return [[display(*self.cell(r, c)) for c in range(c1, c2 + 1)] for r in range(r1, r2 + 1)]
 
-    def put(self, row: int, column: int, value: Value) -> "Sheet":
-        """A copy with one value changed; the cell keeps its number format."""
+    def put(self, row: int, column: int, values: list[list[Value]]) -> "Sheet":
+        """A copy with values changed from one cell on; cells keep their number formats. Raises ToolError if it grows too large."""
         rows = [list(r) for r in self.rows]
-        rows += [[] for _ in range(row - len(rows))]
-        rows[row - 1] += [BLANK] * (column - len(rows[row - 1]))
-        rows[row - 1][column - 1] = (value, rows[row - 1][column - 1][1])
-        return dataclasses.replace(self, rows=tuple(map(tuple, rows)))
+        rows += [[] for _ in range(row - 1 + len(values) - len(rows))]
+        for r, line in enumerate(values, row - 1):
+            rows[r] += [BLANK] * (column - 1 + len(line) - len(rows[r]))
+            for c, value in enumerate(line, column - 1):
+                rows[r][c] = (value, rows[r][c][1])
+        return self.with_rows(tuple(map(tuple, rows)))
+
+    def with_rows(self, rows: tuple[tuple[Cell, ...], ...]) -> "Sheet":
+        """A copy with other cells. Raises ToolError if they are too many."""
+        if len(rows) * max(map(len, rows), default=0) > _MAX_CELLS:
+            raise ToolError(f"The table would have more than {_MAX_CELLS} cells.")
+        return dataclasses.replace(self, rows=rows)
 
 
 def display(value: Value, form: str) -> str:
@@ -117,6 +129,8 @@ def position(text: str) -> tuple[int, int]:
 
 def _area(first: str, last: str) -> tuple[int, int, int, int]:
     (r1, c1), (r2, c2) = position(first), position(last)
+    if (abs(r2 - r1) + 1) * (abs(c2 - c1) + 1) > _MAX_CELLS:
+        raise ToolError(f"A range has at most {_MAX_CELLS} cells.")
     return min(r1, r2), min(c1, c2), max(r1, r2), max(c1, c2)
 
 
@@ -127,7 +141,7 @@ def _typed(value: Any) -> Value:
             number = float(value)
         except ValueError:
             return value
-        return number if math.isfinite(number) else value
+        return number if abs(number) <= _LARGEST else value
     if value is None or isinstance(value, int | float):
         return value
     raise ToolError("A cell holds text or a number.")
@@ -152,18 +166,55 @@ def _result(sheet: Sheet, a: Mapping[str, Any]) -> float:
         raise ToolError("Give start_position and end_position, or position_list.")
     numbers = [float(v) for v, _ in cells if isinstance(v, int | float) and not isinstance(v, bool)]
     try:
-        return OPERATORS[a["operator"]](numbers)
+        result = OPERATORS[a["operator"]](numbers)
     except (ValueError, IndexError, ZeroDivisionError):
         raise ToolError(f"{a['operator']} needs more numbers than these cells hold.") from None
+    if not abs(result) <= _LARGEST:
+        raise ToolError(f"The {a['operator']} of these cells is too large for a cell.")
+    return result
 
 
 def _pattern(query: str) -> re.Pattern[str]:
-    """A regular expression, also where it is written as the text of a Python call."""
+    """A regular expression, also where it is written as the text of a Python call.
+
+    Raises:
+      ToolError: it is none, or one that could take for ever: with a repeat inside a repeat, or with many of them.
+    """
     match = re.fullmatch(r"re\.compile\(r?(['\"])(.*)\1\)", query.strip(), re.S)
     try:
-        return re.compile(match[2] if match else query)
-    except re.error as e:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pattern = re.compile(match[2] if match else query)
+            repeats = _repeats(sre_parse.parse(pattern.pattern), False)
+    except (re.error, OverflowError, RecursionError, MemoryError) as e:
         raise ToolError(f"query is no valid pattern: {e}.") from None
+    if repeats > _MAX_REPEATS:
+        raise ToolError("query repeats too much; write a simpler pattern.")
+    return pattern
+
+
+def _repeats(parsed: Any, inside: bool) -> int:
+    """How much a parsed pattern has to try: 4 for a repeat, 1 for what may be there or not, too much for one inside a repeat."""
+    too_much = _MAX_REPEATS + 1
+    found = 0
+    for operation, argument in parsed:
+        name, bodies = str(operation), []
+        if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
+            low, high, body = argument
+            if inside and high > 1:
+                found += too_much
+            elif low != high:
+                found += too_much if inside else 1 if high <= 1 else 4
+            found += _repeats(body, inside or high > 1)
+        elif name == "BRANCH":
+            found += too_much * inside
+            bodies = list(argument[1])
+        elif name == "GROUPREF":
+            found += too_much if inside else 4
+        else:
+            bodies = list(argument) if isinstance(argument, tuple) else [argument]
+        found += sum(_repeats(body, inside) for body in bodies if isinstance(body, sre_parse.SubPattern))
+    return found
 
 
 # The tools: (sheet, arguments) to (sheet afterwards, result). The result None stands for all values.
@@ -175,7 +226,7 @@ def _insert_rows(sheet: Sheet, a: Mapping[str, Any]) -> Answer:
     if at < 1 or at > sheet.size()[0] + 1:
         raise ToolError("row_idx lies outside the table.")
     new = tuple(tuple((v, "General") for v in line) for line in _table(a["values_list"]))
-    return dataclasses.replace(sheet, rows=sheet.rows[: at - 1] + new + sheet.rows[at - 1 :]), None
+    return sheet.with_rows(sheet.rows[: at - 1] + new + sheet.rows[at - 1 :]), None
 
 
 def _insert_cols(sheet: Sheet, a: Mapping[str, Any]) -> Answer:
@@ -187,13 +238,13 @@ def _insert_cols(sheet: Sheet, a: Mapping[str, Any]) -> Answer:
     for i, row in enumerate(rows):
         row += [BLANK] * (at - 1 - len(row))
         row[at - 1 : at - 1] = [(line[i] if i < len(line) else None, "General") for line in new]
-    return dataclasses.replace(sheet, rows=tuple(map(tuple, rows))), None
+    return sheet.with_rows(tuple(map(tuple, rows))), None
 
 
 def _delete(sheet: Sheet, a: Mapping[str, Any]) -> Answer:
     try:
         chosen = {int(i) for i in a["index_list"]}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ToolError("index_list must hold row or column numbers.") from None
     if a["dimension"] not in ("row", "col"):
         raise ToolError("dimension must be row or col.")
@@ -217,10 +268,7 @@ def _update_range(sheet: Sheet, a: Mapping[str, Any]) -> Answer:
         raise ToolError("values_list is larger than the range.")
     if (r1, c1) == (1, 1) and (r2, c2) == sheet.size():
         raise ToolError("The whole table cannot be overwritten at once.")
-    for i, line in enumerate(values):
-        for j, value in enumerate(line):
-            sheet = sheet.put(r1 + i, c1 + j, value)
-    return sheet, None
+    return sheet.put(r1, c1, values), None
 
 
 def _sort(sheet: Sheet, a: Mapping[str, Any]) -> Answer:
@@ -248,7 +296,7 @@ def _filter(sheet: Sheet, a: Mapping[str, Any]) -> Answer:
         address(r, c)
         for r, row in enumerate(sheet.values(), 1)
         for c, text in enumerate(row, 1)
-        if a.get("in_row", r) == r and a.get("in_column", c) == c and pattern.search(text)
+        if a.get("in_row", r) == r and a.get("in_column", c) == c and pattern.search(text[:_SEARCHED])
     ]
     return sheet, found
 
@@ -278,7 +326,10 @@ ACTIONS: dict[str, tuple[Tool, Callable[[Sheet, Mapping[str, Any]], Answer]]] = 
     tool.name: (tool, action)
     for tool, action in [
         (Tool("get_all_values", {}, "shows the whole table."), lambda s, a: (s, None)),
-        (Tool("get_range_values", _AREA, "shows a part of it."), lambda s, a: (s, s.values(_area(**a)[:4]))),
+        (
+            Tool("get_range_values", _AREA, "shows a part of it."),
+            lambda s, a: (s, s.values(_area(a["start_position"], a["end_position"]))),
+        ),
         (
             Tool("get_cell_value", {"position": "string"}, "shows one cell."),
             lambda s, a: (s, display(*s.cell(*position(a["position"])))),
@@ -302,11 +353,11 @@ ACTIONS: dict[str, tuple[Tool, Callable[[Sheet, Mapping[str, Any]], Answer]]] = 
         (Tool("get_A1_annotation", {"row": "integer", "col": "integer"}, "name of a cell."), lambda s, a: (s, _a1(a))),
         (
             Tool("update_cell", {"position": "string", "value": "any"}, "writes one cell."),
-            lambda s, a: (s.put(*position(a["position"]), _typed(a["value"])), None),
+            lambda s, a: (s.put(*position(a["position"]), [[_typed(a["value"])]]), None),
         ),
         (
             Tool("update_cell_by_formula", {**_RANGE, "result_position": "string"}, "writes a computed value."),
-            lambda s, a: (s.put(*position(a["result_position"]), _result(s, a)), None),
+            lambda s, a: (s.put(*position(a["result_position"]), [[_result(s, a)]]), None),
         ),
         (Tool("update_range", {**_AREA, "values_list": "array"}, "writes rows of values into a range."), _update_range),
         (

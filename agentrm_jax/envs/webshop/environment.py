@@ -1,14 +1,14 @@
 """WebShop (Yao et al. 2022): find a product by search, choose its options, buy it; scored by how well it fits the wish.
 
-An engine of our own for the original's text mode: same pages, page flow, search and reward (`_webshop_reward` names the one
+An engine of our own for the original's text mode: same pages, page flow, search and reward (`webshop.reward` names the one
 approximation). Without any file it sells made-up products; `options["data"]` names a folder with the official files in `webshop/`.
 
 Where the original behaves differently: an impossible action there shows the page again, here it is called invalid;
 the prefixes <r>, <a>, <c> and <q>, which bypass its search, are ordinary text here; an option whose value contains "[" can be chosen.
 
-The full catalogue is read and indexed once, when its tasks are first listed (`_webshop_cache`).
+The full catalogue is read and indexed once, when its tasks are first listed (`webshop.cache`).
 
-Options: `data`, `setting` (`generated`, `small`, `original`, `eto`; see `_webshop_catalogue.read_shop`), `num_products`, and
+Options: `data`, `setting` (`generated`, `small`, `original`, `eto`; see `webshop.catalogue.read_shop`), `num_products`, and
 `seed` of the made-up catalogue.
 """
 
@@ -210,7 +210,7 @@ product, the next or the previous page, or on Buy Now, which ends the shopping."
 
 
 def expert(env: Environment, task: Task) -> Iterator[tuple[str, str]]:
-    """Solves the episode `env` was just reset to; see `_webshop_expert`."""
+    """Solves the episode `env` was just reset to; see `webshop.expert`."""
     assert isinstance(env, WebShop)
     return solve(env, task.max_steps)
 

@@ -7,7 +7,7 @@ character, and equal scores keep the order of the catalogue.
 
 import collections
 import functools
-import pickle
+import json
 import re
 from array import array
 from collections.abc import Iterable
@@ -76,13 +76,14 @@ class Index:
         """Writes the index to files of `folder`, for `load`."""
         for name in _ARRAYS:
             np.save(folder / f"index{name}.npy", getattr(self, name))
-        (folder / "index_terms.pickle").write_bytes(pickle.dumps((self.size, self._terms), 5))
+        (folder / "index_terms.json").write_text(json.dumps({"size": self.size, "terms": list(self._terms)}))
 
     @classmethod
     def load(cls, folder: Path) -> "Index":
         """The index that was saved to `folder`; its arrays are mapped, so that processes share them."""
         index = cls.__new__(cls)
-        index.size, index._terms = pickle.loads((folder / "index_terms.pickle").read_bytes())
+        stored = json.loads((folder / "index_terms.json").read_text())
+        index.size, index._terms = stored["size"], {term: number for number, term in enumerate(stored["terms"])}
         for name in _ARRAYS:
             setattr(index, name, np.load(folder / f"index{name}.npy", mmap_mode="r"))
         return index

@@ -8,7 +8,7 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from agentrm_jax.run import config as cli
+from agentrm_jax.run import flags, stages
 from agentrm_jax.types import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -21,13 +21,13 @@ def at_the_root(monkeypatch):
 
 
 def parse(*arguments: str) -> ml_collections.ConfigDict:
-    return cli.parse(arguments)[0]
+    return flags.parse(arguments)[0]
 
 
 def refusal(*arguments: str) -> str:
     """The one line a command line is refused with."""
     with pytest.raises(UserError) as caught:
-        cli.parse(arguments)
+        flags.parse(arguments)
     return str(caught.value)
 
 
@@ -35,12 +35,12 @@ def refusal(*arguments: str) -> str:
 def test_every_experiment_resolves_and_its_docstring_names_its_command(path):
     doc = ast.get_docstring(ast.parse(path.read_text()))
     assert doc is not None
-    main = "train.py" if path.stem in ("sft", "explicit", "implicit") else "search.py"
+    main = stages.STAGES[path.stem].main
     assert f"python {main} --config=configs/{path.name}" in doc
-    config, workdir = cli.parse([f"--config=configs/{path.name}"])
+    config, workdir = flags.parse([f"--config=configs/{path.name}"])
     assert config.size == "nano"
     assert workdir == Path("runs/nano") / path.stem
-    named, _ = cli.parse([f"--config=configs/{path.name}:nano"])
+    named, _ = flags.parse([f"--config=configs/{path.name}:nano"])
     assert named.to_dict() == config.to_dict()
     assert config.is_locked
 
@@ -79,10 +79,10 @@ def test_a_value_gets_the_type_of_what_it_replaces(key, text, value):
 def test_true_and_false_are_words_and_not_any_text():
     config = ml_collections.ConfigDict({"flag": False})
     for text, value in (("true", True), ("False", False), ("1", True)):
-        cli.override(config, "flag", text)
+        flags.override(config, "flag", text)
         assert config.flag is value
     with pytest.raises(UserError, match=r"--config\.flag=maybe: must be true or false"):
-        cli.override(config, "flag", "maybe")
+        flags.override(config, "flag", "maybe")
 
 
 @pytest.mark.parametrize(
@@ -114,31 +114,6 @@ def test_a_mistake_is_named_with_what_to_do(arguments, parts):
     assert all(part in line for part in parts), line
 
 
-def test_the_parent_of_a_default_workdir_need_not_exist(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    _, workdir = cli.parse([f"--config={ROOT / 'configs' / 'sft.py'}"])
-    cli.begin(parse(f"--config={ROOT / 'configs' / 'sft.py'}"), workdir)
-    assert (tmp_path / "runs/nano/sft/config.json").exists()
-
-
-def test_a_workdir_belongs_to_one_config(tmp_path):
-    config = parse(SFT)
-    cli.begin(config, tmp_path)
-    written = (tmp_path / "config.json").read_text()
-    cli.begin(parse(SFT, "--config.total_steps=" + str(config.total_steps)), tmp_path)
-    with pytest.raises(
-        UserError, match=r"made with another config \(differs in: mesh, seed\); choose another --workdir"
-    ):
-        cli.begin(parse(SFT, "--config.seed=1", "--config.mesh.fsdp=2"), tmp_path)
-    assert (tmp_path / "config.json").read_text() == written
-
-
-def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--workdir=.*file/run cannot be written"):
-        cli.begin(parse(SFT), tmp_path / "file" / "run")
-
-
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -159,19 +134,51 @@ def test_a_main_ends_with_one_line_and_exit_code_2(arguments, parts):
     assert all(part in line for part in parts)
 
 
-def test_a_main_refuses_a_changed_config_in_an_old_workdir_before_it_does_anything(tmp_path):
-    cli.begin(parse(SFT), tmp_path)
-    done = command("train.py", SFT, f"--workdir={tmp_path}", "--config.seed=5")
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert "differs in: seed" in line
-    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+def test_the_other_mains_config_is_named_with_its_command():
+    with pytest.raises(UserError) as caught:
+        flags.parse(["--config=configs/beam.py"], "train.py")
+    assert str(caught.value) == "--config=configs/beam.py is for search.py: python search.py --config=configs/beam.py"
+    assert flags.parse(["--config=configs/beam.py"], "search.py")[0].method == "beam"
 
 
-def test_help_lists_the_experiments(capsys):
-    with pytest.raises(SystemExit) as caught:
-        cli.parse(["--help"])
-    assert caught.value.code == 0
-    out = capsys.readouterr().out
-    assert "usage: " in out
-    assert "configs/sft.py: Imitation" in out
+@pytest.mark.parametrize("key", ["size=smollm2", "method=greedy"])
+def test_what_a_config_file_is_cannot_be_set(key):
+    assert "is what the config file is; choose another" in refusal("--config=configs/beam.py", f"--config.{key}")
+
+
+def test_a_value_may_follow_its_flag_after_a_space(tmp_path):
+    config, workdir = flags.parse(
+        ["--config", "configs/sft.py", "--workdir", str(tmp_path / "x"), "--config.total_steps", "7"]
+    )
+    assert (config.total_steps, workdir) == (7, tmp_path / "x")
+    assert flags.joined(["--json", "--config", "a.py", "--config.x=-1", "--flag"], switches=("--json",)) == [
+        "--json",
+        "--config=a.py",
+        "--config.x=-1",
+        "--flag",
+    ]
+
+
+def test_shipped_configs_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, workdir = flags.parse(["--config=configs/sft.py"])
+    assert (config.loss, workdir) == ("imitation", Path("runs/nano/sft"))
+    assert "did you mean configs/sft.py?" in refusal("--config=configs/stf.py")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def get_config(", "fails: SyntaxError"),
+        ("import nowhere_to_be_found", "fails: ModuleNotFoundError: No module named 'nowhere_to_be_found' (line 1)"),
+        ("def get_config(size='nano'): return None", "does not say which main it is for; write MAIN = "),
+        (
+            "MAIN = 'train.py'\ndef get_config():\n    return 1 / 0",
+            "fails: ZeroDivisionError: division by zero (line 3)",
+        ),
+        ("MAIN = 'train.py'\ndef get_config(): return {}", "must return an ml_collections.ConfigDict with a size"),
+    ],
+)
+def test_a_config_of_ones_own_that_fails_is_one_line(tmp_path, code, said):
+    (tmp_path / "mine.py").write_text(code)
+    assert said in refusal(f"--config={tmp_path / 'mine.py'}")

@@ -1,0 +1,131 @@
+"""States that are kept out of training, with what is known of each, to measure a reward model on.
+
+They are kept out by task: the states of a task are too much alike for one to be a surprise when others were trained on.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from agentrm_jax import tree
+from agentrm_jax.tree import FlatTree, Node
+from agentrm_jax.types import SearchTree
+
+_NAME = "heldout.npz"
+_FIELDS = ("tokens", "positions", "subtree_end", "previous")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Token trees packed into rows, and the states in them whose value is known.
+
+    Attributes:
+      rows: `tokens`, `positions`, `subtree_end` and `previous` as in `FlatTree`, each int32[r, t].
+      row, column: int32[w], where the value of each state is read.
+      target: float32[w], its value.
+      task: str[w], the key of its task.
+      sibling: int32[w], equal for actions that were tried in the same state.
+      success: float32[w], 1 or 0 where the episode ended with this state, NaN elsewhere.
+      length: int32[w], steps up to and with this state.
+    """
+
+    rows: Mapping[str, np.ndarray]
+    row: np.ndarray
+    column: np.ndarray
+    target: np.ndarray
+    task: np.ndarray
+    sibling: np.ndarray
+    success: np.ndarray
+    length: np.ndarray
+
+
+def choose(trees: Sequence[SearchTree], fraction: float) -> tuple[list[SearchTree], list[SearchTree]]:
+    """Trees to train on and trees to hold out: about `fraction` of the tasks, of every environment alike, never all.
+
+    Which tasks these are depends on their names only, so runs on the same trees hold out the same ones.
+    """
+    by_env: dict[str, list[str]] = {}
+    for key, env in {t.task.key: t.task.env for t in trees}.items():
+        by_env.setdefault(env, []).append(key)
+    spread = []
+    for keys in by_env.values():
+        keys.sort(key=lambda key: hashlib.blake2b(key.encode(), digest_size=8).digest())
+        spread += [((place + 0.5) / len(keys), key) for place, key in enumerate(keys)]
+    count = min(round(fraction * len(spread)), len(spread) - 1)
+    out = {key for _, key in sorted(spread)[: max(count, 0)]}
+    return [t for t in trees if t.task.key not in out], [t for t in trees if t.task.key in out]
+
+
+def collect(parts: Iterable[tuple[SearchTree, Sequence[Node]]], row_length: int) -> HeldOut | None:
+    """Packs pieces of value trees (`targets.value_tree`, cut to `row_length`), each with the search tree it was made from.
+
+    None if no piece holds a state whose value is known.
+    """
+    flats: list[FlatTree] = []
+    states: list[tuple[int, int, float]] = []  # number of the piece, token in it, target
+    facts: list[tuple[str, int, float, int]] = []  # task, sibling, success, length
+    numbers: dict[tuple[int, int], int] = {}  # (tree, parent) -> number of the state that was left
+    for one, nodes in parts:
+        flat = tree.flatten(nodes)
+        found = np.flatnonzero(flat.value_weight > 0)
+        for at in found:
+            origin = nodes[flat.node[at]].origin
+            record = one.nodes[origin]
+            left = numbers.setdefault((id(one), record.parent), len(numbers))
+            success = float(record.outcome.success) if record.outcome.done else np.nan
+            states.append((len(flats), int(at), float(flat.value[at])))
+            facts.append((one.task.key, left, success, _depth(one, origin)))
+        if found.size:
+            flats.append(flat)
+    if not flats:
+        return None
+    groups = tree.pack(flats, row_length)
+    place: dict[int, tuple[int, int]] = {}
+    for row, group in enumerate(groups):
+        starts = np.cumsum([0, *(len(flats[i]) for i in group)])
+        place |= {i: (row, int(start)) for i, start in zip(group, starts, strict=False)}
+    packed = [tree.to_row([flats[i] for i in group], row_length) for group in groups]
+    known = list(zip(*facts, strict=True))
+    return HeldOut(
+        rows={name: np.stack([getattr(row, name) for row in packed]) for name in _FIELDS},
+        row=np.array([place[piece][0] for piece, _, _ in states], np.int32),
+        column=np.array([place[piece][1] + at for piece, at, _ in states], np.int32),
+        target=np.array([target for _, _, target in states], np.float32),
+        task=np.array(known[0]),
+        sibling=np.array(known[1], np.int32),
+        success=np.array(known[2], np.float32),
+        length=np.array(known[3], np.int32),
+    )
+
+
+def write(folder: Path, heldout: HeldOut) -> None:
+    """Writes held-out states into a dataset's folder, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = dict(heldout.rows) | {
+        f.name: getattr(heldout, f.name) for f in dataclasses.fields(heldout) if f.name != "rows"
+    }
+    partial = folder / f"partial.{_NAME}"
+    np.savez_compressed(partial, **arrays)
+    os.replace(partial, folder / _NAME)
+
+
+def read(folder: Path) -> HeldOut | None:
+    """What `write` wrote; None if nothing is held out."""
+    path = folder / _NAME
+    if not path.exists():
+        return None
+    with np.load(path) as arrays:
+        rest = {name: arrays[name] for name in arrays.files if name not in _FIELDS}
+        return HeldOut(rows={name: arrays[name] for name in _FIELDS}, **rest)
+
+
+def _depth(one: SearchTree, node: int) -> int:
+    """Actions on the path to a node."""
+    depth = 0
+    while (node := one.nodes[node].parent) >= 0:
+        depth += 1
+    return depth

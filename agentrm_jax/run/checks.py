@@ -1,0 +1,87 @@
+"""A config is checked as a whole, before anything is made, opened or written."""
+
+from typing import Any
+
+import ml_collections
+
+from agentrm_jax.run import keys
+from agentrm_jax.types import UserError
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks every value of a config against the table of keys, and values that belong together against each other.
+
+    Raises:
+      UserError: a value is out of its range, a key is missing, or two values do not fit; names the key and what it may be.
+    """
+    roles, values = keys.roles(config), keys.flatten(config)
+    if not roles:
+        raise UserError("this config names no method (for search.py), and neither experts nor trees (for train.py)")
+    for key in keys.rows(roles):
+        if key.name.endswith("*"):
+            continue
+        if key.name not in values:
+            raise UserError(f"the config lacks {key.name} ({key.meaning}); it must be {key.range.words()}")
+        _check_value(key, key.name, values[key.name])
+    for name, value in values.items():
+        if known := keys.find(name, roles):
+            _check_value(known, name, value)
+    for together in (_mesh, _model, _engine, _simulations):
+        together(config)
+
+
+def show(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _check_value(key: keys.Key, name: str, value: Any) -> None:
+    if not key.range.allows(value):
+        raise UserError(f"--config.{name}={show(value)}: must be {key.range.words()}")
+
+
+def _mesh(config: ml_collections.ConfigDict) -> None:
+    if "mesh" in config and sum(size == -1 for size in config.mesh.values()) > 1:
+        raise UserError("--config.mesh: only one of data, fsdp and tensor can be -1, all devices that are left")
+
+
+def _model(config: ml_collections.ConfigDict) -> None:
+    if "model" not in config or config.init:  # a model that is there brings its own sizes
+        return
+    model = config.model
+    if model.num_heads % model.num_kv_heads:
+        raise UserError(
+            f"--config.model.num_kv_heads={model.num_kv_heads}: must divide model.num_heads, {model.num_heads}"
+        )
+    if model.head_dim % 2:
+        raise UserError(f"--config.model.head_dim={model.head_dim}: must be even, positions turn pairs of numbers")
+
+
+def _engine(config: ml_collections.ConfigDict) -> None:
+    if "engine" not in config:
+        return
+    engine = config.engine
+    if engine.max_new >= engine.context[-1]:
+        raise UserError(
+            f"--config.engine.max_new={engine.max_new}: leaves no room for a history; "
+            f"the last of engine.context is {engine.context[-1]}"
+        )
+    if engine.cache_tokens < engine.context[-1]:
+        raise UserError(
+            f"--config.engine.cache_tokens={engine.cache_tokens}: cannot hold a history as long as the last of "
+            f"engine.context, {engine.context[-1]}"
+        )
+    if engine.new_tokens[-1] > engine.batch_tokens[-1]:
+        raise UserError(
+            f"--config.engine.new_tokens={show(engine.new_tokens)}: the last one must fit the last of "
+            f"engine.batch_tokens, {engine.batch_tokens[-1]}"
+        )
+
+
+def _simulations(config: ml_collections.ConfigDict) -> None:
+    settings = config.get("search", {})
+    if config.get("method") == "mcts" and settings["n"] > 1 and settings["rollout_temperature"] == 0:
+        raise UserError(
+            f"--config.search.n={settings['n']}: simulations of a greedy policy are all the same; "
+            "set search.rollout_temperature above 0"
+        )

@@ -1,0 +1,234 @@
+"""Every key of a config: what it means, what it may be, and whether a run that has begun may go on with another value.
+
+Checks, `--help` and docs/config.md are made from this table.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import ml_collections
+
+from agentrm_jax.run.ranges import Choice, Date, Flag, Free, Names, Number, Range, Sizes, Text
+from agentrm_jax.search.aggregate import Aggregator
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key.
+
+    Attributes:
+      name: as after `--config.`; `*` at its end stands for all keys below.
+      range: the values it may have.
+      meaning: half a sentence.
+      unit: of a number, where it has one.
+      of: roles of the configs that have it (`roles`); a key of one name may mean one thing here and another there.
+      identity: it is what the config file is, and is not set on the command line.
+      steady: changing it cannot change results (beyond rounding), so a run that has begun may go on with another value.
+      raised: it may be raised in a run that has begun, and this is what that does; empty if it may not.
+    """
+
+    name: str
+    range: Range
+    meaning: str
+    unit: str = ""
+    of: tuple[str, ...] = ()
+    identity: bool = False
+    steady: bool = False
+    raised: str = ""
+
+    def stands_for(self, name: str, roles: set[str]) -> bool:
+        """Whether this is the row of the key `name` in a config of these roles."""
+        if not roles & set(self.of):
+            return False
+        return name.startswith(self.name[:-1]) if self.name.endswith("*") else name == self.name
+
+
+TRAIN, SEARCH = ("train",), ("search",)
+BOTH = TRAIN + SEARCH
+POLICY, EXPLICIT = ("policy",), ("explicit",)
+TASKS = POLICY + SEARCH  # what chooses tasks
+SAMPLING = ("best_of_n", "beam", "lookahead", "mcts")
+MODELS = "a workdir, a Hugging Face folder, a .gguf file, or smollm2"
+DTYPES = Choice(("float32", "bfloat16"))
+OUTCOMES = Choice(("reward", "progress", "success"))
+LINEAR_MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+COUNT, SOME = Number(1, whole=True), Number(0, whole=True)  # at least one; none or some
+SEED = Number(0, 2**31 - 1, whole=True)
+POSITIVE, NOT_NEGATIVE = Number(0, above=True), Number(0)
+AXIS = Number(1, whole=True, also=(-1,))
+AXIS_WORDS = "-1: all devices that are left"
+
+# Title of a section of docs/config.md -> its keys.
+SECTIONS: Mapping[str, tuple[Key, ...]] = {
+    "All runs": (
+        Key("size", Text("a size"), "the size, from --config=FILE:SIZE", of=BOTH, identity=True),
+        Key("seed", SEED, "names everything that is drawn at random", of=BOTH),
+        Key(
+            "chat_template",
+            Text("chatml, or a file that holds a template", optional=True),
+            "chat template instead of the tokenizer's own",
+            of=BOTH,
+        ),
+        Key(
+            "date",
+            Date(optional=True),
+            "what a chat template that reads the clock is told; empty: the day the run began",
+            of=BOTH,
+        ),
+    ),
+    "Training: data": (
+        Key("init", Text(MODELS, optional=True), "the model that training starts from; empty: from nothing", of=POLICY),
+        Key("init", Text(MODELS), "the model that training starts from", of=EXPLICIT),
+        Key("experts", Text("a folder"), "where expert episodes are kept; made if they are missing", of=POLICY),
+        Key("context_weight", Number(0, 1), "weight of prompt and observation tokens; actions weigh 1", of=POLICY),
+        Key("trees", Text("a workdir"), "the exploration whose step values are learned", of=EXPLICIT),
+        Key("min_visits", COUNT, "returns that a state's value must rest on (λ)", of=EXPLICIT),
+        Key("target", Choice(("mean", "max")), "the value of a state: mean or best of the returns below", of=EXPLICIT),
+        Key("outcome", OUTCOMES, "what counts as the return of an episode", of=EXPLICIT),
+    ),
+    "Training: optimisation": (
+        Key("loss", Choice(("imitation",)), "the loss", of=POLICY),
+        Key("loss", Choice(("regression", "cross_entropy")), "the loss", of=EXPLICIT),
+        Key(
+            "heldout",
+            Number(0, 1, below=True),
+            "share of the tasks whose trees are measured on, not trained on",
+            of=EXPLICIT,
+        ),
+        Key("eval_steps", COUNT, "steps between measurements on held-out trees", of=EXPLICIT, steady=True),
+        Key(
+            "total_steps",
+            COUNT,
+            "updates",
+            unit="steps",
+            of=TRAIN,
+            raised="training goes on, and from here on the learning rate is that of a run of so many steps",
+        ),
+        Key("learning_rate", POSITIVE, "highest learning rate of the schedule", of=TRAIN),
+        Key("warmup", Number(0, 1, below=True), "part of all steps in which the rate rises from 0", of=TRAIN),
+        Key("weight_decay", NOT_NEGATIVE, "decay of matrices, as in AdamW", of=TRAIN),
+        Key("clip", POSITIVE, "longest gradient (global norm); a longer one is shortened to it", of=TRAIN),
+        Key("batch_rows", COUNT, "rows of an update, over all devices", unit="rows", of=TRAIN),
+        Key("row_length", Number(2, whole=True), "length of a row", unit="tokens", of=TRAIN),
+        Key("lora.rank", SOME, "rank of low-rank adapters; 0: every parameter is trained", of=TRAIN),
+        Key("lora.alpha", POSITIVE, "adapters count alpha / rank times", of=TRAIN),
+        Key("lora.targets", Names((*LINEAR_MAPS, "all-linear")), "linear maps that get an adapter", of=TRAIN),
+    ),
+    "Training: devices and log": (
+        Key("dtype", DTYPES, "type that is computed in", of=TRAIN),
+        Key("scan", Flag(), "one program for all layers: compiles fast, runs slower on CPUs", of=TRAIN, steady=True),
+        Key("remat", Flag(), "activations are computed again instead of kept: less memory", of=TRAIN, steady=True),
+        Key("cpu_devices", COUNT, "devices that a CPU is shown as", of=TRAIN, steady=True),
+        Key("mesh.data", AXIS, f"ways that rows are split; {AXIS_WORDS}", of=TRAIN),
+        Key("mesh.fsdp", AXIS, f"ways that rows and weights are split; {AXIS_WORDS}", of=TRAIN),
+        Key("mesh.tensor", AXIS, f"ways that heads are split; {AXIS_WORDS}", of=TRAIN),
+        Key("log_steps", COUNT, "steps between two rows of metrics.jsonl", unit="steps", of=TRAIN, steady=True),
+        Key("checkpoint_steps", COUNT, "steps between two checkpoints", unit="steps", of=TRAIN, steady=True),
+    ),
+    "Model of a policy that starts from nothing": (
+        Key("model.vocab_size", Number(259, whole=True), "most tokens of the tokenizer that is trained", of=POLICY),
+        Key("model.num_layers", COUNT, "layers", of=POLICY),
+        Key("model.d_model", COUNT, "width", of=POLICY),
+        Key("model.num_heads", COUNT, "query heads", of=POLICY),
+        Key("model.num_kv_heads", COUNT, "key and value heads; divides the query heads", of=POLICY),
+        Key("model.head_dim", Number(2, whole=True), "width of a head; even", of=POLICY),
+        Key("model.d_ff", COUNT, "width of the feed-forward part", of=POLICY),
+        Key("model.max_length", Number(2, whole=True), "longest path it is used with", unit="tokens", of=POLICY),
+    ),
+    "Tasks and environments": (
+        Key("env.names", Names(), "environments: shipped ones by name, your own by import path", of=TASKS),
+        Key("env.split", Choice(("train", "dev", "test")), "the split", of=TASKS),
+        Key("env.start", SOME, "first task, in an order shuffled once and for all", of=TASKS),
+        Key("env.count", COUNT, "tasks of each environment", unit="tasks", of=TASKS),
+        Key("env.data", Text("a folder", optional=True), "official data files; empty: generated tasks", of=TASKS),
+        Key("env.prompts", Text("a folder", optional=True), "AgentRM's eval_agent/prompt, for its wording", of=TASKS),
+        Key("env.workers", COUNT, "processes that environments run in", of=TASKS, steady=True),
+        Key("env.step_timeout", POSITIVE, "time a step may take", unit="seconds", of=TASKS, steady=True),
+        Key("env.options.*", Free(), "options of an environment, under its name", of=TASKS),
+    ),
+    "Search": (
+        Key(
+            "method",
+            Choice(("greedy", "best_of_n", "beam", "lookahead", "mcts")),
+            "the search method",
+            of=SEARCH,
+            identity=True,
+        ),
+        Key("policy", Text(MODELS), "the policy", of=SEARCH),
+        Key("reward_model", Text(MODELS), "the reward model", of=("best_of_n", "beam", "lookahead")),
+        Key("reward_model", Text(MODELS, optional=True), "not used", of=("greedy", "mcts")),
+        Key(
+            "greedy", Text("a workdir"), "greedy run whose row is reported too, if it is there", of=SEARCH, steady=True
+        ),
+        Key("examples", SOME, "worked examples in the policy's prompt", of=SEARCH),
+        Key("concurrency", COUNT, "tasks in flight", unit="tasks", of=SEARCH, steady=True),
+        Key("log_seconds", NOT_NEGATIVE, "time between two lines of progress", unit="seconds", of=SEARCH, steady=True),
+        Key("search.n", COUNT, "trajectories drawn for a task", of=("best_of_n",)),
+        Key("search.width", COUNT, "trajectories kept (W1)", of=("beam",)),
+        Key("search.branch", COUNT, "turns drawn after each of them (W2)", of=("beam",)),
+        Key("search.samples", COUNT, "turns drawn at every step", of=("lookahead",)),
+        Key("search.depth", SOME, "greedy steps before a turn is scored", of=("lookahead",)),
+        Key("search.iterations", COUNT, "expansions of a tree (ω)", of=("mcts",)),
+        Key("search.k", COUNT, "turns drawn in an expansion", of=("mcts",)),
+        Key("search.c", NOT_NEGATIVE, "weight of exploration", of=("mcts",)),
+        Key("search.n", COUNT, "simulations from a new state", of=("mcts",)),
+        Key("search.rollout_temperature", NOT_NEGATIVE, "temperature of simulations; 0: greedy", of=("mcts",)),
+        Key("search.outcome", OUTCOMES, "what counts as the return of an episode", of=("mcts",)),
+        Key("search.temperature", NOT_NEGATIVE, "temperature at which turns are drawn", of=SAMPLING),
+        Key(
+            "search.aggregate",
+            Choice(get_args(Aggregator)),
+            "from the scores of steps to the score of a trajectory",
+            of=("best_of_n", "beam"),
+        ),
+        Key("search.all_steps", Flag(), "every step is scored, for the report", of=("best_of_n",)),
+    ),
+    "Engine": (
+        Key("engine.cache_tokens", COUNT, "size of the key/value cache", unit="tokens", of=SEARCH, steady=True),
+        Key("engine.rows", Sizes(), "histories of a decoding batch", unit="rows", of=SEARCH, steady=True),
+        Key("engine.batch_tokens", Sizes(), "new tokens of a prefill batch", unit="tokens", of=SEARCH, steady=True),
+        Key("engine.new_tokens", Sizes(), "new tokens of one history in it", unit="tokens", of=SEARCH, steady=True),
+        Key(
+            "engine.context",
+            Sizes(),
+            "cached tokens of a row; the last one bounds a history",
+            unit="tokens",
+            of=SEARCH,
+            raised="longer histories are read whole from here on; finished tasks stay as they are",
+        ),
+        Key("engine.samples", COUNT, "samples of one history drawn together", of=SEARCH, steady=True),
+        Key("engine.max_new", COUNT, "longest reply", unit="tokens", of=SEARCH),
+        Key("engine.tensor", COUNT, "devices that share each model", of=SEARCH, steady=True),
+        Key("engine.dtype", DTYPES, "type that is computed in", of=SEARCH),
+    ),
+}
+
+
+def roles(config: Mapping[str, Any] | ml_collections.ConfigDict) -> set[str]:
+    """The roles of a config: `search` and its method, or `train` and what is trained, by the data it names; empty if it names neither."""
+    if "method" in config:
+        return {"search", str(config["method"])}
+    return {"train", "policy"} if "experts" in config else {"train", "explicit"} if "trees" in config else set()
+
+
+def rows(of: set[str]) -> list[Key]:
+    """The keys of a config of these roles."""
+    return [key for section in SECTIONS.values() for key in section if of & set(key.of)]
+
+
+def find(name: str, of: set[str]) -> Key | None:
+    """The row of a key in a config of these roles; None if the table does not know it."""
+    return next((key for key in rows(of) if key.stands_for(name, of)), None)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, of a config or of a JSON object."""
+    flat: dict[str, Any] = {}
+    for name in config:
+        value = config[name]
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

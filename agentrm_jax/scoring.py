@@ -1,0 +1,218 @@
+"""Values of the steps of trajectories: conversations in, scores out, in the order they came.
+
+All steps of a trajectory come from one forward pass, and trajectories share rows. A trajectory that cannot be scored says why, and the
+others are scored.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from agentrm_jax import parallel, tree
+from agentrm_jax.chat import Chat
+from agentrm_jax.data import conversations
+from agentrm_jax.data.conversations import Conversation
+from agentrm_jax.models.transformer import Transformer, values
+from agentrm_jax.search import aggregate as aggregation
+from agentrm_jax.tree import FlatTree
+from agentrm_jax.types import JSON, TooLong, UserError
+from agentrm_jax.window import Window
+
+_PASSES = 16  # forward passes whose trajectories are packed, and printed, together
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """One trajectory's scores.
+
+    Attributes:
+      step_scores: the value after every trained assistant turn, in order; NaN where the model gave no number.
+      score: their aggregate; NaN if there are none, or one that it needs is missing.
+      tokens: tokens read.
+      dropped_turns: the oldest turns that the last step was read without, because the trajectory is too long.
+      error: why scores are missing; empty if none is. A trajectory without steps has no score and no error.
+    """
+
+    id: str | int
+    step_scores: tuple[float, ...]
+    score: float
+    tokens: int
+    dropped_turns: int
+    error: str = ""
+
+    def to_json(self) -> dict[str, JSON]:
+        """`{"id", "step_scores", "score"}`, where a missing number is null, and `error` if there is one."""
+        steps = [value if math.isfinite(value) else None for value in self.step_scores]
+        row = {"id": self.id, "step_scores": steps, "score": self.score if math.isfinite(self.score) else None}
+        return row | ({"error": self.error} if self.error else {})
+
+
+def score(
+    model: Transformer,
+    chat: Chat,
+    trajectories: Iterable[Conversation],
+    *,
+    aggregate: str = "last",
+    row_length: int = 1024,
+    rows: int = 8,
+    max_length: int | None = None,
+    dtype: jnp.dtype = jnp.float32,
+) -> Iterator[Scored]:
+    """Scores of every trajectory, in order, as their batches are done; rows are split over the local devices.
+
+    Args:
+      row_length: tokens of a row, into which several trajectories are packed; rows are as long as the longest trajectory needs.
+      rows: rows of `row_length` in one forward pass (fewer if they are longer).
+      max_length: tokens of the longest path to read, by default the model's own limit. Steps that lie within it are read in
+        one pass; each step beyond it is read without the oldest turns, as a search does.
+
+    A trajectory that cannot be rendered, or of which prompt and one turn alone are too long, has an `error` and no scores.
+
+    Raises:
+      UserError: no such aggregate.
+    """
+    aggregation.check(aggregate)
+    limit = max_length or model.config.max_length
+    mesh = parallel.make_mesh(devices=jax.local_devices())
+    model = jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
+    before: list[_Prepared] = []
+    coming: Iterator[list[float]] = iter(())
+    prepared = (_prepare(one, chat, limit, model.config.max_length) for one in trajectories)
+    windows = _windows(prepared, _PASSES * rows * row_length)
+    for window in itertools.chain(windows, [[]]):  # a window is begun before the one before it is waited for
+        passes = _passes([r.flat for one in window for r in one.readings], row_length, rows)
+        started = [(p, _start(model, mesh, p, dtype)) for p in passes]
+        yield from (_scored(one, coming, aggregate) for one in before)
+        before, coming = window, _finish([r for one in window for r in one.readings], started)
+
+
+def _scored(one: "_Prepared", found: Iterator[list[float]], aggregate: str) -> Scored:
+    steps = tuple(v if math.isfinite(v) else math.nan for _ in one.readings for v in next(found))
+    tokens = sum(len(r.flat) for r in one.readings)
+    error = one.error
+    if missing := [str(i) for i, v in enumerate(steps, 1) if math.isnan(v)]:
+        error = f"{one.origin}: the model's value is not a number after step {', '.join(missing)}"
+    return Scored(one.id, steps, aggregation.aggregate(steps, aggregate), tokens, one.dropped, error)
+
+
+# --- From trajectories to paths --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Reading:
+    """A path, and the tokens on it at which values are read."""
+
+    flat: FlatTree
+    at: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A trajectory as the paths to read, whose values in order are those of its steps; or why it cannot be read."""
+
+    id: str | int
+    origin: str
+    readings: list[_Reading]
+    dropped: int
+    error: str = ""
+
+
+def _prepare(one: Conversation, chat: Chat, limit: int, longest: int) -> _Prepared:
+    """A conversation within `limit` tokens, of a model that reads up to `longest`."""
+    try:
+        found = Window(limit).steps(conversations.segments(one, chat))
+        readings = [_Reading(tree.flatten(tree.path_tree(r.segments)), r.ends) for r in found]
+    except TooLong as error:
+        advice = f"raise --max-length, up to {longest}" if limit < longest else "the model reads no more: shorten them"
+        return _Prepared(one.id, one.origin, [], 0, f"{one.origin}: {error}; {advice}")
+    except UserError as error:  # begins with the origin
+        return _Prepared(one.id, one.origin, [], 0, str(error))
+    return _Prepared(one.id, one.origin, readings, found[-1].dropped_turns if found else 0)
+
+
+def _windows(prepared: Iterable[_Prepared], tokens: int) -> Iterator[list[_Prepared]]:
+    """Runs of trajectories with about `tokens` tokens together."""
+    window: list[_Prepared] = []
+    used = 0
+    for one in prepared:
+        window.append(one)
+        used += sum(len(r.flat) for r in one.readings)
+        if used >= tokens:
+            yield window
+            window, used = [], 0
+    if window:
+        yield window
+
+
+# --- From paths to values --------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pass:
+    """One forward pass: the paths in its rows (indices and the paths themselves), and how long the rows are."""
+
+    rows: list[list[int]]
+    flat: list[list[FlatTree]]
+    length: int
+
+
+def _passes(paths: Sequence[FlatTree], row_length: int, rows: int) -> list[_Pass]:
+    """Packs paths into rows, as long as the longest needs, and rows into passes of about `rows * row_length` tokens."""
+    if not paths:
+        return []
+    sizes = [len(p) for p in paths]
+    length = max(max(sizes), min(sum(sizes), row_length))
+    length = length if length == row_length else _bucket(length)
+    most = max(1, rows * row_length // length)
+    packed = tree.pack(paths, length)
+    parts = [packed[i : i + most] for i in range(0, len(packed), most)]
+    return [_Pass(part, [[paths[i] for i in row] for row in part], length) for part in parts]
+
+
+def _start(model: Transformer, mesh: Mesh, one: _Pass, dtype: jnp.dtype) -> jax.Array:
+    """Begins a forward pass; its number of rows is rounded up so that few programs are compiled: float32[b, t]."""
+    count = 1 << (len(one.flat) - 1).bit_length()
+    count += -count % mesh.size
+    empty: list[list[FlatTree]] = [[]] * (count - len(one.flat))
+    flat = [tree.to_row(row, one.length) for row in [*one.flat, *empty]]
+    batch = {name: np.stack([getattr(f, name) for f in flat]) for name in ("tokens", "positions", "subtree_end")}
+    with jax.set_mesh(mesh), jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default"):
+        placed = parallel.put_batch(batch, mesh)
+        return _forward(model, placed["tokens"], placed["positions"], placed["subtree_end"], dtype=dtype)
+
+
+def _finish(readings: Sequence[_Reading], started: Sequence[tuple[_Pass, jax.Array]]) -> Iterator[list[float]]:
+    """The values asked for, reading by reading."""
+    found: dict[int, list[float]] = {}
+    for one, result in started:
+        values_bt = np.asarray(result)
+        for b, row in enumerate(one.rows):
+            begins = 0
+            for i in row:
+                found[i] = [float(v) for v in values_bt[b, begins + readings[i].at]]
+                begins += len(readings[i].flat)
+    yield from (found[i] for i in range(len(readings)))
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _forward(
+    model: Transformer, tokens_bt: jax.Array, positions_bt: jax.Array, end_bt: jax.Array, *, dtype: jnp.dtype
+) -> jax.Array:
+    return values(model, model(tokens_bt, positions_bt, end_bt, dtype=dtype))
+
+
+def _bucket(size: int) -> int:
+    """The next of 128, 192, 256, 384, 512, 768, ..."""
+    power = 128
+    while power < size:
+        if size <= power * 3 // 2:
+            return power * 3 // 2
+        power *= 2
+    return power

@@ -1,0 +1,67 @@
+"""The search methods by name: what each needs, and how it is called."""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from agentrm_jax.search.beam import beam
+from agentrm_jax.search.best_of_n import best_of_n
+from agentrm_jax.search.greedy import greedy
+from agentrm_jax.search.lookahead import lookahead
+from agentrm_jax.search.mcts import explore
+from agentrm_jax.search.result import Result
+from agentrm_jax.search.turns import Command
+from agentrm_jax.types import UserError
+
+Search = Callable[..., Coroutine[Any, Any, Result]]  # (task, policy, environments[, reward model])
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A search method.
+
+    Attributes:
+      run: the coroutine of one task.
+      reward_model: it is given a reward model after the environments.
+      explores: its results are trees to learn from, not answers to compare with others.
+    """
+
+    run: Search
+    reward_model: bool = False
+    explores: bool = False
+
+    def bind(self, settings: Mapping[str, Any], *, seed: int, command: Command) -> Search:
+        """`run` with the settings of a config; `command` is how it recognises equal commands, if it does.
+
+        Raises:
+          UserError: it has no such setting.
+        """
+        known = {p.name for p in inspect.signature(self.run).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        for name in settings:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1, 0.5)
+                hint = (
+                    f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known - {'seed', 'command'}))}"
+                )
+                raise UserError(f"--config.search.{name}: {self.run.__name__} has no such setting; {hint}")
+        given = {"seed": seed, "command": command}
+        return functools.partial(self.run, **{k: v for k, v in given.items() if k in known}, **settings)
+
+
+METHODS: Mapping[str, Method] = {
+    "greedy": Method(greedy),
+    "best_of_n": Method(best_of_n, reward_model=True),
+    "beam": Method(beam, reward_model=True),
+    "lookahead": Method(lookahead, reward_model=True),
+    "mcts": Method(explore, explores=True),
+}
+
+
+def find(name: str) -> Method:
+    """The method called `name`. Raises UserError if there is none."""
+    if name not in METHODS:
+        raise UserError(f"--config.method={name}: known methods are {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,63 @@
+"""Datasets of a training run: what is left out is said, and data without anything to learn is refused with the right advice."""
+
+import numpy as np
+import pytest
+
+from agentrm_jax.data import examples, heldout
+from agentrm_jax.prompts import Encoder
+from agentrm_jax.types import Action, Outcome, SearchTree, Step, Task, Trajectory, TreeNode, UserError
+
+TASK = Task("hall", "1", "train", 5)
+HOW = {"row_length": 400, "min_visits": 3, "target": "mean", "outcome": "reward"}
+
+
+@pytest.fixture(scope="module")
+def encoder(chat, hall) -> Encoder:
+    return Encoder(chat, {"hall": hall}, reader="reward")
+
+
+def node(parent: int, name: str, visits: int) -> TreeNode:
+    action = Action(f"Action: {name}") if parent >= 0 else None
+    return TreeNode(parent, action, Outcome("Observation: a wall."), visits, 0.5 * visits, 0.0, 0.0, 1.0)
+
+
+def search_tree(visits: int, number: int = 1) -> SearchTree:
+    nodes = (node(-1, "", 2 * visits), node(0, "up", visits), node(0, "down", visits))
+    return SearchTree(Task("hall", str(number), "train", 5), "leave", nodes)
+
+
+@pytest.mark.parametrize("trees", [[search_tree(2)], [SearchTree(TASK, "leave", (node(-1, "", 0),))]])
+def test_states_that_were_visited_too_rarely_are_not_blamed_on_the_length_of_rows(encoder, tmp_path, trees):
+    with pytest.raises(
+        UserError,
+        match=r"no state of . trees has a target: .*min_visits=3 returns; lower it, or .* --config.search.iterations$",
+    ):
+        examples.step_values(trees, encoder, tmp_path, **HOW)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_trees_at_all_are_named_as_such(encoder, tmp_path):
+    with pytest.raises(UserError, match=r"there are no search trees to learn from; .* --config\.trees"):
+        examples.step_values([], encoder, tmp_path, **HOW)
+
+
+def test_states_that_lie_too_deep_are(encoder, tmp_path):
+    with pytest.raises(UserError, match=r"no state .* fits a row of 10 tokens; raise --config\.row_length"):
+        examples.step_values([search_tree(3)], encoder, tmp_path, **HOW | {"row_length": 10})
+    episode = Trajectory(TASK, "leave", "A door.", (Step(Action("Action: up"), Outcome("Observation: a wall.")),))
+    with pytest.raises(UserError, match=r"no trajectory fits a row of 10 tokens; raise --config\.row_length"):
+        examples.imitation([episode], encoder, tmp_path, row_length=10, context_weight=0.0)
+
+
+def test_held_out_trees_are_measured_on_and_not_trained_on(encoder, tmp_path, capsys):
+    trees = [search_tree(3, number) for number in range(10)]
+    source = examples.step_values(trees, encoder, tmp_path, **HOW, heldout_fraction=0.2)
+    assert len(source) == 8
+    held = heldout.read(tmp_path)
+    assert held is not None
+    assert len(set(held.task.tolist())) == 2
+    assert len(held.target) == 4
+    assert "held out to measure: 4 target states of 2 trees" in capsys.readouterr().out
+    trained = {row["tokens"].tobytes() for row in (source[i] for i in range(8))}
+    assert len(trained) == 1, "these trees differ in nothing but their task"
+    assert int(np.sum([source[i]["value_weight"].sum() for i in range(8)])) == 16
