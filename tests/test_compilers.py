@@ -31,7 +31,7 @@ def test_an_unknown_device_is_refused_with_examples(name):
 def test_a_missing_compiler_is_named(name):
     if installed(name):
         pytest.skip("the compiler is installed")
-    with pytest.raises(UserError, match=r"its compiler is missing; pip install 'agentrm_jax.(tpu|cuda).'"):
+    with pytest.raises(UserError, match=r"its compiler is missing; pip install 'agentrm-jax.(tpu|cuda).'"):
         target_devices(name)
 
 
