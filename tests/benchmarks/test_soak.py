@@ -6,8 +6,9 @@ from agentrm_jax.engine.engine import Engine
 from agentrm_jax.testing.tiny import tiny_model
 from benchmarks.soak import SIZES, soak
 
-
-FEW = dataclasses.replace(SIZES, rows=(8,), batch_tokens=(256,), new_tokens=(64,), context=(128,))  # soon all have occurred
+FEW = dataclasses.replace(
+    SIZES, rows=(8,), batch_tokens=(256,), new_tokens=(64,), context=(128,)
+)  # soon all have occurred
 
 
 def test_mixed_requests_with_cancellations_lose_nothing():
