@@ -95,11 +95,14 @@ def select_many(root: Node, c: float, count: int) -> list[Node]:
 
 
 def backup(leaf: Node, children: list[Node]) -> None:
-    """Makes `children`, which hold their own returns, the children of `leaf`: statistics, and what is now closed."""
+    """Makes `children`, which hold their own returns, the children of `leaf`: statistics, and what is now closed.
+
+    A child that is given closed, as one without returns should be, stays so.
+    """
     leaf.expanded = True
     leaf.children = children
     for child in children:
-        child.closed = not is_live(child.state)
+        child.closed = child.closed or not is_live(child.state)
         node: Node | None = child
         while node is not None:
             _add(node, child.returns)
@@ -111,6 +114,8 @@ def backup(leaf: Node, children: list[Node]) -> None:
 
 
 def _add(node: Node, returns: list[float]) -> None:
+    if not returns:
+        return
     node.low = min(returns) if node.visits == 0 else min(node.low, *returns)
     node.high = max(returns) if node.visits == 0 else max(node.high, *returns)
     node.visits += len(returns)
@@ -204,7 +209,7 @@ class _Search:
 
     async def children(self, leaf: Node) -> list[Node]:
         """Expansion and simulation: new children with their returns, as proposed. Changes nothing above `leaf`."""
-        seed = derive(self.seed, "expand", leaf.state.task.key, *_commands(leaf, self.command))
+        seed = derive(self.seed, "expand", leaf.state.task.key, *commands(leaf, self.command))
         actions = await self.policy.propose(leaf.state, self.k, temperature=self.temperature, seed=seed)
         merged: dict[str, list[Action]] = {}
         for action in actions:
@@ -236,7 +241,7 @@ class _Search:
         """Returns of the simulations from `child`; a terminal child's is its own outcome."""
         if self.rollout_temperature == 0:
             return [self._return((await self._greedy_end(child)).state)]
-        seed = derive(self.seed, "simulate", *_commands(child, self.command))
+        seed = derive(self.seed, "simulate", *commands(child, self.command))
         ends = await together(
             rollout(child.state, self.policy, self.envs, temperature=self.rollout_temperature, seed=seed, sample=i)
             for i in range(self.n)
@@ -274,7 +279,7 @@ def _ends(root: Node) -> list[State]:
     return ends or [root.state]
 
 
-def _commands(node: Node, command: Command) -> list[str]:
+def commands(node: Node, command: Command) -> list[str]:
     """The path to a node in words: names its seeds, so that they do not depend on the order of expansions."""
     return [command(state) for state in node.state.path()[1:]]
 
