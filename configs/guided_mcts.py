@@ -22,6 +22,7 @@ def get_config(size: str = "nano"):
         n=1,
         depth=0,
         rollout_temperature=0.0,
+        backup="mean",  # or max
         temperature=1.0,
     )
     return config

@@ -11,6 +11,7 @@ import ml_collections
 
 from agentrm_jax.run.ranges import Choice, Date, Flag, Free, Names, Number, Range, Sizes, Text
 from agentrm_jax.search.aggregate import Aggregator
+from agentrm_jax.search.guided_mcts import Backup
 from agentrm_jax.search.particle import Resampling
 
 
@@ -203,6 +204,12 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         Key("search.n", COUNT, "simulations from a new state", of=TREES),
         Key("search.depth", SOME, "turns of a simulation before it is scored; 0: none", of=("guided_mcts",)),
         Key("search.rollout_temperature", NOT_NEGATIVE, "temperature of simulations; 0: greedy", of=TREES),
+        Key(
+            "search.backup",
+            Choice(get_args(Backup)),
+            "value of a state: mean or best of the scores below",
+            of=("guided_mcts",),
+        ),
         Key("search.outcome", OUTCOMES, "what counts as the return of an episode", of=("mcts",)),
         Key("search.temperature", NOT_NEGATIVE, "temperature at which turns are drawn", of=SAMPLING),
         Key(

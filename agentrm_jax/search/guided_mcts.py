@@ -7,14 +7,19 @@ episode was worth is not known at test time.
 
 import dataclasses
 import math
+import operator
 from collections import Counter
+from typing import Literal, get_args
 
+from agentrm_jax.search import mcts
 from agentrm_jax.search.concurrency import attempt, together
 from agentrm_jax.search.greedy import rollout
-from agentrm_jax.search.mcts import Node, backup, commands, select_many
+from agentrm_jax.search.mcts import Node
 from agentrm_jax.search.result import Candidate, Result, settle
 from agentrm_jax.search.turns import Command, command_of, derive, distinct, execute, is_live, scored
 from agentrm_jax.types import Environments, Policy, RewardModel, State, Task, UserError
+
+Backup = Literal["mean", "max"]
 
 
 async def guided_mcts(
@@ -29,6 +34,7 @@ async def guided_mcts(
     n: int = 1,
     depth: int = 0,
     rollout_temperature: float = 0.0,
+    backup: str = "mean",
     temperature: float = 0.7,
     seed: int = 0,
     command: Command = command_of,
@@ -42,8 +48,12 @@ async def guided_mcts(
     - A score is read at the new state itself (`depth` 0), or where `n` simulations are after up to `depth` turns more;
       a simulation that ends before is scored at its end. Several simulations need a `depth` and a
       `rollout_temperature` above 0: without them they are copies.
-    - Of several successors with the most visits the one with the best mean score is taken, then the one proposed
-      first; with one iteration a turn this is lookahead that executes what it scores.
+    - The value of a state is the `mean` of all scores read at or below it, or their `max` (`backup`). A reward model
+      that predicts what the policy will make of a state is averaged over the policy's turns by the mean, which evens
+      out its errors; one that predicts what can be made of it needs the maximum, which collects errors upwards.
+    - Of several successors with the most visits the one with the best value is taken, then the one proposed first;
+      with one iteration a turn this is lookahead that executes what it scores.
+    - It does not move to where every way on was lost, while there is another successor.
     - It moves, so it ends: a tree that is only grown from the start need not contain a finished episode. The search
       stops at the end of an episode, or where nothing is left to explore.
     - The final pick is the best score among all finished episodes that were seen, on the way and in simulations too.
@@ -52,23 +62,32 @@ async def guided_mcts(
 
     Raises UserError for settings that do not fit.
     """
+    if backup not in get_args(Backup):
+        raise UserError(f"no backup named {backup!r}; use one of {', '.join(get_args(Backup))}")
     if n > 1 and not (depth and rollout_temperature):
         raise UserError(f"{n} simulations would be copies: set n to 1, or depth and rollout_temperature above 0")
     counts: Counter[str] = Counter(faults=0, duplicates=0, unscored=0)
     search = _Search(
         policy, envs, reward_model, k, n, depth, rollout_temperature, temperature, seed, command, counts, []
     )
+    value = operator.attrgetter("high" if backup == "max" else "value")
     here = Node(await envs.reset(task))
-    here.closed = not is_live(here.state)
     while is_live(here.state):
         for _ in range(iterations):
-            if not (leaves := select_many(here, c, 1)):
+            if here.closed:
                 break
-            backup(leaves[0], await search.children(leaves[0]))
+            leaf = mcts.select(here, c, value=value)
+            mcts.backup(leaf, await search.children(leaf))
         if not here.children:
             break
-        here = max(here.children, key=lambda child: (child.visits, child.value))
+        ways = [child for child in here.children if not _dead(child)]
+        here = max(ways or here.children, key=lambda child: (child.visits, value(child)))
     return settle(search.ends or [await search.alone(here.state)], counts)
+
+
+def _dead(node: Node) -> bool:
+    """Whether nothing below a node can be gone on with, and no episode ended there."""
+    return node.closed and not node.state.done and all(map(_dead, node.children))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +109,7 @@ class _Search:
 
     async def children(self, leaf: Node) -> list[Node]:
         """The leaf's successors with their scores as returns; those without a score are closed."""
-        seed = derive(self.seed, "expand", leaf.state.task.key, *commands(leaf, self.command))
+        seed = derive(self.seed, "expand", leaf.state.task.key, *mcts.commands(leaf, self.command))
         actions = await attempt(self.policy.propose(leaf.state, self.k, temperature=self.temperature, seed=seed))
         options = distinct([leaf.state.propose(a) for a in actions or []], self.command)
         grown = [x for x in await together(attempt(self._grow(leaf, option)) for option in options) if x is not None]
@@ -111,7 +130,7 @@ class _Search:
         child = Node(await execute(self.envs, proposal), leaf)
         if not (self.depth and is_live(child.state)):
             return child, [child.state]
-        seed = derive(self.seed, "simulate", leaf.state.task.key, *commands(child, self.command))
+        seed = derive(self.seed, "simulate", leaf.state.task.key, *mcts.commands(child, self.command))
         ends = await together(
             rollout(
                 child.state,

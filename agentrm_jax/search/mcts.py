@@ -19,8 +19,9 @@ cached rollout, read but not run. It still counts as the child's own simulation 
 
 import dataclasses
 import math
+import operator
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Literal
 
 from agentrm_jax.search.concurrency import attempt, together
@@ -67,16 +68,18 @@ def ucb(value: float, visits: int, parent_visits: int, c: float) -> float:
     return value + c * math.sqrt(math.log(max(parent_visits, 1)) / (1 + visits))
 
 
-def select(root: Node, c: float, blocked: Collection[Node] = ()) -> Node:
+def select(
+    root: Node, c: float, blocked: Collection[Node] = (), value: Callable[[Node], float] = operator.attrgetter("value")
+) -> Node:
     """The leaf reached by taking the best open child from `root` on; ties go to the child proposed first.
 
-    `root` must be neither closed nor blocked; then there is an open leaf below it.
+    `root` must be neither closed nor blocked; then there is an open leaf below it. `value` is the V of UCB.
     """
     node = root
     while node.expanded:
         open_children = [x for x in node.children if not x.closed and x not in blocked]
         parent = node.visits
-        node = max(open_children, key=lambda x: ucb(x.value, x.visits, parent, c))
+        node = max(open_children, key=lambda x: ucb(value(x), x.visits, parent, c))
     return node
 
 

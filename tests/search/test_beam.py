@@ -12,6 +12,7 @@ from agentrm_jax.search.beam import beam
 from agentrm_jax.search.greedy import rollout
 from agentrm_jax.search.lookahead import lookahead
 from agentrm_jax.testing.inline import InlineEnvironments
+from agentrm_jax.testing.scripted import ScriptedEnvironments as Words
 from agentrm_jax.testing.scripted import (
     ScriptedPolicy,
     ScriptedRewardModel,
@@ -23,7 +24,7 @@ from agentrm_jax.testing.scripted import (
     uniform_policy,
 )
 from agentrm_jax.testing.toy_env import SPEC, make_task, optimum, word_reward
-from agentrm_jax.types import EnvironmentFault, Outcome, State, UserError
+from agentrm_jax.types import Outcome, State, UserError
 
 TASK = make_task(4)
 
@@ -35,24 +36,6 @@ def word(state):
 def scores(values, default=0.0):
     """A reward model that scores states by the letters written so far."""
     return ScriptedRewardModel(lambda state: values.get(word(state), default))
-
-
-class Words:
-    """An environment for crafted cases: any word in `ends` is finished, any word in `broken` cannot be reached."""
-
-    def __init__(self, ends, broken=()):
-        self.ends, self.broken, self.executed = ends, broken, []
-
-    async def reset(self, task):
-        return State(task, "goal", outcome=Outcome(""))
-
-    async def step(self, state, action):
-        new = state.propose(action)
-        if word(new) in self.broken:
-            raise EnvironmentFault(word(new))
-        self.executed.append(word(new))
-        done = word(new) in self.ends or new.depth >= state.task.max_steps
-        return State(state.task, "goal", state, action, Outcome(word(new), done=done), new.depth)
 
 
 def search(envs, reward_model, policy=None, task=TASK, **options):
