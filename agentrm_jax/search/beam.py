@@ -40,7 +40,8 @@ async def beam(
     - A finished trajectory keeps its slot, and live ones compete for the rest. The search ends when every slot is
       finished, or after `max_steps` rounds. The final pick is the best score among the finished; an unfinished one is
       picked only if there is none (`Result.finished`).
-    - A proposal that cannot be executed is dropped and the next best takes its place.
+    - A proposal that cannot be executed is dropped and the next best takes its place; so is a slot whose history grew
+      too long to draw a turn after it.
     - A slot's score is the `aggregate` of its step scores; missing scores rank last; ties go to the lowest slot and
       sample.
     """
@@ -123,8 +124,9 @@ class Rounds:
     async def _propose(self, candidate: Candidate, draws: int, slot: int) -> list[Candidate]:
         state = candidate.state
         turn = turn_seed(state, self.seed, slot)
-        actions = await self.policy.propose(state, draws, temperature=self.temperature, seed=turn)
-        return [dataclasses.replace(candidate, state=state.propose(a)) for a in actions]
+        actions = await attempt(self.policy.propose(state, draws, temperature=self.temperature, seed=turn))
+        self.counts["faults"] += actions is None
+        return [dataclasses.replace(candidate, state=state.propose(a)) for a in actions or []]
 
     def _distinct(self, siblings: list[Candidate]) -> list[Candidate]:
         firsts = {id(state) for state in distinct((c.state for c in siblings), self.command)}

@@ -156,9 +156,9 @@ async def explore(
       leaves_per_iteration: leaves expanded at once with the statistics before any of them; 1 is the paper's search.
       command: reads the command by which proposals are merged.
 
-    Proposals that cannot be executed or simulated (`EnvironmentFault`) are left out and counted; a fault at reset is
-    raised. The tree also holds the states of cached rollouts (`visits` 0). The result depends on the seed only, not
-    on timing.
+    Proposals that cannot be executed or simulated (`TaskFailure`) are left out and counted, and a leaf whose history is
+    too long for a proposal is closed; a fault at reset is raised. The tree also holds the states of cached rollouts
+    (`visits` 0). The result depends on the seed only, not on timing.
     """
     if n > 1 and rollout_temperature == 0:
         raise UserError(f"{n} simulations of a greedy policy are copies: set n to 1 or rollout_temperature above 0")
@@ -213,7 +213,10 @@ class _Search:
     async def children(self, leaf: Node) -> list[Node]:
         """Expansion and simulation: new children with their returns, as proposed. Changes nothing above `leaf`."""
         seed = derive(self.seed, "expand", leaf.state.task.key, *commands(leaf, self.command))
-        actions = await self.policy.propose(leaf.state, self.k, temperature=self.temperature, seed=seed)
+        actions = await attempt(self.policy.propose(leaf.state, self.k, temperature=self.temperature, seed=seed))
+        if actions is None:
+            self.counts["faults"] += 1
+            return []
         merged: dict[str, list[Action]] = {}
         for action in actions:
             merged.setdefault(self.command(leaf.state.propose(action)), []).append(action)
