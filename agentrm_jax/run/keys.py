@@ -50,7 +50,16 @@ TRAIN, SEARCH = ("train",), ("search",)
 BOTH = TRAIN + SEARCH
 POLICY, EXPLICIT = ("policy",), ("explicit",)
 TASKS = POLICY + SEARCH  # what chooses tasks
-RERANKING = ("best_of_n", "beam", "lookahead", "adaptive", "dvts", "particle", "guided_mcts")  # with a reward model
+RERANKING = (
+    "best_of_n",
+    "beam",
+    "lookahead",
+    "adaptive",
+    "dvts",
+    "sharing_beam",
+    "particle",
+    "guided_mcts",
+)  # with a reward model
 SAMPLING = (*RERANKING, "mcts")
 TREES = ("mcts", "guided_mcts")
 MODELS = "a workdir, a Hugging Face folder, a .gguf file, or smollm2"
@@ -183,10 +192,16 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
             "waves in a row without a better one, after which no more are drawn; 0: never",
             of=("adaptive",),
         ),
-        Key("search.width", COUNT, "trajectories kept (W1)", of=("beam",)),
+        Key("search.width", COUNT, "trajectories kept (W1)", of=("beam", "sharing_beam")),
         Key("search.trees", COUNT, "subtrees, which do not compete", of=("dvts",)),
         Key("search.width", COUNT, "trajectories kept in each of them", of=("dvts",)),
-        Key("search.branch", COUNT, "turns drawn after each of them (W2)", of=("beam", "dvts")),
+        Key("search.branch", COUNT, "turns drawn after each of them (W2)", of=("beam", "dvts", "sharing_beam")),
+        Key(
+            "search.unique_weight",
+            NOT_NEGATIVE,
+            "score that text which is not shared costs, if it is all text",
+            of=("sharing_beam",),
+        ),
         Key("search.samples", COUNT, "turns drawn at every step", of=("lookahead",)),
         Key("search.depth", SOME, "greedy steps before a turn is scored", of=("lookahead",)),
         Key("search.particles", COUNT, "trajectories that step together", of=("particle",)),
@@ -216,7 +231,7 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
             "search.aggregate",
             Choice(get_args(Aggregator)),
             "from the scores of steps to the score of a trajectory",
-            of=("best_of_n", "beam", "adaptive", "dvts", "particle"),
+            of=("best_of_n", "beam", "adaptive", "dvts", "sharing_beam", "particle"),
         ),
         Key("search.all_steps", Flag(), "every step is scored, for the report", of=("best_of_n",)),
     ),

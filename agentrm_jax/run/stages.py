@@ -46,6 +46,7 @@ STAGES: Mapping[str, Stage] = {
         Stage("beam", "search.py", "held-out tasks: 5 x 5 beam by the reward model"),
         Stage("adaptive", "search.py", "held-out tasks: best of up to 5, fewer where the reward model is content"),
         Stage("dvts", "search.py", "held-out tasks: 5 subtrees, the best of 5 turns at every step in each"),
+        Stage("sharing_beam", "search.py", "held-out tasks: 5 x 5 beam whose trajectories share what is cached"),
         Stage("particle", "search.py", "held-out tasks: 5 trajectories, resampled by the reward model at every step"),
         Stage("guided_mcts", "search.py", "held-out tasks: tree search by the reward model before every step"),
     )

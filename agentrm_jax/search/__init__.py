@@ -15,6 +15,7 @@ from agentrm_jax.search.lookahead import lookahead
 from agentrm_jax.search.mcts import explore
 from agentrm_jax.search.particle import particle
 from agentrm_jax.search.result import Candidate, Result
+from agentrm_jax.search.sharing_beam import sharing_beam
 
 __all__ = [
     "Candidate",
@@ -33,4 +34,5 @@ __all__ = [
     "particle",
     "rollout",
     "run_tasks",
+    "sharing_beam",
 ]

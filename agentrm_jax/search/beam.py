@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from agentrm_jax.search import aggregate as agg
 from agentrm_jax.search.concurrency import attempt, together
@@ -65,9 +65,21 @@ async def beam(
     return settle(await rounds.run([root], width, most), counts)
 
 
+def by_score(candidates: Sequence[Candidate]) -> list[int]:
+    """Indices of candidates from best to worst."""
+    return agg.rank([c.score for c in candidates])
+
+
 @dataclasses.dataclass(frozen=True)
 class Rounds:
-    """The rounds of a beam search, and what stays the same in all of them; the settings are those of `beam`."""
+    """The rounds of a beam search, and what stays the same in all of them.
+
+    Attributes:
+      counts: is added to: `faults`, `duplicates`, `unscored`.
+      order: indices of the proposals of a round in the order in which they are kept.
+
+    The others are settings of `beam`.
+    """
 
     policy: Policy
     envs: Environments
@@ -80,6 +92,7 @@ class Rounds:
     execute_first: bool
     command: Command
     counts: Counter[str]
+    order: Callable[[Sequence[Candidate]], list[int]] = by_score
 
     async def run(self, start: Sequence[Candidate], width: int, most: int, *, slot: int = 0) -> list[Candidate]:
         """Up to `most` rounds with `width` slots, from trajectories that hold slots already.
@@ -104,7 +117,7 @@ class Rounds:
         return [*finished, *live]
 
     async def best(self, live: Sequence[Candidate], draws: int, free: int, *, slot: int = 0) -> list[Candidate]:
-        """One round: `draws` turns after each of `live`, and the best `free` of them all, executed, from best to worst.
+        """One round: `draws` turns after each of `live`, and the first `free` of them all in `order`, executed.
 
         Fewer are returned where there are fewer that differ and can be executed.
         """
@@ -118,7 +131,7 @@ class Rounds:
         scores = await scored(self.reward_model, [c.state for c in candidates])
         self.counts["unscored"] += agg.missing(scores)
         candidates = [c.scored(s, self.aggregate) for c, s in zip(candidates, scores, strict=True)]
-        ranked = [candidates[i] for i in agg.rank([c.score for c in candidates])]
+        ranked = [candidates[i] for i in self.order(candidates)]
         return ranked[:free] if self.execute_first else await self._execute(ranked, free)
 
     async def _propose(self, candidate: Candidate, draws: int, slot: int) -> list[Candidate]:

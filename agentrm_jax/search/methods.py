@@ -17,6 +17,7 @@ from agentrm_jax.search.lookahead import lookahead
 from agentrm_jax.search.mcts import explore
 from agentrm_jax.search.particle import particle
 from agentrm_jax.search.result import Result
+from agentrm_jax.search.sharing_beam import sharing_beam
 from agentrm_jax.search.turns import Command
 from agentrm_jax.types import UserError
 
@@ -62,6 +63,7 @@ METHODS: Mapping[str, Method] = {
     "lookahead": Method(lookahead, reward_model=True),
     "adaptive": Method(adaptive, reward_model=True),
     "dvts": Method(dvts, reward_model=True),
+    "sharing_beam": Method(sharing_beam, reward_model=True),
     "particle": Method(particle, reward_model=True),
     "guided_mcts": Method(guided_mcts, reward_model=True),
     "mcts": Method(explore, explores=True),

@@ -137,6 +137,7 @@ ODD = [
     ("adaptive", "search.threshold=nan"),
     ("adaptive", "search.patience=-1"),
     *(("dvts", f"search.{key}=0") for key in ("trees", "width", "branch")),
+    ("sharing_beam", "search.unique_weight=-1"),
     ("particle", "search.particles=0"),
     ("particle", "search.weight_temperature=-1"),
     ("particle", "search.weight_temperature=inf"),

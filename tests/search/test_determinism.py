@@ -15,6 +15,7 @@ from agentrm_jax.search import (
     lookahead,
     particle,
     run_tasks,
+    sharing_beam,
 )
 from agentrm_jax.testing.inline import InlineEnvironments
 from agentrm_jax.testing.scripted import random_reward, uniform_policy
@@ -46,6 +47,7 @@ METHODS = {
     "adaptive": lambda t, p, e, r: adaptive(t, p, e, r, n=6, wave=2, threshold=0.8, aggregate="mean"),
     "beam": lambda t, p, e, r: beam(t, p, e, r, width=3, branch=3),
     "dvts": lambda t, p, e, r: dvts(t, p, e, r, trees=2, width=2, branch=2),
+    "sharing_beam": lambda t, p, e, r: sharing_beam(t, p, e, r, width=3, branch=3),
     "particle": lambda t, p, e, r: particle(t, p, e, r, particles=4, resampling="multinomial"),
     "guided_mcts": lambda t, p, e, r: guided_mcts(t, p, e, r, iterations=3, k=2, depth=1, n=2, rollout_temperature=1.0),
     "lookahead": lambda t, p, e, r: lookahead(t, p, e, r, samples=3, depth=1),

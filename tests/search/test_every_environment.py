@@ -83,6 +83,7 @@ SMALL = {
     "lookahead": {"samples": 2},
     "adaptive": {"n": 3, "wave": 2},
     "dvts": {"trees": 2, "branch": 2},
+    "sharing_beam": {"width": 2, "branch": 2},
     "particle": {"particles": 3},
     "guided_mcts": {"iterations": 2, "k": 2, "n": 2, "depth": 1, "rollout_temperature": 1.0},
 }
