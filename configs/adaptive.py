@@ -2,12 +2,12 @@
 
     python search.py --config=configs/adaptive.py
 
-Expect the score of `configs/best_of_n.py` (about 70 at nano size) with 3.7 instead of 5 samples a task: 2.4 in mazes, and all 5 on BabyAI, where
-no score reaches the threshold. So it follows from the samples of a best-of-5 run; its own time is not measured yet. What it
-saves on a task is `saved` under `counts` in tasks.jsonl.
+Expect the score of `configs/best_of_n.py` (about 70 at nano size) with 3.7 instead of 5 samples a task: 2.4 in mazes, and all 5 on
+BabyAI, where no score reaches the threshold. So it follows from the samples of a best-of-5 run; its own time is not measured yet.
+What it saves on a task is `saved` under `counts` in tasks.jsonl.
 
-The threshold is on the reward model's scale. The one of size nano was read off those very tasks, so it flatters; choose yours, for each
-environment by itself, on tasks that are not reported (--config.env.names=maze --config.env.split=dev).
+The threshold is on the reward model's scale. The one of size nano was read off those very tasks, so it flatters; choose yours, for
+each environment by itself, on tasks that are not reported (--config.env.names=maze --config.env.split=dev).
 """
 
 from configs import common
