@@ -137,6 +137,7 @@ def _missing(place: str) -> str:
 
 
 def _elsewhere(place: str) -> bool:
-    """Whether this names a model that no run of ours made: `smollm2`, a GGUF file, a Hugging Face folder."""
-    folder = Path(place)
-    return place == "smollm2" or folder.suffix == ".gguf" or any(folder.glob("*.safetensors"))
+    """Whether this is for `models` to open: `smollm2`, a file, or a folder that is no workdir of ours."""
+    path = Path(place).expanduser()
+    ours = any((path / name).exists() for name in ("config_changes.jsonl", "command.txt", "model.json", "tasks.jsonl"))
+    return place == "smollm2" or path.is_file() or (path.is_dir() and any(path.iterdir()) and not ours)

@@ -4,7 +4,7 @@ import sys
 
 import ml_collections
 import pytest
-from agentrm_jax.run.config import override
+from agentrm_jax.run.flags import override
 
 from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.catalogue import SHIPPED, find, names, resolve
