@@ -8,7 +8,6 @@ answered, or a program was compiled in the second half.
 """
 
 import argparse
-import dataclasses
 import sys
 import time
 
@@ -43,8 +42,14 @@ def random_request(rng: np.random.Generator) -> Request:
         return LogprobsRequest(path, int(rng.integers(1, len(path) + 1)))
     shaped = rng.random() < 0.2
     tokens = int(rng.integers(1, 25))
-    params = SamplingParams(n=int(rng.integers(1, 5)), seed=int(rng.integers(99)), max_tokens=tokens)
-    return GenerateRequest(path, dataclasses.replace(params, top_k=5, logprobs=2) if shaped else params)
+    params = SamplingParams(
+        n=int(rng.integers(1, 5)),
+        seed=int(rng.integers(99)),
+        max_tokens=tokens,
+        top_k=5 if shaped else 0,
+        logprobs=2 if shaped else 0,
+    )
+    return GenerateRequest(path, params)
 
 
 def soak(engine: Engine, requests: int, seed: int) -> dict[str, int]:

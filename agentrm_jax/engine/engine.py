@@ -31,7 +31,8 @@ from agentrm_jax.engine.requests import (
     ScoreRequest,
 )
 from agentrm_jax.engine.rows import joining_rows, stop_ids, take_steps
-from agentrm_jax.engine.scheduler import Decode, DecodeBatch, Prefill, Scheduler
+from agentrm_jax.engine.scheduler import Decode, Prefill, Scheduler
+from agentrm_jax.engine.seats import DecodeBatch
 from agentrm_jax.engine.sequence import Job, Lane
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.types import UserError
@@ -225,17 +226,29 @@ class Engine:
                 assert sequence is not None
                 sequence.fresh = False
                 self.stats.read_tokens += sequence.lanes[0].base == 0
+        if batch.shape.trunk and batch.shared is None:
+            batch.shared = self._read_trunk(batch)
         stopped = np.ones((batch.shape.rows, batch.shape.samples), bool)
         for row, sequence in enumerate(batch.rows):
             for j, lane in enumerate(sequence.lanes if sequence is not None else ()):
                 stopped[row, j] = lane.ended
         most = np.int32(STEPS)
-        batch.state, steps = programs.decode(self._weights, model, batch.shape, batch.state, None, stopped, most)
+        batch.state, steps = programs.decode(
+            self._weights, model, batch.shape, batch.state, batch.shared, stopped, most
+        )
         over = take_steps(batch, jax.device_get(steps), self.end_id, self.text)
         self.stats.decode_steps += int(steps.ran)
         self.stats.rows += int(steps.ran) * batch.live
         if over:
             self._retire(batch, over)
+
+    def _read_trunk(self, batch: DecodeBatch) -> Any:
+        """What all rows begin with, from where any of them has it."""
+        sequence = next(row for row in batch.rows if row is not None)
+        assert sequence.lock is not None
+        slots = np.zeros(batch.shape.trunk, np.int32)
+        slots[: len(batch.trunk)] = sequence.lock.slots[: len(batch.trunk)]
+        return programs.read_trunk(self.model_config, self._pool, slots, np.int32(len(batch.trunk)))
 
     def _retire(self, batch: DecodeBatch, rows: list[int]) -> None:
         """Ends rows: what their samples have written is cached, those that have ended are handed over, others wait again."""

@@ -19,7 +19,7 @@ from agentrm_jax.engine import prefill as reading
 from agentrm_jax.engine.batch import DecodeShape
 from agentrm_jax.engine.requests import EngineConfig
 from agentrm_jax.engine.rows import joining_rows
-from agentrm_jax.engine.scheduler import DecodeBatch
+from agentrm_jax.engine.seats import DecodeBatch
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.transformer import Transformer
 
@@ -105,7 +105,9 @@ def planned_decode(
 ) -> dict[str, Planned]:
     """What is done with the largest decode batch, by name, given the shapes of weights, pool and state."""
     shape = largest_batch(sizes)
-    arguments = _shapes(joining_rows(DecodeBatch(shape, []), [], model.vocab_size, 0, shape.max_new), mesh)
+    arguments = _shapes(
+        joining_rows(DecodeBatch(shape, [], np.zeros(0, np.int32)), [], model.vocab_size, 0, shape.max_new), mesh
+    )
     stopped = _shapes(np.zeros((shape.rows, shape.samples), bool), mesh)
     return {
         "admit": Planned(admit, (model, shape, pool, state, *arguments), (state, arguments)),

@@ -131,6 +131,7 @@ class EngineConfig:
       context: allowed numbers of cached tokens of a row, ascending; the last one bounds the path.
       samples: samples of one history that are decoded side by side.
       max_new: tokens a sample may have unless its request says otherwise, and that a row of a decode batch has room for.
+      trunk: tokens of what most requests begin with that the rows of a decode batch read together; 0: each reads its own.
       tensor: devices that share weights and cache, by heads and vocabulary.
     """
 
@@ -141,6 +142,7 @@ class EngineConfig:
     context: tuple[int, ...] = (256, 512, 1024)
     samples: int = 5
     max_new: int = 64
+    trunk: int = 0
     tensor: int = 1
 
 

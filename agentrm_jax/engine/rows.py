@@ -7,7 +7,7 @@ import numpy as np
 from agentrm_jax.engine.batch import RowState, Steps
 from agentrm_jax.engine.requests import SamplingParams
 from agentrm_jax.engine.sampling import Shaping
-from agentrm_jax.engine.scheduler import DecodeBatch
+from agentrm_jax.engine.seats import DecodeBatch
 from agentrm_jax.engine.sequence import Lane
 
 
@@ -43,9 +43,10 @@ def joining_rows(
         sequence = batch.rows[row]
         assert sequence is not None
         assert sequence.lock is not None
-        params, cached = sequence.params, len(sequence.target)
+        params, shared = sequence.params, len(batch.trunk)
+        cached = len(sequence.target) - shared
         at_rows[i] = row
-        context[i, :cached] = sequence.lock.slots
+        context[i, :cached] = sequence.lock.slots[shared:]
         state.context_length[i] = cached
         state.temperature[i] = params.temperature
         ids = stop_ids(params, end_id)

@@ -7,47 +7,19 @@ Whoever came first is served first where the cache is short: it waits for those 
 import collections
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from agentrm_jax.engine import layout
-from agentrm_jax.engine.batch import DecodeShape
 from agentrm_jax.engine.facts import SlotFacts
 from agentrm_jax.engine.layout import bucket
 from agentrm_jax.engine.prefix import PrefixCache, common_length
 from agentrm_jax.engine.requests import EngineConfig, GenerateRequest
 from agentrm_jax.engine.sampling import fold
+from agentrm_jax.engine.seats import DecodeBatch, Seats
 from agentrm_jax.engine.sequence import Job, Lane, Sequence
 
 _PREFILLS = 4  # prefill batches between two dispatches of decode, as long as that fills rows
-
-_PATIENCE = 16  # decode dispatches after which nobody gets a row before the one that has been ready longest
-
-
-@dataclasses.dataclass(eq=False)
-class DecodeBatch:
-    """Rows that are decoded together. `state` is the device's part, kept here for its owner; None before the first step.
-
-    Attributes:
-      rows: the sequence in each row, None where it is free.
-      keep: int32[rows] old rows of a batch whose number of rows has changed since its last step, else None.
-      turn: when it was last served.
-    """
-
-    shape: DecodeShape
-    rows: list[Sequence | None]
-    state: Any = None
-    keep: np.ndarray | None = None
-    turn: int = 0
-
-    @property
-    def live(self) -> int:
-        return sum(row is not None for row in self.rows)
-
-    def fits(self, sequence: Sequence, samples: int) -> bool:
-        same = (self.shape.samples, self.shape.shaped) == (samples, sequence.params.shaped)
-        return same and len(sequence.target) <= self.shape.columns
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,18 +45,14 @@ class Scheduler:
 
     Attributes:
       waiting: their path is not all cached; in the order they came.
-      ready: all of their path is cached; in the order they became so.
-      batches: decode batches, also some that are empty for now.
+      seats: the others, ready for a row or in one.
     """
 
     def __init__(self, config: EngineConfig, cache: PrefixCache, facts: SlotFacts):
         self.config, self.cache, self.facts = config, cache, facts
         self.waiting: collections.deque[Sequence] = collections.deque()
-        self.ready: list[Sequence] = []
-        self.batches: list[DecodeBatch] = []
+        self.seats = Seats(config)
         self._in_a_row = 0  # prefill batches since the last decode
-        self._turn = 0
-        self._passed_over = 0  # dispatches since the one that has been ready longest could have had a row
         self.preempted = 0
 
     def add(self, job: Job) -> None:
@@ -94,19 +62,17 @@ class Scheduler:
             self.waiting.append(Sequence.of(job, path, []))
             return
         params, width = request.params, self.config.samples
+        self.seats.expect(path)
         lanes = [Lane(i, fold(params.seed, i)) for i in range(params.n)]
         self.waiting.extend(Sequence.of(job, path, lanes[i : i + width]) for i in range(0, params.n, width))
 
     @property
     def idle(self) -> bool:
-        return not (self.waiting or self.ready or any(batch.live for batch in self.batches))
+        return not (self.waiting or self.seats.ready or any(batch.live for batch in self.seats.batches))
 
     def running(self) -> Iterator[tuple[DecodeBatch, int, Sequence]]:
         """Every row that is taken: its batch, its number, its sequence."""
-        for batch in self.batches:
-            for i, sequence in enumerate(batch.rows):
-                if sequence is not None:
-                    yield batch, i, sequence
+        return self.seats.taken()
 
     def next(self) -> Prefill | Decode | None:
         """What to do now; None if there is nothing to do."""
@@ -119,7 +85,7 @@ class Scheduler:
     def cancel(self, job: Job) -> None:
         """Drops whatever of a request has not been done; its rows are free at once."""
         job.cancelled = True
-        for sequence in [s for s in (*self.waiting, *self.ready) if s.job is job]:
+        for sequence in [s for s in (*self.waiting, *self.seats.ready) if s.job is job]:
             self._leave(sequence)
         for batch, row, sequence in list(self.running()):
             if sequence.job is job:
@@ -145,14 +111,14 @@ class Scheduler:
         for batch, row, sequence in list(self.running()):
             if sequence.job is job:
                 self.requeue(batch, row)
-        for sequence in [s for s in (*self.ready, *self.waiting) if s.job is job and s.lock is not None]:
+        for sequence in [s for s in (*self.seats.ready, *self.waiting) if s.job is job and s.lock is not None]:
             self._give_way(sequence)
 
     def _give_way(self, sequence: Sequence) -> None:
         self.preempted += 1
         self._unlock(sequence)
-        if sequence in self.ready:
-            self.ready.remove(sequence)
+        if sequence in self.seats.ready:
+            self.seats.ready.remove(sequence)
             self.waiting.appendleft(sequence)
 
     # --- prefill ---------------------------------------------------------------------------------------------------------
@@ -161,7 +127,7 @@ class Scheduler:
         """Decode is the faster a token the more rows it has, so rows are filled first; but those that run are not held up long."""
         if not self.waiting:
             return False
-        taken = len(self.ready) + sum(batch.live for batch in self.batches)
+        taken = len(self.seats.ready) + sum(batch.live for batch in self.seats.batches)
         if not taken:
             return True
         return self._in_a_row < (_PREFILLS if taken < self.config.rows[-1] else 1)
@@ -231,7 +197,7 @@ class Scheduler:
 
     def _make_room(self, inside: set[int]) -> bool:
         """Lets go of what the last comer holds that is not running and whose path is not `inside`; False if nobody is left."""
-        for sequence in (*reversed(self.ready), *reversed(self.waiting)):
+        for sequence in (*reversed(self.seats.ready), *reversed(self.waiting)):
             if sequence.lock is not None and len(sequence.lock.slots) and id(sequence.target) not in inside:
                 self._give_way(sequence)
                 return True
@@ -265,7 +231,7 @@ class Scheduler:
         """Moves on a sequence whose target is cached: to the rows, or to its result."""
         if sequence.lanes:
             self.waiting.remove(sequence)
-            self.ready.append(sequence)
+            self.seats.ready.append(sequence)
             return
         assert sequence.lock is not None
         sequence.finish(sequence.lock.slots, self.facts)
@@ -273,7 +239,7 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         self._unlock(sequence)
-        (self.waiting if sequence in self.waiting else self.ready).remove(sequence)
+        (self.waiting if sequence in self.waiting else self.seats.ready).remove(sequence)
 
     def _unlock(self, sequence: Sequence) -> None:
         if sequence.lock is not None:
@@ -283,88 +249,11 @@ class Scheduler:
     # --- decode ----------------------------------------------------------------------------------------------------------
 
     def _plan_decode(self) -> Decode | None:
-        self._seat()
-        live = [batch for batch in self.batches if batch.live]
-        if not live:
+        batch = self.seats.next(more_to_come=any(sequence.lanes for sequence in self.waiting))
+        if batch is None:
             return None
-        batch = min(live, key=lambda batch: batch.turn)
-        self._turn += 1
-        batch.turn = self._turn
-        self._shrink(batch)
         joining = [i for i, sequence in enumerate(batch.rows) if sequence is not None and sequence.fresh]
         return Decode(batch, joining)
-
-    def _seat(self) -> None:
-        """Gives rows to sequences that are ready, first come first served: free ones, then those of larger or new batches."""
-        homeless: dict[tuple[int, int, bool], list[Sequence]] = {}
-        first = self.ready[:1]
-        for sequence in first if self._passed_over > _PATIENCE else self.ready:
-            samples = self._samples(sequence)
-            free = [b for b in self.batches if b.live and b.fits(sequence, samples) and b.live < b.shape.rows]
-            if free:
-                self._sit(sequence, min(free, key=lambda b: b.shape.columns))
-            else:
-                columns = bucket(len(sequence.target), self.config.context)
-                homeless.setdefault((samples, columns, sequence.params.shaped), []).append(sequence)
-        for (samples, columns, shaped), group in homeless.items():
-            batch = self._batch_for(samples, columns, shaped, len(group))
-            for sequence in group if batch is not None else ():
-                assert batch is not None
-                if batch.live < batch.shape.rows:
-                    self._sit(sequence, batch)
-        self.ready = [s for s in self.ready if not s.fresh]
-        self._passed_over = self._passed_over + 1 if first and first == self.ready[:1] else 0
-
-    def _samples(self, sequence: Sequence) -> int:
-        return self.config.samples if len(sequence.lanes) > 1 else 1
-
-    def _sit(self, sequence: Sequence, batch: DecodeBatch) -> None:
-        batch.rows[batch.rows.index(None)] = sequence
-        sequence.fresh = True
-
-    def _batch_for(self, samples: int, columns: int, shaped: bool, count: int) -> DecodeBatch | None:
-        """A batch with room for some of `count` more rows: one that grows, or another one, as far as all may have rows."""
-        sizes = self.config.rows
-        wanted = DecodeShape(0, samples, columns, self.config.max_new, shaped)
-        for batch in self.batches:
-            if batch.live and dataclasses.replace(batch.shape, rows=0) == wanted:
-                larger = next((size for size in sizes if size > batch.shape.rows), None)
-                worth = larger is not None and batch.live + count >= (batch.shape.rows + larger) // 2
-                if larger is None or not worth or self._rows_but(batch) + larger > sizes[-1]:
-                    return None
-                self._resize(batch, larger)
-                return batch
-        others = self._rows_but(None)
-        size = bucket(layout.cover(count, sizes)[0], sizes)
-        while others and others + size > sizes[-1]:
-            if size == sizes[0]:
-                return None
-            size = sizes[sizes.index(size) - 1]
-        shape = dataclasses.replace(wanted, rows=size)
-        same = [batch for batch in self.batches if not batch.live and batch.shape == shape]
-        self.batches = [batch for batch in self.batches if batch.live]
-        self.batches.append(same[0] if same else DecodeBatch(shape, [None] * size))
-        return self.batches[-1]
-
-    def _rows_but(self, but: DecodeBatch | None) -> int:
-        """Rows of all batches that are in use, padding included, except one."""
-        return sum(batch.shape.rows for batch in self.batches if batch.live and batch is not but)
-
-    def _shrink(self, batch: DecodeBatch) -> None:
-        """Fewer rows for a batch that has become small, unless more are to come."""
-        smaller = [size for size in self.config.rows if batch.live <= size < batch.shape.rows]
-        coming = self.ready or any(s.lanes for s in self.waiting) or any(s.fresh for s in batch.rows if s is not None)
-        if smaller and (not coming or self._passed_over > _PATIENCE) and batch.keep is None:
-            self._resize(batch, smaller[-1])
-
-    def _resize(self, batch: DecodeBatch, size: int) -> None:
-        taken = [i for i, sequence in enumerate(batch.rows) if sequence is not None]
-        if batch.state is not None:
-            before = np.arange(len(batch.rows)) if batch.keep is None else batch.keep
-            batch.keep = np.full(size, -1, np.int32)
-            batch.keep[: len(taken)] = before[taken]
-        batch.rows = [batch.rows[i] for i in taken] + [None] * (size - len(taken))
-        batch.shape = dataclasses.replace(batch.shape, rows=size)
 
 
 def _row_for(sequence: Sequence, begin: int, rows: list[layout.Row]) -> layout.Row:

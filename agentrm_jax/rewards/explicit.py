@@ -43,7 +43,7 @@ class ExplicitRewardModel:
         """float[len(states)]: the value of every state; NaN where there is none."""
         paths = [self._path(state) for state in states]
         found = iter(await self._service.score([path for path in paths if path is not None]))
-        return [math.nan if path is None else float(next(found)) for path in paths]
+        return [math.nan if path is None else next(found) for path in paths]
 
     def _path(self, state: State) -> np.ndarray | None:
         try:

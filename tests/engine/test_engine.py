@@ -409,6 +409,25 @@ def test_a_common_beginning_is_read_once():
     assert mine.stats.read_tokens == 45 + 8 * 8
 
 
+def test_rows_that_begin_alike_may_read_their_beginning_together():
+    """A trunk changes no answer, and who does not share it is served all the same."""
+    mine = engine(cache_tokens=4096, rows=(2, 4), trunk=16)
+    common = ids(20, 1)
+    histories = [np.concatenate([common, ids(3 * i + 1, 10 + i)]) for i in range(6)]
+    stranger = ids(25, 9)
+    jobs = [mine.submit(greedy(h)) for h in histories]
+    trunks = set()
+    while mine.step():
+        trunks |= {batch.shape.trunk for batch in mine.scheduler.seats.batches}
+    assert trunks == {16}
+    results = [[s.tokens.tolist() for s in job.result] for job in jobs]
+    assert results == [[dense_greedy(MODEL, h, SIZES.max_new, END)] for h in histories]
+    assert tokens_of(mine.generate([greedy(stranger), greedy(histories[0], n=3)])) == [
+        [dense_greedy(MODEL, stranger, SIZES.max_new, END)],
+        [dense_greedy(MODEL, histories[0], SIZES.max_new, END)] * 3,
+    ]
+
+
 # --- sizes -------------------------------------------------------------------------------------------------------------
 
 

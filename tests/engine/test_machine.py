@@ -20,7 +20,14 @@ from agentrm_jax.testing.tiny import dense_logits, dense_values, tiny_model
 END = 3
 MODEL = tiny_model()
 SIZES = EngineConfig(
-    cache_tokens=72, rows=(1, 3), batch_tokens=(24, 48), new_tokens=(8, 24), context=(32, 64), samples=2, max_new=6
+    cache_tokens=72,
+    rows=(1, 3),
+    batch_tokens=(24, 48),
+    new_tokens=(8, 24),
+    context=(32, 64),
+    samples=2,
+    max_new=6,
+    trunk=8,
 )
 SEGMENTS = [np.random.default_rng(i).integers(4, 97, size).astype(np.int32) for i, size in enumerate((1, 9, 14, 9, 23))]
 DRAW = jax.jit(sampling.sample)

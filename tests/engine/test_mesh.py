@@ -58,7 +58,7 @@ def main() -> None:
         weights = engine._weights
         block = weights.layers[0]
         maps = [getattr(block, n)[...] for n in ("wq_dnh", "wk_dkh", "wv_dkh", "wo_nhd", "w_gate_df", "w_down_fd")]
-        caches = [batch.state.caches for batch in engine.scheduler.batches]
+        caches = [batch.state.caches for batch in engine.scheduler.seats.batches]
         report[str(tensor)] = found | {
             "weights": share([*maps, weights.embed_vd, weights.head_dv]),
             "pool": share(jax.tree.leaves(engine._pool)),

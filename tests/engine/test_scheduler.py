@@ -159,7 +159,7 @@ def test_rows_of_all_batches_together_are_bounded():
         desk.step()
     for _ in range(4):
         desk.step()
-        assert sum(batch.shape.rows for batch in desk.scheduler.batches) <= 4
+        assert sum(batch.shape.rows for batch in desk.scheduler.seats.batches) <= 4
 
 
 def test_nobody_is_passed_over_for_ever():

@@ -4,10 +4,10 @@ import sys
 
 import ml_collections
 import pytest
-from agentrm_jax.run.flags import override
 
 from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.catalogue import SHIPPED, find, names, resolve
+from agentrm_jax.run.flags import override
 from agentrm_jax.types import UserError
 
 MODULE = """
