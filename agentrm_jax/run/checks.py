@@ -48,6 +48,11 @@ def _mesh(config: ml_collections.ConfigDict) -> None:
 def _model(config: ml_collections.ConfigDict) -> None:
     if "model" not in config or config.init:  # a model that is there brings its own sizes
         return
+    if config.chat_template not in ("", "chatml"):
+        raise UserError(
+            f"--config.chat_template={config.chat_template}: a policy that starts from nothing speaks chatml; "
+            "leave it out, or name a model with init"
+        )
     model = config.model
     if model.num_heads % model.num_kv_heads:
         raise UserError(

@@ -102,6 +102,7 @@ ODD = [
     ("greedy", "log_seconds=nan"),
     ("greedy", "env.names="),
     ("greedy", "env.names=maze,maze"),
+    ("sft", "chat_template=my.jinja"),  # used to be left out without a word
     ("greedy", "env.split=tset"),
     ("greedy", "env.start=-1"),
     ("greedy", "env.count=0"),
