@@ -84,9 +84,15 @@ def _engine(config: ml_collections.ConfigDict) -> None:
 
 
 def _simulations(config: ml_collections.ConfigDict) -> None:
-    settings = config.get("search", {})
-    if config.get("method") == "mcts" and settings["n"] > 1 and settings["rollout_temperature"] == 0:
+    if config.get("method") not in keys.TREES or config.search.n == 1:
+        return
+    if config.search.rollout_temperature == 0:
         raise UserError(
-            f"--config.search.n={settings['n']}: simulations of a greedy policy are all the same; "
+            f"--config.search.n={config.search.n}: simulations of a greedy policy are all the same; "
             "set search.rollout_temperature above 0"
+        )
+    if config.search.get("depth") == 0:
+        raise UserError(
+            f"--config.search.n={config.search.n}: simulations that take no turn are all the same; "
+            "set search.depth above 0"
         )

@@ -81,8 +81,8 @@ def _signals() -> Iterator[list[int]]:
     if threading.current_thread() is threading.main_thread():
         # A shell script starts what it puts in the background with SIGINT ignored; what is forwarded has to end it all the same.
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number in (signal.SIGTERM, signal.SIGHUP):
+            before[int(signal.SIGINT)] = signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (int(signal.SIGTERM), int(signal.SIGHUP)):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
                 before[number] = signal.signal(number, forward)
     try:

@@ -44,6 +44,11 @@ STAGES: Mapping[str, Stage] = {
         Stage("best_of_n", "search.py", "held-out tasks: best of 5 by the reward model"),
         Stage("lookahead", "search.py", "held-out tasks: the best of 5 turns at every step"),
         Stage("beam", "search.py", "held-out tasks: 5 x 5 beam by the reward model"),
+        Stage("adaptive", "search.py", "held-out tasks: best of up to 5, fewer where the reward model is content"),
+        Stage("dvts", "search.py", "held-out tasks: 5 subtrees, the best of 5 turns at every step in each"),
+        Stage("sharing_beam", "search.py", "held-out tasks: 5 x 5 beam whose trajectories share what is cached"),
+        Stage("particle", "search.py", "held-out tasks: 5 trajectories, resampled by the reward model at every step"),
+        Stage("guided_mcts", "search.py", "held-out tasks: tree search by the reward model before every step"),
     )
 }
 
