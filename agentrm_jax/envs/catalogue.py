@@ -60,7 +60,7 @@ def find(place: str) -> EnvSpec:
         raise UserError(f"no environment named {place!r}; {hint}")
     try:
         spec = importlib.import_module(place).SPEC
-    except Exception as error:  # a user's module may raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise UserError(
             f"environment module {place!r} cannot be imported or has no SPEC: {type(error).__name__}: {error}"
         ) from error
@@ -194,7 +194,7 @@ def listed(place: str, spec: EnvSpec, split: str, options: Options) -> Sequence[
         found = list(spec.tasks(split, options))
     except UserError:
         raise
-    except Exception as error:  # a user's module may raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{last.filename}, line {last.lineno}"
         raise UserError(f"{place} could not list its tasks: {type(error).__name__}: {error} ({where})") from error

@@ -31,6 +31,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "misnamed.py").write_text(MODULE.format(env="misnamed"))
     (tmp_path / "broken.py").write_text("SPEC = 1 / 0\n")
     (tmp_path / "textless.py").write_text(MODULE.format(env="hall").replace('instruction="i"', "instruction=None", 1))
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "other.py").write_text("SPEC = 'text'\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
@@ -93,6 +94,7 @@ def test_options_that_name_no_environment_are_named(folder):
         (("maez",), "no environment named 'maez'.*did you mean maze"),
         (("no.such.module",), "environment module 'no.such.module' cannot be imported.*ModuleNotFoundError"),
         (("broken",), "environment module 'broken' cannot be imported.*ZeroDivisionError"),
+        (("leaves",), "environment module 'leaves' cannot be imported.*SystemExit"),
         (("other",), "SPEC of environment module 'other' is a str, not an EnvSpec"),
         (("textless",), "instruction of environment module 'textless' is a NoneType, not a text"),
         (("single", "my.module"), "hall twice .single and my.module."),
