@@ -5,6 +5,8 @@
     python search.py --config=configs/best_of_n.py     whole trajectories, the reward model picks
     python search.py --config=configs/beam.py          step by step, the reward model prunes
 
+docs/search.md has the others (lookahead, adaptive, particle, dvts, guided_mcts, sharing_beam).
+
 Finished tasks are kept, so running the same command again continues a run that was stopped. Started as several processes
 (`jax.distributed`), each searches its share of the tasks with engines on its own devices.
 """
