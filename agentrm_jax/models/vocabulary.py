@@ -3,7 +3,8 @@
 Under a mesh (`jax.set_mesh`) each device looks up its own shard of every row's embeddings, and the output map is gathered
 block by block, each no larger than a shard, as a stack of layers is gathered layer by layer.
 
-Letters: b row, t token, d model dimension, v vocabulary, c columns of a block of the vocabulary, n blocks.
+Letters: b row, t token, d model dimension, v vocabulary, c columns of a block of the vocabulary, n blocks, m tokens
+of all rows.
 """
 
 import functools
@@ -155,12 +156,13 @@ def _read_blocks_backward(v, rows, residuals, gradients):
         chosen = (tokens_bt - xs[1])[..., None] == jnp.arange(columns)
         dscores = grad_lse_bt[..., None] * jnp.exp(scores - lse_bt[..., None])
         dscores = (dscores + jnp.where(chosen, grad_chosen_bt[..., None], 0.0)).astype(hidden_btd.dtype)
-        # The narrow side is copied transposed (see `models.linear`), once for all blocks.
-        dhead_cd = product("btd,btc->dc", hidden_btd, dscores).T.astype(hidden_btd.dtype)
+        dhead_cd = jnp.einsum("dm,mc->dc", hidden_dm, dscores.reshape(-1, columns)).T
         if rows:
             dhead_cd = jax.lax.psum_scatter(dhead_cd, rows, scatter_dimension=1, tiled=True)
         return dhidden_btd + product("btc,cd->btd", dscores, head_cd), dhead_cd.astype(head_ncd.dtype)
 
+    # The narrow side of that product is what is copied transposed (see `models.linear`), once for all blocks.
+    hidden_dm = hidden_btd.reshape(-1, hidden_btd.shape[2]).T
     start = jnp.zeros_like(hidden_btd, jnp.float32)  # a sum over blocks is one of float32
     dhidden, dhead_ncd = jax.lax.scan(block, start, (head_ncd, np.arange(blocks, dtype=np.int32) * columns))
     return dhead_ncd, dhidden.astype(hidden_btd.dtype), None
