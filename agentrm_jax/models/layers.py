@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.linear import linear
 from agentrm_jax.models.lora import LoRA, low_rank, new_adapters
+
+PRODUCT = "product"  # name, for rematerialisation, of what a linear map gave
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -146,4 +149,6 @@ class Block(nnx.Module):
     def _linear(self, x: jax.Array, name: str) -> jax.Array:
         """Applies the linear map `name` to x, and adds what its adapter gives if it has one."""
         y = linear(x, getattr(self, name)[...])
-        return y + low_rank(x, self.adapters[name], self.lora.scale) if self.lora and name in self.adapters else y
+        if self.lora and name in self.adapters:
+            y += low_rank(x, self.adapters[name], self.lora.scale)
+        return checkpoint_name(y, PRODUCT)

@@ -7,10 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
-
-PRODUCT = "product"  # name, for rematerialisation, of what is worth keeping: the result of a matrix product
 
 
 def linear(x: Float[Array, "b t *i"], weight: Float[Array, " *io"]) -> Float[Array, "b t *o"]:
@@ -18,7 +15,7 @@ def linear(x: Float[Array, "b t *i"], weight: Float[Array, " *io"]) -> Float[Arr
     b, t, *inputs = x.shape
     out = weight.shape[len(inputs) :]
     matrix_io = weight.astype(x.dtype).reshape(math.prod(inputs), math.prod(out))
-    return checkpoint_name(_product(x.reshape(b, t, -1), matrix_io).reshape(b, t, *out), PRODUCT)
+    return _product(x.reshape(b, t, -1), matrix_io).reshape(b, t, *out)
 
 
 @jax.custom_vjp

@@ -10,8 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from agentrm_jax.models.attention import ATTENTION, tree_attention
 from agentrm_jax.models.config import ModelConfig
-from agentrm_jax.models.layers import Attend, Block, rms_norm
-from agentrm_jax.models.linear import PRODUCT
+from agentrm_jax.models.layers import PRODUCT, Attend, Block, rms_norm
 from agentrm_jax.models.lora import LoRA
 from agentrm_jax.models.tiles import NO_WINDOW
 from agentrm_jax.models.vocabulary import log_probabilities, look_up
@@ -104,7 +103,7 @@ class Transformer(nnx.Module):
         """The layers one by one, as views on the stacked parameters."""
         leaves, structure = jax.tree.flatten(self.layers)
         parts = [jax.lax.split(a, (1,) * len(a)) for a in leaves]  # its gradient is one concatenation
-        return [structure.unflatten([p[l][0] for p in parts]) for l in range(self.config.num_layers)]
+        return [jax.tree.unflatten(structure, [p[l][0] for p in parts]) for l in range(self.config.num_layers)]
 
     def _flags(self, name: str) -> tuple[bool, ...]:
         return getattr(self.config, name) or (True,) * self.config.num_layers

@@ -100,6 +100,9 @@ def _log_probabilities(
     return chosen - lse
 
 
+_Carry = tuple[jax.Array, jax.Array, jax.Array]  # the highest score so far, sum of weights below it, chosen score
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _read_blocks(
     v: int, rows: str | None, head_ncd: jax.Array, hidden_btd: jax.Array, tokens_bt: jax.Array
@@ -128,7 +131,7 @@ def _block(
 def _read_blocks_forward(v, rows, head_ncd, hidden_btd, tokens_bt):
     blocks, columns, _ = head_ncd.shape
 
-    def block(carry: tuple[jax.Array, ...], xs: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, ...], None]:
+    def block(carry: _Carry, xs: tuple[jax.Array, jax.Array]) -> tuple[_Carry, None]:
         top_bt, sum_bt, chosen_bt = carry
         _, scores = _block(rows, *xs, v, blocks * columns > v, hidden_btd)
         new_top = jnp.maximum(top_bt, scores.max(-1))
