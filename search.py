@@ -104,7 +104,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
     # --- Results and report --------------------------------------------------------------------------------------------
     if processes > 1:
-        parallel.meet("searched")
+        parallel.barrier("searched")
         if process:
             return
         journal.gather(workdir)

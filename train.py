@@ -45,7 +45,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     first = jax.process_index() == 0
 
     # --- Mesh: all devices, named axes (before anything is written: a wrong size leaves nothing behind) ----------------
-    objective = objectives.requested(config)
+    objective = objectives.find(config.loss)
     mesh = parallel.make_mesh(**config.mesh)
     rows = parallel.batch_rows(config.batch_rows, mesh)
     dtype = jax.numpy.dtype(config.dtype)

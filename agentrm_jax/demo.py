@@ -14,6 +14,11 @@ COMPARED = ("greedy", "best_of_n", "beam")
 
 def main() -> None:
     begin = time.monotonic()
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(
+            f"usage: python -m agentrm_jax.demo\n\n{__doc__}\nIt goes on where it was stopped; its runs lie in runs/{SIZE}."
+        )
+        return
     if len(sys.argv) > 1:
         raise UserError("the demo takes no arguments; its stages do: python train.py --help, python search.py --help")
     for number, name in enumerate(NAMES, 1):

@@ -96,7 +96,7 @@ def _end_with_the_others(service: Any, over: threading.Event) -> None:
         os._exit(2)  # the main thread may wait for the other process for ever
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
     """Waits until all processes are here. `name` must be new at every call of a run."""
     from orbax.checkpoint import multihost
 
@@ -110,7 +110,7 @@ def all_agree(name: str, here: bool) -> bool:
         return here
     from jax.experimental import multihost_utils
 
-    meet(name)  # the collective itself does not wait for long
+    barrier(name)  # the collective itself does not wait for long
     return bool(multihost_utils.process_allgather(np.array(here)).all())
 
 
@@ -121,10 +121,10 @@ def first_process_first(name: str) -> Iterator[None]:
     They never enter it if the first leaves it with an error (see `together`). `name` must be new at every call of a run.
     """
     if jax.process_index():
-        meet(name)
+        barrier(name)
     yield
     if not jax.process_index() and jax.process_count() > 1:
-        meet(name)
+        barrier(name)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = None) -> Mesh:

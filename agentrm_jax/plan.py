@@ -22,13 +22,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from flax import nnx
 
 from agentrm_jax import parallel
 from agentrm_jax.compilers import target_devices
-from agentrm_jax.engine import kernels, layout
-from agentrm_jax.engine.requests import EngineConfig
+from agentrm_jax.engine import programs
 from agentrm_jax.models.card import Card, read_card
 from agentrm_jax.models.config import PRESETS, ModelConfig
 from agentrm_jax.models.lora import LoRA
@@ -230,19 +228,10 @@ def _ways(mesh: jax.sharding.Mesh) -> int:
 
 def _engine_shapes(
     model: ModelConfig, sizes: Mapping[str, Any], policy: bool, mesh: jax.sharding.Mesh
-) -> tuple[kernels.Weights, Any]:
+) -> tuple[Any, Any]:
     """Shapes of the engine's weights and of its pool, placed as the engine places them."""
-    dtype = jnp.dtype(sizes["dtype"])
-
-    def make() -> Transformer:
-        return Transformer(model, rngs=nnx.Rngs(0), lm_head=policy, value_head=not policy, dtype=dtype)
-
-    graph, params = nnx.split(nnx.eval_shape(make))
-    where = parallel.shardings(params, mesh)
-    placed = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), params, where)
-    weights = jax.jit(lambda m: kernels.Weights(m, dtype))
-    pool = jax.jit(lambda: kernels.empty_pool(model, sizes["cache_tokens"], dtype))
-    return _results(_compiled(weights, (nnx.merge(graph, placed),), mesh)), _results(_compiled(pool, (), mesh))
+    weights, pool = programs.planned_memory(model, sizes, policy, mesh)
+    return _results(_lowered(weights, mesh)), _results(_lowered(pool, mesh))
 
 
 def _engine_memory(
@@ -250,47 +239,24 @@ def _engine_memory(
 ) -> dict[str, int]:
     """Bytes that each of the engine's larger programs needs beside weights and pool: its batch, temporaries and results."""
     weights, pool = _engine_shapes(model, sizes, policy, mesh)
-    everywhere = jax.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-    def shapes(arrays: Any) -> Any:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), arrays)
-
-    e = EngineConfig(**{k: v for k, v in sizes.items() if k != "dtype"})
-    needs = {}
-    for new in {e.new_tokens[0], e.new_tokens[-1]}:
-        tile = layout.tile(new)
-        rows = -(-e.batch_tokens[-1] // tile), tile
-        batch = shapes(layout.tiles([], [], rows, new, e.context[-1], nowhere=0)[0])
-        read = jax.jit(kernels.read, static_argnums=1)
-        needs[f"read {new}"] = _needs(_compiled(read, (weights, model, pool, batch), mesh), batch)
-    if not policy:
-        return needs
-    u, n, columns = e.rows[-1], e.samples, e.context[-1]
-    first = {
-        "context": np.zeros((u, columns), np.int32),
-        "context_length": np.ones(u, np.int32),
-        "hidden": np.zeros((u, model.d_model), jnp.dtype(sizes["dtype"])),
-        "temperature": np.zeros(u, np.float32),
-        "seeds": np.zeros((u, n), np.uint32),
-        "wanted": np.zeros((u, n), bool),
-    }
-    start = jax.jit(functools.partial(kernels.start, max_new=e.max_new, end_id=0), static_argnums=1)
-    decode = jax.jit(functools.partial(kernels.decode, columns=columns, end_id=0), static_argnums=1, donate_argnums=2)
-    first = shapes(first)
-    started = _compiled(start, (weights, model, pool, first), mesh)
-    needs["start"] = _needs(started, first)
-    state = _results(started)
-    needs["decode"] = _needs(_compiled(decode, (weights, model, state, np.int32(e.max_new)), mesh), state)
-    return needs
+    planned = programs.planned_prefill(model, sizes, weights, pool, mesh)
+    if policy:
+        state = _results(_lowered(programs.planned_state(model, sizes), mesh))
+        planned |= programs.planned_decode(model, sizes, weights, pool, state, mesh)
+    return {name: _needs(_lowered(each, mesh), each.passing) for name, each in planned.items()}
 
 
-def _compiled(program: Any, args: tuple[Any, ...], mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
+def _lowered(planned: programs.Planned, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
+    return _compiled(planned.program, planned.args, mesh, **planned.options)
+
+
+def _compiled(program: Any, args: tuple[Any, ...], mesh: jax.sharding.Mesh, **static: Any) -> jax.stages.Compiled:
     options = {}
     if mesh.devices.flat[0].platform == "cpu":
         # Unrolled layers take long to optimise for speed, which changes little about their memory.
         options["xla_backend_optimization_level"] = 0
     with jax.set_mesh(mesh):
-        return program.lower(*args).compile(compiler_options=options)
+        return program.lower(*args, **static).compile(compiler_options=options)
 
 
 def _results(program: jax.stages.Compiled) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.requests import EngineConfig, GenerateRequest
+from agentrm_jax.engine.requests import EngineConfig, GenerateRequest, SamplingParams
 from agentrm_jax.models.transformer import Transformer
 from benchmarks import naive
 from benchmarks.measure import Pass, Row, Size, compare, tokens
@@ -29,7 +29,7 @@ def run(size: Size, seconds: float) -> Iterator[Row]:
         mine = _engine(model, size, room)
 
         def generate(repeat: int) -> float:
-            return _tokens(mine.generate([GenerateRequest(h, n, 0.0, 0) for h in histories(count, repeat)]))
+            return _tokens(mine.generate(_greedy(histories(count, repeat), n)))
 
         return generate
 
@@ -83,8 +83,8 @@ def _engine(model: Transformer, size: Size, room: int) -> Engine:
     return Engine(model, config, end_id=-1)
 
 
-def _greedy(histories: list[np.ndarray]) -> list[GenerateRequest]:
-    return [GenerateRequest(h, 1, 0.0, 0) for h in histories]
+def _greedy(histories: list[np.ndarray], n: int = 1) -> list[GenerateRequest]:
+    return [GenerateRequest(h, SamplingParams(temperature=0.0, n=n)) for h in histories]
 
 
 def _tokens(results: list) -> int:

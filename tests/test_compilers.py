@@ -31,7 +31,7 @@ def test_an_unknown_device_is_refused_with_examples(name):
 def test_a_missing_compiler_is_named(name):
     if installed(name):
         pytest.skip("the compiler is installed")
-    with pytest.raises(UserError, match=r"its compiler is missing; pip install 'agentrm_jax.(tpu|cuda).'"):
+    with pytest.raises(UserError, match=r"its compiler is missing; pip install 'agentrm-jax.(tpu|cuda).'"):
         target_devices(name)
 
 
@@ -40,7 +40,7 @@ class Compiled:
     """Optimised programs of a small model for one kind of device, as text."""
 
     step: str
-    read: str
+    prefill: str
     decode: str
 
 
@@ -56,8 +56,8 @@ def compile_all(name: str) -> None:
     programs = {}
     original = plan._compiled
 
-    def keep(program, args, mesh):
-        programs[program.__name__] = compiled = original(program, args, mesh)
+    def keep(program, args, mesh, **static):
+        programs[program.__name__] = compiled = original(program, args, mesh, **static)
         return compiled
 
     plan._compiled = keep
@@ -67,7 +67,7 @@ def compile_all(name: str) -> None:
     config, _ = flags.parse([f"--config={ROOT}/configs/explicit.py", "--config.dtype=bfloat16", "--config.scan=True"])
     mesh = parallel.make_mesh(1, 2, 2, devices=devices)
     step = plan._compiled_step(config, model, mesh, None)
-    print("\f".join([step.as_text(), programs["read"].as_text(), programs["decode"].as_text()]))
+    print("\f".join([step.as_text(), programs["prefill"].as_text(), programs["decode"].as_text()]))
 
 
 @pytest.fixture(scope="module", params=COMPILERS)
@@ -87,7 +87,7 @@ def test_training_runs_the_platforms_own_kernels(compiled):
 
 
 def test_engines_are_compiled_without_gathering_the_cache(compiled):
-    for program in (compiled.read, compiled.decode):
+    for program in (compiled.prefill, compiled.decode):
         gathered = [m for m in re.findall(r"= \S*?\[([\d,]+)\]\S* all-gather", program) if m.count(",") > 2]
         assert gathered == []
 

@@ -43,3 +43,10 @@ def test_it_takes_no_arguments(monkeypatch):
     monkeypatch.setattr("sys.argv", ["demo.py", "--fast"])
     with pytest.raises(UserError, match="the demo takes no arguments"):
         demo.main()
+
+
+def test_help_starts_nothing(started, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["demo.py", "--help"])
+    demo.main()
+    assert not started
+    assert capsys.readouterr().out.startswith("usage: python -m agentrm_jax.demo")

@@ -84,6 +84,8 @@ def read(path: Path, specs: Mapping[str, EnvSpec] | None = None) -> Iterator[Con
       UserError: there is nothing, or a row is in none of the formats; names file and line.
     """
     path = path / "trajectories.jsonl" if (path / "trajectories.jsonl").exists() else path
+    if (path / "trees" / "trees.jsonl").exists():
+        raise UserError(f"{path} holds search trees, no trajectories; name the workdir of another search, or a file")
     files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl")) if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise UserError(

@@ -1,4 +1,4 @@
-"""Token trees on disk (TFDS, array_record) and from there to packed batches (grain)."""
+"""Datasets of token trees: written with TFDS (array_record), read back, and packed into batches with grain."""
 
 import contextlib
 import io
@@ -18,7 +18,11 @@ _FLOATS = ("loss_weight", "value", "value_weight")
 
 
 def write_dataset(folder: Path, trees: Sequence[FlatTree], *, meta: dict[str, JSON]) -> None:
-    """Writes flattened trees as a TFDS dataset named `token_trees` (split `train`, array_record files, no TensorFlow)."""
+    """Writes flattened trees as a TFDS dataset named `token_trees` (split `train`, array_record files, no TensorFlow).
+
+    Raises:
+      UserError: there are no trees.
+    """
     import tensorflow_datasets as tfds
 
     class TokenTrees(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -47,7 +51,7 @@ def write_dataset(folder: Path, trees: Sequence[FlatTree], *, meta: dict[str, JS
 
 
 def read_dataset(folder: Path) -> Any:
-    """Random access to the trees of `write_dataset`: each a dict of arrays. None if the folder holds no dataset."""
+    """The trees that `write_dataset` wrote, with random access: each a dict of arrays [t]. None if there is no dataset."""
     import tensorflow_datasets as tfds
 
     place = folder / "token_trees" / "1.0.0"
@@ -59,10 +63,10 @@ def read_dataset(folder: Path) -> Any:
 def batches(
     source: Any, *, rows: int, row_length: int, seed: int, shard: int = 0, shards: int = 1, threads: int = 1
 ) -> grain.IterDataset:
-    """An endless, shuffled stream of packed batches: dicts of [rows, row_length] arrays as in `FlatTree`.
+    """An endless, shuffled stream of packed batches: dicts of arrays [rows, row_length] as in `FlatTree`.
 
-    Trees are packed first-fit; each sees itself only. The iterator's state can be saved and restored exactly. `shard` of
-    `shards` is this process's share of the trees; `rows` is the number of rows of this process.
+    Trees are packed first-fit; the tokens of each see that tree only. The iterator's state can be saved and restored exactly.
+    `shard` of `shards` is this process's share of the trees, `rows` the number of rows of this process.
 
     Raises:
       UserError: there are fewer trees than shards.
@@ -82,7 +86,7 @@ def batches(
 
 
 def _to_row(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Shifts every tree's indices to where it lies in the row; padding tokens become trees of their own."""
+    """A row [t] whose trees' indices count from its start; every padding token is a tree of its own."""
     index = np.arange(len(packed["tokens"]), dtype=np.int32)
     real = packed["tokens_segment_ids"] > 0
     start = index - packed["tokens_positions"]

@@ -8,7 +8,7 @@ from typing import Any
 from agentrm_jax.data import fields, formats
 from agentrm_jax.envs.catalogue import Catalogue, Entry, tasks
 from agentrm_jax.envs.experts import ExpertCounts, stream_expert_trajectories
-from agentrm_jax.types import Task, Trajectory
+from agentrm_jax.types import Task, Trajectory, UserError
 
 _SAVED_TOGETHER = 100  # episodes; a killed run loses at most so many
 _TIME_LIMIT = 20.0  # seconds an expert has for a task
@@ -20,8 +20,10 @@ def expert_trajectories(env: Any, catalogue: Catalogue, folder: Path) -> list[Tr
     A task that an expert did not solve is noted in `folder`/NAME.failed.jsonl and not tried again.
 
     Raises:
-      UserError: an environment has no expert, or cannot be built.
+      UserError: an environment has no expert, or cannot be built; or `folder` is a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"config.experts={folder} is a file; name a folder")
     found: list[Trajectory] = []
     for name, entry in catalogue.items():
         wanted = tasks(env, entry)

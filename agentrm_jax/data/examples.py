@@ -80,7 +80,8 @@ def step_values(
             "returns; lower it, or search with more --config.search.iterations"
         )
     if not parts:
-        raise UserError(f"no state with a target fits a row of {row_length} tokens; raise --config.row_length")
+        fewer = f", or lower --config.min_visits={min_visits}, for states nearer to the root" if min_visits > 1 else ""
+        raise UserError(f"no state with a target fits a row of {row_length} tokens; raise --config.row_length{fewer}")
     if lost:
         print(f"{lost} states lie deeper than {row_length} tokens and are left out; --config.row_length raises it")
     flat = [tree.flatten(part) for part in parts]

@@ -5,13 +5,13 @@ They are kept out by task: the states of a task are too much alike for one to be
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from agentrm_jax import tree
+from agentrm_jax.files import replacing
 from agentrm_jax.tree import FlatTree, Node
 from agentrm_jax.types import SearchTree
 
@@ -103,14 +103,12 @@ def collect(parts: Iterable[tuple[SearchTree, Sequence[Node]]], row_length: int)
 
 
 def write(folder: Path, heldout: HeldOut) -> None:
-    """Writes held-out states into a dataset's folder, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes held-out states into a dataset's folder."""
     arrays = dict(heldout.rows) | {
         f.name: getattr(heldout, f.name) for f in dataclasses.fields(heldout) if f.name != "rows"
     }
-    partial = folder / f"partial.{_NAME}"
-    np.savez_compressed(partial, **arrays)
-    os.replace(partial, folder / _NAME)
+    with replacing(folder / _NAME) as draft, draft.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def read(folder: Path) -> HeldOut | None:

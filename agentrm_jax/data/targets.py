@@ -1,4 +1,4 @@
-"""From records to token trees with what training wants of every node."""
+"""Turns records into token trees that say what training wants of every node."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -51,7 +51,7 @@ def value_tree(
     A state is a target if its value rests on at least `min_visits` returns (lambda in the paper), or if the episode ended
     there: then the target is its true outcome. A state that only a cached rollout passed rests on one, that rollout's, just as
     a new child rests on its own: with a bar of 1 both are targets. States that lead to no target are left out. Each target
-    weighs the same.
+    weighs the same. A node's `origin` is the search tree's node whose action it holds.
 
     Args:
       target: `mean` of the returns below a state (the paper's V), or their `max` (the best that was reached).
@@ -97,6 +97,7 @@ def _rollout_ends(nodes: Sequence[TreeNode]) -> list[TreeNode]:
 
 
 def _target(node: TreeNode, end: TreeNode, min_visits: int, target: Target, outcome: str) -> float | None:
+    """The value that a state should have; None if too few returns say what it is."""
     if node.action is None:
         return None
     if node.outcome.done:
@@ -109,10 +110,10 @@ def _target(node: TreeNode, end: TreeNode, min_visits: int, target: Target, outc
 
 
 def target_histogram(trees: Iterable[list[Node]], bins: int = 10) -> list[int]:
-    """How many value targets fall into equal bins of [0, 1]: a look at the balance of the data."""
+    """Counts the value targets in equal bins of [0, 1]; those outside count in the first or last bin."""
     counts = [0] * bins
     for tree in trees:
         for node in tree:
             if node.value_weight > 0:
-                counts[min(int(node.value * bins), bins - 1)] += 1
+                counts[max(min(int(node.value * bins), bins - 1), 0)] += 1
     return counts

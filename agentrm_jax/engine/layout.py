@@ -1,10 +1,13 @@
-"""Small decisions of the engine as functions of lists and arrays: how to cut batches, and how paths and trees lie in them."""
+"""How prefill batches are cut: paths become rows (token trees after one cached history), rows become tiles of a batch."""
 
 import dataclasses
 import functools
 from collections.abc import Sequence
 
 import numpy as np
+
+from agentrm_jax.engine.prefill import PrefillBatch
+from agentrm_jax.engine.prefix import common_length
 
 _CALL_ROWS = 8  # what a call costs beside its rows, counted in rows
 
@@ -20,21 +23,6 @@ def cover(count: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
             options.append((cost + size + _CALL_ROWS, (min(n, size), *batches)))
         best.append(min(options, key=lambda o: o[0]))
     return best[count][1]
-
-
-def fold(seed: int, index: int) -> int:
-    """A 32-bit seed for sample `index` of a request (a Weyl step and a finaliser: neighbours are unrelated)."""
-    x = (seed * 0x9E3779B1 + index * 0x85EBCA77 + 0x165667B1) & 0xFFFFFFFF
-    x = ((x ^ (x >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
-    x = ((x ^ (x >> 12)) * 0x297A2D39) & 0xFFFFFFFF
-    return x ^ (x >> 15)
-
-
-def common_length(a: np.ndarray, b: np.ndarray) -> int:
-    """Length of the common beginning."""
-    n = min(len(a), len(b))
-    different = a[:n] != b[:n]
-    return int(different.argmax()) if different.any() else n
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,46 +115,48 @@ def fill(rows: Sequence[Row], width: int, sizes: tuple[int, ...]) -> list[list[R
 
 def tiles(
     rows: Sequence[Row], slots: Sequence[np.ndarray], shape: tuple[int, int], new: int, columns: int, nowhere: int
-) -> tuple[dict[str, np.ndarray], np.ndarray, list[np.ndarray]]:
-    """The arguments of `kernels.read` for rows whose tokens go to `slots`.
+) -> tuple[PrefillBatch, np.ndarray]:
+    """The batch of rows whose tokens go to `slots`, and int32[shape] slots for its entries.
 
     Args:
-      shape: number of tiles and tokens of a tile; `new`, `columns`: new and cached tokens a row; padding included.
-      nowhere: a slot past the pool, for padding.
-
-    Returns:
-      The batch; int32[shape] slots for the entries; and the paths at whose ends `hidden` is read, in its order.
+      shape: number of tiles and tokens of a tile, padding included.
+      new, columns: new and cached tokens that a row has room for.
+      nowhere: a slot past the pool's end, for padding.
     """
     count, width = shape
-    batch = {
-        "tokens": np.zeros((count, width), np.int32),
-        "positions": np.zeros((count, width), np.int32),
-        "query": np.full((count, width), -1, np.int32),
-        "context": np.zeros((count, columns), np.int32),
-        "context_length": np.zeros(count, np.int32),
-        "new": np.zeros((count, new), np.int32),
-        "subtree_end": np.zeros((count, new), np.int32),
-        "last": np.zeros(count, np.int32),
-    }
+    batch = PrefillBatch(
+        tokens=np.zeros((count, width), np.int32),
+        positions=np.zeros((count, width), np.int32),
+        query=np.full((count, width), -1, np.int32),
+        previous=np.full((count, width), -1, np.int32),
+        context=np.zeros((count, columns), np.int32),
+        context_length=np.zeros(count, np.int32),
+        new=np.zeros((count, new), np.int32),
+        subtree_end=np.zeros((count, new), np.int32),
+    )
     at = np.full((count, width), nowhere, np.int32)
-    flat = {name: batch[name].reshape(-1) for name in ("tokens", "positions", "query")}
-    ends: list[np.ndarray] = []
+    tokens, positions, query, previous = (
+        x.reshape(-1) for x in (batch.tokens, batch.positions, batch.query, batch.previous)
+    )
     first = 0
     for row, own in zip(rows, slots, strict=True):
         size, cached = len(row.tokens), len(row.cached)
         begin, stop = first * width, first * width + size
-        flat["tokens"][begin:stop] = row.tokens
-        flat["positions"][begin:stop] = row.depth + cached
-        flat["query"][begin:stop] = np.arange(size)
+        tokens[begin:stop] = row.tokens
+        positions[begin:stop] = row.depth + cached
+        query[begin:stop] = np.arange(size)
+        for index in row.index:
+            previous[begin + index[1:]] = begin + index[:-1]
         at.reshape(-1)[begin:stop] = own
         last = first - (-size // width)
-        batch["context"][first:last, :cached] = row.cached
-        batch["context_length"][first:last] = cached
-        batch["new"][first:last, :size] = np.arange(begin, stop)
-        batch["subtree_end"][first:last, :size] = row.subtree_end
-        for path, index in zip(row.paths, row.index, strict=True):
-            if cached + len(index) == len(path) and len(ends) < count:
-                batch["last"][len(ends)] = begin + index[-1]
-                ends.append(path)
+        batch.context[first:last, :cached] = row.cached
+        batch.context_length[first:last] = cached
+        batch.new[first:last, :size] = np.arange(begin, stop)
+        batch.subtree_end[first:last, :size] = row.subtree_end
         first = last
-    return batch, at, ends
+    return batch, at
+
+
+def bucket(size: int, sizes: tuple[int, ...]) -> int:
+    """The smallest allowed size that is enough, or the largest."""
+    return next((s for s in sizes if s >= size), sizes[-1])

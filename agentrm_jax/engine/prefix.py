@@ -9,8 +9,6 @@ import heapq
 
 import numpy as np
 
-from agentrm_jax.engine.layout import common_length
-
 
 @dataclasses.dataclass(eq=False, slots=True)
 class _Run:
@@ -20,14 +18,20 @@ class _Run:
     slots: np.ndarray
     parent: "_Run | None"
     used: int
+    locks: int = 0  # of this run and of everything below it
     children: "dict[int, _Run]" = dataclasses.field(default_factory=dict)
 
 
-class PrefixCache:
-    """Slots for up to `capacity` tokens; the least recently used ends of paths are dropped first.
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class Lock:
+    """A cached beginning of a path that stays until it is unlocked: its slots, int32[m]."""
 
-    `tick` is called once a batch: what was matched or inserted since the last tick is never evicted.
-    """
+    slots: np.ndarray
+    run: _Run
+
+
+class PrefixCache:
+    """Slots for up to `capacity` tokens; of what is not locked, the least recently used ends of paths are dropped first."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
@@ -36,17 +40,47 @@ class PrefixCache:
         self._top = capacity
         self._clock = 0
 
-    def tick(self) -> None:
-        self._clock += 1
-
     @property
     def free(self) -> int:
         return self._top
 
+    @property
+    def held(self) -> int:
+        """Slots of paths that are cached (walks all of them)."""
+        count, stack = 0, [self._root]
+        while stack:
+            run = stack.pop()
+            stack.extend(run.children.values())
+            count += len(run.slots)
+        return count
+
+    @property
+    def locked(self) -> int:
+        """Locks that are held."""
+        return self._root.locks
+
     def match(self, tokens: np.ndarray) -> np.ndarray:
         """Slots of the longest cached prefix of `tokens`: int32[m], m <= len(tokens)."""
+        return self._walk(tokens)[0]
+
+    def lock(self, tokens: np.ndarray) -> Lock:
+        """The same, kept until it is unlocked."""
+        slots, run = self._walk(tokens)
+        self._count(run, 1)
+        return Lock(slots, run)
+
+    def unlock(self, lock: Lock) -> None:
+        """Lets a lock go, once."""
+        self._count(lock.run, -1)
+
+    def _count(self, run: _Run | None, change: int) -> None:
+        while run is not None:
+            run.locks += change
+            run = run.parent
+
+    def _walk(self, tokens: np.ndarray) -> tuple[np.ndarray, _Run]:
+        self._clock += 1
         run, at, parts = self._root, 0, []
-        run.used = self._clock
         while at < len(tokens):
             child = run.children.get(int(tokens[at]))
             if child is None:
@@ -57,10 +91,10 @@ class PrefixCache:
             child.used = self._clock
             parts.append(child.slots)
             run, at = child, at + same
-        return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+        return (np.concatenate(parts) if parts else np.zeros(0, np.int32)), run
 
     def allocate(self, count: int) -> np.ndarray | None:
-        """`count` fresh slots, evicting what was not used lately; None if that is not enough."""
+        """`count` fresh slots, evicting what is not locked; None if that is not enough."""
         if count > self._top and not self._evict(count):
             return None
         self._top -= count
@@ -76,6 +110,7 @@ class PrefixCache:
 
         A part that is known already keeps its slots, and the caller's duplicates are given back.
         """
+        self._clock += 1
         run, at = self._root, 0
         held = slots.copy()
         while at < len(tokens):
@@ -97,7 +132,7 @@ class PrefixCache:
     def _cut(self, run: _Run, at: int) -> _Run:
         """Splits an edge after `at` tokens; returns the upper part."""
         assert run.parent is not None
-        upper = _Run(run.tokens[:at], run.slots[:at], run.parent, run.used)
+        upper = _Run(run.tokens[:at], run.slots[:at], run.parent, run.used, run.locks)
         upper.children[int(run.tokens[at])] = run
         run.parent.children[int(run.tokens[0])] = upper
         run.tokens, run.slots, run.parent = run.tokens[at:], run.slots[at:], upper
@@ -111,7 +146,7 @@ class PrefixCache:
         while stack:
             run = stack.pop()
             stack.extend(run.children.values())
-            if not run.children and run.parent is not None and run.used < self._clock:
+            if not run.children and run.parent is not None and not run.locks:
                 heapq.heappush(heap, (run.used, id(run), run))
         while heap and self._top < goal:
             _, _, run = heapq.heappop(heap)
@@ -119,6 +154,13 @@ class PrefixCache:
             assert parent is not None
             del parent.children[int(run.tokens[0])]
             self.release(run.slots)
-            if not parent.children and parent.parent is not None and parent.used < self._clock:
+            if not parent.children and parent.parent is not None and not parent.locks:
                 heapq.heappush(heap, (parent.used, id(parent), parent))
         return self._top >= count
+
+
+def common_length(a: np.ndarray, b: np.ndarray) -> int:
+    """Length of the common beginning."""
+    n = min(len(a), len(b))
+    different = a[:n] != b[:n]
+    return int(different.argmax()) if different.any() else n

@@ -1,56 +1,125 @@
-"""Lets many coroutines share engines: what is asked for while a batch runs becomes the next batch."""
+"""Lets many coroutines share an engine: whoever asks joins what is running, whoever is cancelled leaves it."""
 
 import asyncio
 import concurrent.futures
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
-Q = TypeVar("Q")
-R = TypeVar("R")
+import numpy as np
+
+from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.requests import GenerateRequest, LogprobsRequest, Request, Sample, ScoreRequest
+from agentrm_jax.engine.sequence import Job
 
 # Engines of one process take turns on one thread: they share the device, and neither gains from overlapping.
 _device_thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
 
-class Batcher(Generic[Q, R]):
-    """Collects requests and runs them together on the device thread, so the event loop (and environments) go on.
+@dataclasses.dataclass(eq=False, slots=True)
+class _Ask:
+    request: Request
+    future: "asyncio.Future[Any]"
+    job: Job | None = None
+    error: Exception | None = None
+
+    def deliver(self) -> None:
+        if self.future.done():
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        elif self.job is not None:
+            self.future.set_result(self.job.result)
+
+
+class EngineService:
+    """The engine for coroutines of one event loop at a time. It works on a thread of its own, one step a turn.
 
     Args:
-      run: a batch of requests -> their results, in order; blocking.
-      most: requests in a batch.
-      patience: seconds to wait for more requests before a batch that is not full is sent off.
+      max_wait_seconds: how long an engine with nothing to do waits for more requests to begin with, as long as more come.
     """
 
-    def __init__(self, run: Callable[[Sequence[Q]], Sequence[R]], *, most: int, patience: float = 0.003):
-        self._run, self._most, self._patience = run, most, patience
-        self._waiting: list[tuple[Q, asyncio.Future[R]]] = []
+    def __init__(self, engine: Engine, *, max_wait_seconds: float = 0.003):
+        self.engine = engine
+        self._max_wait_seconds = max_wait_seconds
+        self._inbox: list[_Ask] = []
+        self._open: list[_Ask] = []
         self._pump: asyncio.Task[None] | None = None
 
-    async def ask(self, request: Q) -> R:
-        """The result for one request. An error of the batch is raised in everyone who is in it."""
-        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, future))
-        if self._pump is None or self._pump.done():
-            self._pump = asyncio.get_running_loop().create_task(self._work())
-        return await future
+    async def generate(self, request: GenerateRequest) -> list[Sample]:
+        """The samples of one request.
+
+        Raises:
+          RequestError: it cannot be served; others go on.
+        """
+        return (await self._ask([request]))[0]
+
+    async def score(self, paths: Sequence[np.ndarray]) -> list[float]:
+        """The value at the end of every path.
+
+        Raises:
+          RequestError: a path cannot be scored; what others have asked for goes on.
+        """
+        return await self._ask([ScoreRequest(path) for path in paths])
+
+    async def logprobs(self, request: LogprobsRequest) -> np.ndarray:
+        """float32[len(tokens) - start].
+
+        Raises:
+          RequestError: it cannot be served; others go on.
+        """
+        return (await self._ask([request]))[0]
+
+    async def _ask(self, requests: Sequence[Request]) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        asks = [_Ask(request, loop.create_future()) for request in requests]
+        self._inbox.extend(asks)
+        if asks and (self._pump is None or self._pump.done()):
+            self._pump = loop.create_task(self._work())
+        try:
+            return [await ask.future for ask in asks]
+        finally:
+            for ask in asks:
+                if ask.future.done() and not ask.future.cancelled():
+                    ask.future.exception()  # seen, even if an earlier one was raised
+                ask.future.cancel()
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting:
+        while self._inbox or self._open:
             seen = 0
-            while seen < len(self._waiting) < self._most:  # as long as more keep coming
-                seen = len(self._waiting)
-                await asyncio.sleep(self._patience)
-            batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-            batch = [(q, f) for q, f in batch if not f.cancelled()]
-            if not batch:
+            while not self._open and seen < len(self._inbox):
+                seen = len(self._inbox)
+                await asyncio.sleep(self._max_wait_seconds)
+            for ask in await loop.run_in_executor(_device_thread, self._turn):
+                ask.deliver()
+
+    def _turn(self) -> list[_Ask]:
+        """On the device thread: takes what is new, drops what was given up, does one step. Who can be answered now."""
+        inbox = self._inbox[:]
+        del self._inbox[: len(inbox)]  # the event loop may add to it meanwhile
+        over: list[_Ask] = []
+        for ask in inbox:
+            if ask.future.cancelled():
                 continue
             try:
-                results = await loop.run_in_executor(_device_thread, self._run, [q for q, _ in batch])
-                for (_, future), result in zip(batch, results, strict=True):
-                    if not future.cancelled():
-                        future.set_result(result)
+                ask.job = self.engine.submit(ask.request)
+                self._open.append(ask)
             except Exception as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
+                ask.error = error
+                over.append(ask)
+        for ask in self._open:
+            if ask.future.cancelled() and ask.job is not None:
+                self.engine.cancel(ask.job)
+        self._open = [ask for ask in self._open if not ask.future.cancelled()]
+        try:
+            self.engine.step()
+        except Exception as error:
+            for ask in self._open:
+                ask.error = error
+                if ask.job is not None:
+                    self.engine.cancel(ask.job)
+            over, self._open = over + self._open, []
+        done = [ask for ask in self._open if ask.job is not None and ask.job.done]
+        self._open = [ask for ask in self._open if ask.job is not None and not ask.job.done]
+        return over + done

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agentrm_jax.data import formats
-from agentrm_jax.envs.catalogue import find, names
+from agentrm_jax.envs.catalogue import find, listed, names
 from agentrm_jax.envs.commands import check as _cli_check
 from agentrm_jax.envs.commands import play as _cli_play
 from agentrm_jax.envs.spec import EnvSpec, Options
@@ -105,7 +105,7 @@ def _options(arguments: argparse.Namespace, spec: EnvSpec) -> Options:
 
 
 def _tasks(spec: EnvSpec, arguments: argparse.Namespace, options: Options) -> Sequence[Task]:
-    tasks = spec.tasks(arguments.split, options)
+    tasks = listed(arguments.env, spec, arguments.split, options)
     if not tasks:
         raise UserError(f"{spec.name} has no tasks in split {arguments.split}")
     return tasks

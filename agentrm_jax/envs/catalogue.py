@@ -11,7 +11,10 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from agentrm_jax.envs.official_prompts import with_prompts
@@ -57,12 +60,15 @@ def find(place: str) -> EnvSpec:
         raise UserError(f"no environment named {place!r}; {hint}")
     try:
         spec = importlib.import_module(place).SPEC
-    except Exception as error:  # a user's module may raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise UserError(
             f"environment module {place!r} cannot be imported or has no SPEC: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(spec, EnvSpec):
         raise UserError(f"SPEC of environment module {place!r} is a {type(spec).__name__}, not an EnvSpec")
+    for field in ("name", "instruction", "rm_instruction"):
+        if not isinstance(text := getattr(spec, field), str):
+            raise UserError(f"{field} of environment module {place!r} is a {type(text).__name__}, not a text")
     return spec
 
 
@@ -121,11 +127,13 @@ def resolve(env: Any) -> Catalogue:
     path; its own `data` counts more than that of all.
 
     Raises:
-      UserError: an environment does not exist, is named twice, or does not know one of its options; or options name no
-        environment of this run.
+      UserError: an environment does not exist, is named twice, or does not know one of its options; options name no
+        environment; or the folder of data does not exist.
     """
     entries: dict[str, Entry] = {}
     prompts, data = env.get("prompts", ""), env.get("data", "")
+    if data and not Path(data).is_dir():
+        raise UserError(f"config.env.data={data}: there is no such folder")
     for place in env.names:
         spec = find(place)
         if spec.name in entries:
@@ -134,6 +142,13 @@ def resolve(env: Any) -> Catalogue:
         options = ({"data": data} if data else {}) | own
         spec.check(options)
         entries[spec.name] = Entry(place, with_prompts(spec.at_threshold(options), prompts, options), options)
+    # Configs bring options of shipped environments that a run need not use; any other name is a mistake.
+    known = {*SHIPPED, *entries, *(entry.place.split(".")[0] for entry in entries.values())}
+    for name in env.options:
+        if name not in known:
+            raise UserError(
+                f"config.env.options.{name}: this run has no environment {name!r}; it has {', '.join(entries)}"
+            )
     return Catalogue(entries)
 
 
@@ -149,16 +164,43 @@ def tasks(env: Any, entry: Entry) -> list[Task]:
     everyone.
 
     Raises:
-      UserError: there are no tasks in this split, or they carry another name than their environment.
+      UserError: there are no tasks in this split, two have one id, they carry another name than their environment, or a user's
+        module could not list them.
     """
     name = entry.spec.name
-    every = entry.spec.tasks(env.split, entry.options)
+    every = listed(entry.place, entry.spec, env.split, entry.options)
     if wrong := next((t for t in every if t.env != name), None):
         raise UserError(
             f"task {wrong.id} of {entry.place} says env={wrong.env!r}; it must be the SPEC's name, {name!r}"
         )
+    if double := next((key for key, n in Counter(t.id for t in every).items() if n > 1), None):
+        raise UserError(f"two tasks of {entry.place} have the id {double!r} in split {env.split!r}; give each its own")
     order = sorted(every, key=lambda t: hashlib.blake2b(t.key.encode(), digest_size=8).digest())
     chosen = order[env.start : env.start + env.count]
     if not chosen:
         raise UserError(f"{name} has {len(every)} tasks in split {env.split!r}, none from number {env.start} on")
     return chosen
+
+
+def listed(place: str, spec: EnvSpec, split: str, options: Options) -> Sequence[Task]:
+    """All tasks of a split of the environment at `place`.
+
+    Raises:
+      UserError: a user's module raised, or gave something else than tasks.
+    """
+    if place in SHIPPED:
+        return spec.tasks(split, options)
+    try:
+        found = list(spec.tasks(split, options))
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{last.filename}, line {last.lineno}"
+        raise UserError(f"{place} could not list its tasks: {type(error).__name__}: {error} ({where})") from error
+    for task in found:
+        if not isinstance(task, Task):
+            raise UserError(f"{place} lists a {type(task).__name__} among its tasks; each must be a Task")
+        if task.max_steps < 1:
+            raise UserError(f"task {task.id} of {place} has max_steps={task.max_steps}; it must be at least 1")
+    return found

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.replies import parse_action, render_action
+from agentrm_jax.text import clean
 from agentrm_jax.types import Environment, Expert, Message, State, Task
 
 
@@ -13,8 +14,8 @@ def command_reader(specs: Mapping[str, EnvSpec]) -> Callable[[State], str]:
 
     def command(state: State) -> str:
         assert state.action is not None
-        parsed = parse_action(state.action.text, multiline=specs[state.task.env].multiline)
-        return parsed.command or state.action.text
+        text = clean(state.action.text)  # as the environment will read it
+        return parse_action(text, multiline=specs[state.task.env].multiline).command or text
 
     return command
 

@@ -65,7 +65,9 @@ class EnvSpec:
         return self.told(task) if self.told else self
 
     def check(self, options: Options) -> None:
-        """Raises UserError if there is an option that the environment does not know."""
+        """Raises UserError if there is an option that the environment does not know, or one of all environments is out of range."""
+        for name in ("live", "observation_limit"):
+            whole(options, name, 1)
         if self.options is None:
             return
         known = (*_EVERYWHERE, *self.options)

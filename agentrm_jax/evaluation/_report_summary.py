@@ -9,6 +9,7 @@ from agentrm_jax.types import JSON
 
 _POINTS = 400  # of a training curve
 _CHARTS = 16  # of one training run
+_READERS = ("policy", "reward_model")  # of histories, some of which are too long to be read whole
 _X_KEYS = ("step", "_step", "global_step", "iteration")
 _FIRST = ("loss", "accuracy", "mse", "spearman", "pairwise", "auc", "ece", "reward", "margin")
 
@@ -77,7 +78,10 @@ def budget_data(results: Sequence[Mapping[str, JSON]], found: Sequence[Row]) -> 
             "score": result["overall"]["score"],
             "policy": result.get("policy"),
             "reward_model": result.get("reward_model"),
-            "spent": {k: v for k, v in result.get("budget", {}).items() if isinstance(v, (int, float))},
+            "spent": {k: v for k, v in result.get("budget", {}).items() if isinstance(v, (int, float))}
+            | {
+                f"turns left out ({who})": result["dropped_turns"][who] for who in _READERS if "dropped_turns" in result
+            },
         }
         for result, row in zip(results, _methods(found), strict=True)
     ]

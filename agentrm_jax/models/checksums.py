@@ -5,10 +5,11 @@ Orbax's own formats check some of their files only; a changed bit in an array is
 
 import concurrent.futures
 import json
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+
+from agentrm_jax.files import write_json
 
 _PREFIX = "checksums."  # of the files that hold them, one for each process that computed some
 _CHUNK = 1 << 24  # bytes read at once
@@ -20,10 +21,7 @@ def write(folder: Path, *, process: int = 0, processes: int = 1) -> None:
     mine = _files(folder)[process::processes]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # zlib lets other threads run
         rows = dict(zip(mine, pool.map(lambda name: _measure(folder / name), mine), strict=True))
-    path = folder / f"{_PREFIX}{process}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(rows))
-    os.replace(partial, path)
+    write_json(folder / f"{_PREFIX}{process}.json", rows, indent=None)
 
 
 def find_damage(folder: Path, items: Sequence[str] = (), *, process: int = 0, processes: int = 1) -> str:

@@ -74,6 +74,7 @@ def open_model(place: Path | str, *, step: int | None = None, template: str = ""
         causal = found.head == "CausalLM"
         has = weights.abstract_params(found.config, lm_head=causal, value_head=not causal)
         chat = load_chat(found.tokenizer(), template, date=date, rows=found.config.vocab_size)
+        found.source()  # so that files that are no weights are named before anything else is done
         opened = OpenedModel(
             found.config,
             chat,

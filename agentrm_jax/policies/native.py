@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from agentrm_jax.engine.engine import Engine, local_mesh, make_engine
-from agentrm_jax.engine.requests import GenerateRequest, Sample
-from agentrm_jax.engine.service import Batcher
+from agentrm_jax.engine.requests import GenerateRequest, SamplingParams
+from agentrm_jax.engine.service import EngineService
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.models.card import Card
 from agentrm_jax.models.opening import load_model
@@ -26,7 +26,7 @@ class NativePolicy:
     def __init__(self, engine: Engine, encoder: Encoder, card: Card | None = None):
         self._engine, self._encoder, self.card = engine, encoder, card
         self.window = Window(engine.config.context[-1] - engine.config.max_new)
-        self._batcher: Batcher[GenerateRequest, list[Sample]] = Batcher(engine.generate, most=engine.config.rows[-1])
+        self._service = EngineService(engine)
 
     @property
     def dropped_turns(self) -> Mapping[str, int]:
@@ -36,7 +36,8 @@ class NativePolicy:
     async def propose(self, state: State, n: int, *, temperature: float, seed: int) -> list[Action]:
         """`n` samples for the turn after `state`. Raises TooLong if prompt and last turn alone do not fit the engine."""
         path = self.window.path(self._encoder.history(state), state.task.key)
-        samples = await self._batcher.ask(GenerateRequest(path, n, temperature, seed))
+        params = SamplingParams(temperature=temperature, n=n, seed=seed)
+        samples = await self._service.generate(GenerateRequest(path, params))
         return [
             Action(
                 self._encoder.chat.decode(s.tokens.tolist()),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax.engine.engine import Engine, local_mesh, make_engine
-from agentrm_jax.engine.service import Batcher
+from agentrm_jax.engine.service import EngineService
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.models.card import Card, reward_specs
 from agentrm_jax.models.opening import load_model
@@ -28,7 +28,7 @@ class ExplicitRewardModel:
     def __init__(self, engine: Engine, encoder: Encoder, card: Card | None = None):
         self._engine, self._encoder, self.card = engine, encoder, card
         self.window = Window(engine.config.context[-1])
-        self._batcher: Batcher[Sequence[np.ndarray], np.ndarray] = Batcher(self._run, most=engine.config.rows[-1])
+        self._service = EngineService(engine)
 
     @property
     def tokens(self) -> int:
@@ -42,18 +42,14 @@ class ExplicitRewardModel:
     async def score(self, states: Sequence[State]) -> list[float]:
         """float[len(states)]: the value of every state; NaN where there is none."""
         paths = [self._path(state) for state in states]
-        found = iter(await self._batcher.ask([path for path in paths if path is not None]))
-        return [math.nan if path is None else float(next(found)) for path in paths]
+        found = iter(await self._service.score([path for path in paths if path is not None]))
+        return [math.nan if path is None else next(found) for path in paths]
 
     def _path(self, state: State) -> np.ndarray | None:
         try:
             return self.window.path(self._encoder.turn(state), state.task.key)
         except TooLong:
             return None
-
-    def _run(self, batch: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-        values = self._engine.score([path for paths in batch for path in paths])
-        return np.split(values, np.cumsum([len(paths) for paths in batch])[:-1])
 
 
 def load_reward_model(

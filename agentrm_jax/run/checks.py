@@ -48,6 +48,11 @@ def _mesh(config: ml_collections.ConfigDict) -> None:
 def _model(config: ml_collections.ConfigDict) -> None:
     if "model" not in config or config.init:  # a model that is there brings its own sizes
         return
+    if config.chat_template not in ("", "chatml"):
+        raise UserError(
+            f"--config.chat_template={config.chat_template}: a policy that starts from nothing speaks chatml; "
+            "leave it out, or name a model with init"
+        )
     model = config.model
     if model.num_heads % model.num_kv_heads:
         raise UserError(
@@ -79,9 +84,15 @@ def _engine(config: ml_collections.ConfigDict) -> None:
 
 
 def _simulations(config: ml_collections.ConfigDict) -> None:
-    settings = config.get("search", {})
-    if config.get("method") == "mcts" and settings["n"] > 1 and settings["rollout_temperature"] == 0:
+    if config.get("method") not in keys.TREES or config.search.n == 1:
+        return
+    if config.search.rollout_temperature == 0:
         raise UserError(
-            f"--config.search.n={settings['n']}: simulations of a greedy policy are all the same; "
+            f"--config.search.n={config.search.n}: simulations of a greedy policy are all the same; "
             "set search.rollout_temperature above 0"
+        )
+    if config.search.get("depth") == 0:
+        raise UserError(
+            f"--config.search.n={config.search.n}: simulations that take no turn are all the same; "
+            "set search.depth above 0"
         )

@@ -77,13 +77,16 @@ def _signals() -> Iterator[list[int]]:
         received.append(number)
         signal.raise_signal(signal.SIGINT)
 
-    before = {}
+    before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        # A shell script starts what it puts in the background with SIGINT ignored; what is forwarded has to end it all the same.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            before[int(signal.SIGINT)] = signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (int(signal.SIGTERM), int(signal.SIGHUP)):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
                 before[number] = signal.signal(number, forward)
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for changed, handler in before.items():
+            signal.signal(changed, handler)

@@ -59,7 +59,9 @@ def parse(argv: Sequence[str], main: str = "") -> tuple[ml_collections.ConfigDic
         override(config, key, value)
     config.lock()
     place = workdir or stages.workdir_of(file.stem, config.size)
-    if not place.parent.is_dir() and workdir is not None:
+    if (
+        place.is_absolute() and not place.parent.is_dir()
+    ):  # below the current folder, folders are made as for the default
         raise UserError(f"--workdir={place}: the folder {place.parent} does not exist; create it first")
     return config, place
 

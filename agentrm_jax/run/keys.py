@@ -11,6 +11,8 @@ import ml_collections
 
 from agentrm_jax.run.ranges import Choice, Date, Flag, Free, Names, Number, Range, Sizes, Text
 from agentrm_jax.search.aggregate import Aggregator
+from agentrm_jax.search.guided_mcts import Backup
+from agentrm_jax.search.particle import Resampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,18 @@ TRAIN, SEARCH = ("train",), ("search",)
 BOTH = TRAIN + SEARCH
 POLICY, EXPLICIT = ("policy",), ("explicit",)
 TASKS = POLICY + SEARCH  # what chooses tasks
-SAMPLING = ("best_of_n", "beam", "lookahead", "mcts")
+RERANKING = (
+    "best_of_n",
+    "beam",
+    "lookahead",
+    "adaptive",
+    "dvts",
+    "sharing_beam",
+    "particle",
+    "guided_mcts",
+)  # with a reward model
+SAMPLING = (*RERANKING, "mcts")
+TREES = ("mcts", "guided_mcts")
 MODELS = "a workdir, a Hugging Face folder, a .gguf file, or smollm2"
 DTYPES = Choice(("float32", "bfloat16"))
 OUTCOMES = Choice(("reward", "progress", "success"))
@@ -150,13 +163,13 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
     "Search": (
         Key(
             "method",
-            Choice(("greedy", "best_of_n", "beam", "lookahead", "mcts")),
+            Choice(("greedy", *SAMPLING)),
             "the search method",
             of=SEARCH,
             identity=True,
         ),
         Key("policy", Text(MODELS), "the policy", of=SEARCH),
-        Key("reward_model", Text(MODELS), "the reward model", of=("best_of_n", "beam", "lookahead")),
+        Key("reward_model", Text(MODELS), "the reward model", of=RERANKING),
         Key("reward_model", Text(MODELS, optional=True), "not used", of=("greedy", "mcts")),
         Key(
             "greedy", Text("a workdir"), "greedy run whose row is reported too, if it is there", of=SEARCH, steady=True
@@ -165,22 +178,60 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         Key("concurrency", COUNT, "tasks in flight", unit="tasks", of=SEARCH, steady=True),
         Key("log_seconds", NOT_NEGATIVE, "time between two lines of progress", unit="seconds", of=SEARCH, steady=True),
         Key("search.n", COUNT, "trajectories drawn for a task", of=("best_of_n",)),
-        Key("search.width", COUNT, "trajectories kept (W1)", of=("beam",)),
-        Key("search.branch", COUNT, "turns drawn after each of them (W2)", of=("beam",)),
+        Key("search.n", COUNT, "trajectories drawn for a task at most", of=("adaptive",)),
+        Key("search.wave", COUNT, "trajectories drawn at once", of=("adaptive",)),
+        Key(
+            "search.threshold",
+            Number(),
+            "no more are drawn once the best score is at least this",
+            of=("adaptive",),
+        ),
+        Key(
+            "search.patience",
+            SOME,
+            "waves in a row without a better one, after which no more are drawn; 0: never",
+            of=("adaptive",),
+        ),
+        Key("search.width", COUNT, "trajectories kept (W1)", of=("beam", "sharing_beam")),
+        Key("search.trees", COUNT, "subtrees, which do not compete", of=("dvts",)),
+        Key("search.width", COUNT, "trajectories kept in each of them", of=("dvts",)),
+        Key("search.branch", COUNT, "turns drawn after each of them (W2)", of=("beam", "dvts", "sharing_beam")),
+        Key(
+            "search.unique_weight",
+            NOT_NEGATIVE,
+            "score that text which is not shared costs, if it is all text",
+            of=("sharing_beam",),
+        ),
         Key("search.samples", COUNT, "turns drawn at every step", of=("lookahead",)),
         Key("search.depth", SOME, "greedy steps before a turn is scored", of=("lookahead",)),
+        Key("search.particles", COUNT, "trajectories that step together", of=("particle",)),
+        Key(
+            "search.weight_temperature",
+            NOT_NEGATIVE,
+            "what scores are divided by before they are weights of a softmax; 0: the best has all weight",
+            of=("particle",),
+        ),
+        Key("search.resampling", Choice(get_args(Resampling)), "how places are given by weight", of=("particle",)),
         Key("search.iterations", COUNT, "expansions of a tree (ω)", of=("mcts",)),
-        Key("search.k", COUNT, "turns drawn in an expansion", of=("mcts",)),
-        Key("search.c", NOT_NEGATIVE, "weight of exploration", of=("mcts",)),
-        Key("search.n", COUNT, "simulations from a new state", of=("mcts",)),
-        Key("search.rollout_temperature", NOT_NEGATIVE, "temperature of simulations; 0: greedy", of=("mcts",)),
+        Key("search.iterations", COUNT, "expansions of the tree before every turn", of=("guided_mcts",)),
+        Key("search.k", COUNT, "turns drawn in an expansion", of=TREES),
+        Key("search.c", NOT_NEGATIVE, "weight of exploration", of=TREES),
+        Key("search.n", COUNT, "simulations from a new state", of=TREES),
+        Key("search.depth", SOME, "turns of a simulation before it is scored; 0: none", of=("guided_mcts",)),
+        Key("search.rollout_temperature", NOT_NEGATIVE, "temperature of simulations; 0: greedy", of=TREES),
+        Key(
+            "search.backup",
+            Choice(get_args(Backup)),
+            "value of a state: mean or best of the scores below",
+            of=("guided_mcts",),
+        ),
         Key("search.outcome", OUTCOMES, "what counts as the return of an episode", of=("mcts",)),
         Key("search.temperature", NOT_NEGATIVE, "temperature at which turns are drawn", of=SAMPLING),
         Key(
             "search.aggregate",
             Choice(get_args(Aggregator)),
             "from the scores of steps to the score of a trajectory",
-            of=("best_of_n", "beam"),
+            of=("best_of_n", "beam", "adaptive", "dvts", "sharing_beam", "particle"),
         ),
         Key("search.all_steps", Flag(), "every step is scored, for the report", of=("best_of_n",)),
     ),

@@ -39,7 +39,7 @@ def write(workdir: Path, config: Any, tasks: list[Task], log: Journal) -> None:
 
 
 def show(*searches: Path) -> str:
-    """The results of search runs as a table; of explorations, which are no answers to compare, a line each."""
+    """The results of search runs as a table; of explorations, which are no answers to compare, and of failed tasks, a line each."""
     found = [read(workdir) for workdir in searches]
     answers = [result for result in found if not _explores(result)]
     lines = [
@@ -48,7 +48,19 @@ def show(*searches: Path) -> str:
         for result in found
         if _explores(result)
     ]
-    return "\n".join([*lines, *([results.table(*answers)] if answers else [])])
+    failures = [line for workdir, result in zip(searches, found, strict=True) for line in _failures(workdir, result)]
+    return "\n".join([*lines, *([results.table(*answers)] if answers else []), *failures])
+
+
+def _failures(workdir: Path, result: dict[str, JSON]) -> list[str]:
+    """A line about the tasks that failed, with the first fault; none if none did."""
+    overall = result["overall"]
+    if not overall.get("failed"):
+        return []
+    rows = formats.read_jsonl(workdir / "tasks.jsonl") if (workdir / "tasks.jsonl").exists() else ()
+    first = next((f"; the first, {row['task']}: {row.get('fault', '')}" for row in rows if row.get("failed")), "")
+    count = f"{overall['failed']} of {overall['n']} tasks"
+    return [f"{result['method']}: {count} failed through no choice of the policy and count as 0{first}"]
 
 
 def page(searches: Sequence[Path], path: Path, *, title: str, training: Sequence[Path] = ()) -> Path:
@@ -83,7 +95,7 @@ def read(workdir: Path) -> dict[str, JSON]:
     Raises:
       UserError: the folder holds no search, or none of its tasks is finished.
     """
-    if workdirs.is_finished(workdir):
+    if (workdir / "results.json").exists():  # written when all tasks are finished, before the workdir is marked so
         return read_json(workdir / "results.json")
     config = workdirs.read_config(workdir)
     finished = [

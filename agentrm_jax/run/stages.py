@@ -44,6 +44,11 @@ STAGES: Mapping[str, Stage] = {
         Stage("best_of_n", "search.py", "held-out tasks: best of 5 by the reward model"),
         Stage("lookahead", "search.py", "held-out tasks: the best of 5 turns at every step"),
         Stage("beam", "search.py", "held-out tasks: 5 x 5 beam by the reward model"),
+        Stage("adaptive", "search.py", "held-out tasks: best of up to 5, fewer where the reward model is content"),
+        Stage("dvts", "search.py", "held-out tasks: 5 subtrees, the best of 5 turns at every step in each"),
+        Stage("sharing_beam", "search.py", "held-out tasks: 5 x 5 beam whose trajectories share what is cached"),
+        Stage("particle", "search.py", "held-out tasks: 5 trajectories, resampled by the reward model at every step"),
+        Stage("guided_mcts", "search.py", "held-out tasks: tree search by the reward model before every step"),
     )
 }
 
@@ -132,6 +137,7 @@ def _missing(place: str) -> str:
 
 
 def _elsewhere(place: str) -> bool:
-    """Whether this names a model that no run of ours made: `smollm2`, a GGUF file, a Hugging Face folder."""
-    folder = Path(place)
-    return place == "smollm2" or folder.suffix == ".gguf" or any(folder.glob("*.safetensors"))
+    """Whether this is for `models` to open: `smollm2`, a file, or a folder that is no workdir of ours."""
+    path = Path(place).expanduser()
+    ours = any((path / name).exists() for name in ("config_changes.jsonl", "command.txt", "model.json", "tasks.jsonl"))
+    return place == "smollm2" or path.is_file() or (path.is_dir() and any(path.iterdir()) and not ours)

@@ -39,9 +39,12 @@ def compare(config: ml_collections.ConfigDict, workdir: Path) -> list[Change]:
     """How `config` differs from the one that a workdir was made with; nothing in an empty or new folder. Writes nothing.
 
     Raises:
-      UserError: it differs in something that changes results, or the workdir's config cannot be read.
+      UserError: it differs in something that changes results, the workdir's config cannot be read, or the folder holds other things.
     """
     if not (workdir / CONFIG).exists():
+        names = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
+        if others := sorted(n for n in names if n not in (lock.NAME, COMMAND) and not n.startswith(".")):
+            raise UserError(f"--workdir={workdir} holds {others[0]} and is no folder of a run; name a new one")
         return []
     before, now = keys.flatten(read_json(workdir / CONFIG)), keys.flatten(_resolved(config))
     changes = [

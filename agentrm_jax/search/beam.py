@@ -3,10 +3,11 @@
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 from agentrm_jax.search import aggregate as agg
 from agentrm_jax.search.concurrency import attempt, together
-from agentrm_jax.search.result import Candidate, Result
+from agentrm_jax.search.result import Candidate, Result, settle
 from agentrm_jax.search.turns import Command, command_of, distinct, execute, scored, turn_seed
 from agentrm_jax.types import Environments, Policy, RewardModel, Task
 
@@ -39,71 +40,117 @@ async def beam(
     - A finished trajectory keeps its slot, and live ones compete for the rest. The search ends when every slot is
       finished, or after `max_steps` rounds. The final pick is the best score among the finished; an unfinished one is
       picked only if there is none (`Result.finished`).
-    - A proposal that cannot be executed is dropped and the next best takes its place.
+    - A proposal that cannot be executed is dropped and the next best takes its place; so is a slot whose history grew
+      too long to draw a turn after it.
     - A slot's score is the `aggregate` of its step scores; missing scores rank last; ties go to the lowest slot and
       sample.
     """
     agg.check(aggregate)
     counts: Counter[str] = Counter(faults=0, duplicates=0, unscored=0)
+    rounds = Rounds(
+        policy,
+        envs,
+        reward_model,
+        branch,
+        temperature,
+        seed,
+        aggregate,
+        merge_duplicates,
+        execute_first,
+        command,
+        counts,
+    )
     root = Candidate(await envs.reset(task), math.nan)
-    finished = [root] if root.state.done else []
-    live = [] if root.state.done else [root]
-    for _ in range(task.max_steps if max_steps is None else min(max_steps, task.max_steps)):
-        free = width - len(finished)
-        if not live or not free:
-            break
-        proposals = await _propose(live, policy, width, branch, temperature, seed)
-        if merge_duplicates:
-            proposals, drawn = [_distinct(siblings, command) for siblings in proposals], proposals
-            counts["duplicates"] += sum(map(len, drawn)) - sum(map(len, proposals))
+    most = task.max_steps if max_steps is None else min(max_steps, task.max_steps)
+    return settle(await rounds.run([root], width, most), counts)
+
+
+def by_score(candidates: Sequence[Candidate]) -> list[int]:
+    """Indices of candidates from best to worst."""
+    return agg.rank([c.score for c in candidates])
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """The rounds of a beam search, and what stays the same in all of them.
+
+    Attributes:
+      counts: is added to: `faults`, `duplicates`, `unscored`.
+      order: indices of the proposals of a round in the order in which they are kept.
+
+    The others are settings of `beam`.
+    """
+
+    policy: Policy
+    envs: Environments
+    reward_model: RewardModel
+    branch: int
+    temperature: float
+    seed: int
+    aggregate: str
+    merge_duplicates: bool
+    execute_first: bool
+    command: Command
+    counts: Counter[str]
+    order: Callable[[Sequence[Candidate]], list[int]] = by_score
+
+    async def run(self, start: Sequence[Candidate], width: int, most: int, *, slot: int = 0) -> list[Candidate]:
+        """Up to `most` rounds with `width` slots, from trajectories that hold slots already.
+
+        Args:
+          slot: names the draws of the first slot; further ones count up from it.
+
+        Returns: the finished trajectories in order of finishing, then those that are not.
+        """
+        finished = [c for c in start if c.state.done]
+        live = [c for c in start if not c.state.done]
+        for _ in range(most):
+            free = width - len(finished)
+            if not live or not free:
+                break
+            draws = self.branch * (width if live[0].state.parent is None else 1)
+            kept = await self.best(live, draws, free, slot=slot)
+            if not kept:  # every proposal was lost to a fault: what is live stays as it is, unfinished
+                break
+            finished += [c for c in kept if c.state.done]
+            live = [c for c in kept if not c.state.done]
+        return [*finished, *live]
+
+    async def best(self, live: Sequence[Candidate], draws: int, free: int, *, slot: int = 0) -> list[Candidate]:
+        """One round: `draws` turns after each of `live`, and the first `free` of them all in `order`, executed.
+
+        Fewer are returned where there are fewer that differ and can be executed.
+        """
+        proposals = await together(self._propose(c, draws, slot + i) for i, c in enumerate(live))
+        if self.merge_duplicates:
+            proposals, drawn = [self._distinct(siblings) for siblings in proposals], proposals
+            self.counts["duplicates"] += sum(map(len, drawn)) - sum(map(len, proposals))
         candidates = [c for siblings in proposals for c in siblings]
-        if execute_first:
-            candidates = await _execute(candidates, len(candidates), envs, counts)
-        scores = await scored(reward_model, [c.state for c in candidates])
-        counts["unscored"] += agg.missing(scores)
-        candidates = [_with_score(c, s, aggregate) for c, s in zip(candidates, scores, strict=True)]
-        ranked = [candidates[i] for i in agg.rank([c.score for c in candidates])]
-        kept = ranked[:free] if execute_first else await _execute(ranked, free, envs, counts)
-        if not kept:  # every proposal was lost to a fault: what is live stays as it is, unfinished
-            break
-        finished += [c for c in kept if c.state.done]
-        live = [c for c in kept if not c.state.done]
-    pool = tuple(dataclasses.replace(c, sample=i) for i, c in enumerate([*finished, *live]))
-    eligible = pool[: len(finished)] or pool
-    return Result(pool, agg.rank([c.score for c in eligible])[0], dict(counts))
+        if self.execute_first:
+            candidates = await self._execute(candidates, len(candidates))
+        scores = await scored(self.reward_model, [c.state for c in candidates])
+        self.counts["unscored"] += agg.missing(scores)
+        candidates = [c.scored(s, self.aggregate) for c, s in zip(candidates, scores, strict=True)]
+        ranked = [candidates[i] for i in self.order(candidates)]
+        return ranked[:free] if self.execute_first else await self._execute(ranked, free)
 
-
-async def _propose(
-    live: list[Candidate], policy: Policy, width: int, branch: int, temperature: float, seed: int
-) -> list[list[Candidate]]:
-    """For every live slot its proposals; W1 x W2 of them at the root."""
-
-    async def after(slot: int, candidate: Candidate) -> list[Candidate]:
+    async def _propose(self, candidate: Candidate, draws: int, slot: int) -> list[Candidate]:
         state = candidate.state
-        n = width * branch if state.parent is None else branch
-        turn = turn_seed(state, seed, slot)
-        actions = await policy.propose(state, n, temperature=temperature, seed=turn)
-        return [dataclasses.replace(candidate, state=state.propose(a)) for a in actions]
+        turn = turn_seed(state, self.seed, slot)
+        actions = await attempt(self.policy.propose(state, draws, temperature=self.temperature, seed=turn))
+        self.counts["faults"] += actions is None
+        return [dataclasses.replace(candidate, state=state.propose(a)) for a in actions or []]
 
-    return await together(after(slot, c) for slot, c in enumerate(live))
+    def _distinct(self, siblings: list[Candidate]) -> list[Candidate]:
+        firsts = {id(state) for state in distinct((c.state for c in siblings), self.command)}
+        return [c for c in siblings if id(c.state) in firsts]
 
-
-def _distinct(siblings: list[Candidate], command: Command) -> list[Candidate]:
-    firsts = {id(state) for state in distinct((c.state for c in siblings), command)}
-    return [c for c in siblings if id(c.state) in firsts]
-
-
-def _with_score(candidate: Candidate, score: float, aggregate: str) -> Candidate:
-    step_scores = (*candidate.step_scores, score)
-    return dataclasses.replace(candidate, score=agg.aggregate(step_scores, aggregate), step_scores=step_scores)
-
-
-async def _execute(ranked: list[Candidate], free: int, envs: Environments, counts: Counter[str]) -> list[Candidate]:
-    """The first `free` proposals that can be executed, in the order given."""
-    done: list[Candidate] = []
-    while ranked and len(done) < free:
-        batch, ranked = ranked[: free - len(done)], ranked[free - len(done) :]
-        states = await together(attempt(execute(envs, c.state)) for c in batch)
-        counts["faults"] += sum(s is None for s in states)
-        done += [dataclasses.replace(c, state=s) for c, s in zip(batch, states, strict=True) if s is not None]
-    return done
+    async def _execute(self, ranked: list[Candidate], free: int) -> list[Candidate]:
+        """The first `free` proposals that can be executed, in the order given."""
+        done: list[Candidate] = []
+        while ranked and len(done) < free:
+            batch, ranked = ranked[: free - len(done)], ranked[free - len(done) :]
+            states = await together(attempt(execute(self.envs, c.state)) for c in batch)
+            self.counts["faults"] += sum(s is None for s in states)
+            done += [dataclasses.replace(c, state=s) for c, s in zip(batch, states, strict=True) if s is not None]
+        return done

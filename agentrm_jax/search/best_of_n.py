@@ -1,6 +1,7 @@
 """Best-of-n: whole trajectories, one chosen by the reward model (paper 1.6)."""
 
 import math
+from collections.abc import Sequence
 
 from agentrm_jax.search import aggregate as agg
 from agentrm_jax.search.concurrency import attempt, together
@@ -35,25 +36,40 @@ async def best_of_n(
     if n < 1:
         raise UserError(f"best-of-n needs n of at least 1, got {n}")
     root = await envs.reset(task)
-    states = await together(
-        attempt(rollout(root, policy, envs, temperature=temperature, seed=seed, sample=i)) for i in range(n)
+    states = await sample(root, range(n), policy, envs, temperature=temperature, seed=seed)
+    return best_of(await judge(states, reward_model, aggregate, all_steps=all_steps), n, task)
+
+
+async def sample(
+    root: State, samples: Sequence[int], policy: Policy, envs: Environments, *, temperature: float, seed: int
+) -> dict[int, State]:
+    """The last states of some trajectories, by sample, drawn at once; those that are lost are left out."""
+    ends = await together(
+        attempt(rollout(root, policy, envs, temperature=temperature, seed=seed, sample=i)) for i in samples
     )
-    samples = [(i, state) for i, state in enumerate(states) if state is not None]
-    if not samples:
-        raise TaskFailure(f"all {n} samples of {task.key} were lost to environment faults, or grew too long")
+    return {i: end for i, end in zip(samples, ends, strict=True) if end is not None}
+
+
+async def judge(
+    states: dict[int, State], reward_model: RewardModel, aggregate: str, *, all_steps: bool = False
+) -> list[Candidate]:
+    """Candidates of whole trajectories, given by sample, scored in one call; only their last steps, where that will do."""
     every = all_steps or aggregate != "last"
-    paths = [_steps(state) if every else _steps(state)[-1:] for _, state in samples]
+    paths = [state.path()[1:] if every else state.path()[1:][-1:] for state in states.values()]
     flat = iter(await scored(reward_model, [state for path in paths for state in path]))
     candidates = []
-    for (i, state), path in zip(samples, paths, strict=True):
+    for (i, state), path in zip(states.items(), paths, strict=True):
         step_scores = tuple(next(flat) for _ in path)
         candidates.append(Candidate(state, agg.aggregate(step_scores, aggregate), step_scores, i))
+    return candidates
+
+
+def best_of(candidates: Sequence[Candidate], drawn: int, task: Task) -> Result:
+    """The best score among candidates that were left of `drawn` samples. Raises TaskFailure if none were."""
+    if not candidates:
+        raise TaskFailure(f"all {drawn} samples of {task.key} were lost to environment faults, or grew too long")
     counts = {
-        "faults": n - len(samples),
+        "faults": drawn - len(candidates),
         "unscored": sum(math.isnan(s) for c in candidates for s in c.step_scores),
     }
     return Result(tuple(candidates), agg.rank([c.score for c in candidates])[0], counts)
-
-
-def _steps(state: State) -> list[State]:
-    return state.path()[1:]

@@ -26,8 +26,8 @@ async def lookahead(
 
     With `depth` 0 proposals are scored before they are executed, which is beam search with W1 = 1. With `depth` d
     each proposal is executed, the greedy policy goes on for up to d turns, and the score is read there. Proposals
-    that cannot be executed are dropped; if none can, the trajectory ends unfinished. Its score is that of the last
-    turn.
+    that cannot be executed are dropped; if none can, or the history grew too long, the trajectory ends unfinished. Its
+    score is that of the last turn.
     """
     counts: Counter[str] = Counter(faults=0, duplicates=0, unscored=0)
     state = await envs.reset(task)
@@ -39,7 +39,10 @@ async def lookahead(
 
     while is_live(state):
         turn = turn_seed(state, seed, 0)
-        actions = await policy.propose(state, samples, temperature=temperature, seed=turn)
+        actions = await attempt(policy.propose(state, samples, temperature=temperature, seed=turn))
+        if actions is None:
+            counts["faults"] += 1
+            break
         options = distinct([state.propose(a) for a in actions], command)
         counts["duplicates"] += len(actions) - len(options)
         seen = options

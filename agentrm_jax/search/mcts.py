@@ -19,8 +19,9 @@ cached rollout, read but not run. It still counts as the child's own simulation 
 
 import dataclasses
 import math
+import operator
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Literal
 
 from agentrm_jax.search.concurrency import attempt, together
@@ -67,16 +68,18 @@ def ucb(value: float, visits: int, parent_visits: int, c: float) -> float:
     return value + c * math.sqrt(math.log(max(parent_visits, 1)) / (1 + visits))
 
 
-def select(root: Node, c: float, blocked: Collection[Node] = ()) -> Node:
+def select(
+    root: Node, c: float, blocked: Collection[Node] = (), value: Callable[[Node], float] = operator.attrgetter("value")
+) -> Node:
     """The leaf reached by taking the best open child from `root` on; ties go to the child proposed first.
 
-    `root` must be neither closed nor blocked; then there is an open leaf below it.
+    `root` must be neither closed nor blocked; then there is an open leaf below it. `value` is the V of UCB.
     """
     node = root
     while node.expanded:
         open_children = [x for x in node.children if not x.closed and x not in blocked]
         parent = node.visits
-        node = max(open_children, key=lambda x: ucb(x.value, x.visits, parent, c))
+        node = max(open_children, key=lambda x: ucb(value(x), x.visits, parent, c))
     return node
 
 
@@ -95,11 +98,14 @@ def select_many(root: Node, c: float, count: int) -> list[Node]:
 
 
 def backup(leaf: Node, children: list[Node]) -> None:
-    """Makes `children`, which hold their own returns, the children of `leaf`: statistics, and what is now closed."""
+    """Makes `children`, which hold their own returns, the children of `leaf`: statistics, and what is now closed.
+
+    A child that is given closed, as one without returns should be, stays so.
+    """
     leaf.expanded = True
     leaf.children = children
     for child in children:
-        child.closed = not is_live(child.state)
+        child.closed = child.closed or not is_live(child.state)
         node: Node | None = child
         while node is not None:
             _add(node, child.returns)
@@ -111,6 +117,8 @@ def backup(leaf: Node, children: list[Node]) -> None:
 
 
 def _add(node: Node, returns: list[float]) -> None:
+    if not returns:
+        return
     node.low = min(returns) if node.visits == 0 else min(node.low, *returns)
     node.high = max(returns) if node.visits == 0 else max(node.high, *returns)
     node.visits += len(returns)
@@ -148,9 +156,9 @@ async def explore(
       leaves_per_iteration: leaves expanded at once with the statistics before any of them; 1 is the paper's search.
       command: reads the command by which proposals are merged.
 
-    Proposals that cannot be executed or simulated (`EnvironmentFault`) are left out and counted; a fault at reset is
-    raised. The tree also holds the states of cached rollouts (`visits` 0). The result depends on the seed only, not
-    on timing.
+    Proposals that cannot be executed or simulated (`TaskFailure`) are left out and counted, and a leaf whose history is
+    too long for a proposal is closed; a fault at reset is raised. The tree also holds the states of cached rollouts
+    (`visits` 0). The result depends on the seed only, not on timing.
     """
     if n > 1 and rollout_temperature == 0:
         raise UserError(f"{n} simulations of a greedy policy are copies: set n to 1 or rollout_temperature above 0")
@@ -204,8 +212,11 @@ class _Search:
 
     async def children(self, leaf: Node) -> list[Node]:
         """Expansion and simulation: new children with their returns, as proposed. Changes nothing above `leaf`."""
-        seed = derive(self.seed, "expand", leaf.state.task.key, *_commands(leaf, self.command))
-        actions = await self.policy.propose(leaf.state, self.k, temperature=self.temperature, seed=seed)
+        seed = derive(self.seed, "expand", leaf.state.task.key, *commands(leaf, self.command))
+        actions = await attempt(self.policy.propose(leaf.state, self.k, temperature=self.temperature, seed=seed))
+        if actions is None:
+            self.counts["faults"] += 1
+            return []
         merged: dict[str, list[Action]] = {}
         for action in actions:
             merged.setdefault(self.command(leaf.state.propose(action)), []).append(action)
@@ -236,7 +247,7 @@ class _Search:
         """Returns of the simulations from `child`; a terminal child's is its own outcome."""
         if self.rollout_temperature == 0:
             return [self._return((await self._greedy_end(child)).state)]
-        seed = derive(self.seed, "simulate", *_commands(child, self.command))
+        seed = derive(self.seed, "simulate", *commands(child, self.command))
         ends = await together(
             rollout(child.state, self.policy, self.envs, temperature=self.rollout_temperature, seed=seed, sample=i)
             for i in range(self.n)
@@ -274,7 +285,7 @@ def _ends(root: Node) -> list[State]:
     return ends or [root.state]
 
 
-def _commands(node: Node, command: Command) -> list[str]:
+def commands(node: Node, command: Command) -> list[str]:
     """The path to a node in words: names its seeds, so that they do not depend on the order of expansions."""
     return [command(state) for state in node.state.path()[1:]]
 

@@ -7,12 +7,17 @@ import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from agentrm_jax.search.adaptive import adaptive
 from agentrm_jax.search.beam import beam
 from agentrm_jax.search.best_of_n import best_of_n
+from agentrm_jax.search.dvts import dvts
 from agentrm_jax.search.greedy import greedy
+from agentrm_jax.search.guided_mcts import guided_mcts
 from agentrm_jax.search.lookahead import lookahead
 from agentrm_jax.search.mcts import explore
+from agentrm_jax.search.particle import particle
 from agentrm_jax.search.result import Result
+from agentrm_jax.search.sharing_beam import sharing_beam
 from agentrm_jax.search.turns import Command
 from agentrm_jax.types import UserError
 
@@ -56,6 +61,11 @@ METHODS: Mapping[str, Method] = {
     "best_of_n": Method(best_of_n, reward_model=True),
     "beam": Method(beam, reward_model=True),
     "lookahead": Method(lookahead, reward_model=True),
+    "adaptive": Method(adaptive, reward_model=True),
+    "dvts": Method(dvts, reward_model=True),
+    "sharing_beam": Method(sharing_beam, reward_model=True),
+    "particle": Method(particle, reward_model=True),
+    "guided_mcts": Method(guided_mcts, reward_model=True),
     "mcts": Method(explore, explores=True),
 }
 

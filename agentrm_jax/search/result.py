@@ -1,8 +1,9 @@
 """What every search method returns."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from agentrm_jax.search import aggregate as agg
 from agentrm_jax.types import SearchTree, State
 
 
@@ -23,6 +24,11 @@ class Candidate:
     step_scores: tuple[float, ...] = ()
     sample: int = 0
 
+    def scored(self, score: float, aggregate: str) -> "Candidate":
+        """The same trajectory with the score of one more step; `aggregate` says what becomes of its own."""
+        step_scores = (*self.step_scores, score)
+        return dataclasses.replace(self, score=agg.aggregate(step_scores, aggregate), step_scores=step_scores)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
@@ -33,7 +39,7 @@ class Result:
         curves over n, and the random and oracle rows, later.
       chosen: index into `candidates`.
       counts: what went on inside: `faults` (proposals or samples lost to the environment), `duplicates` (merged
-        proposals), `unscored` (missing scores).
+        proposals), `unscored` (missing scores), and what a method's docstring names besides.
       tree: everything that was explored, of a method that keeps it; the candidate is then the best episode in it.
     """
 
@@ -51,3 +57,13 @@ class Result:
     def finished(self) -> bool:
         """Whether the chosen episode is over; False only if none of the candidates is."""
         return self.state.done
+
+
+def settle(candidates: Sequence[Candidate], counts: Mapping[str, int]) -> Result:
+    """The result of a method whose candidates need not be finished; `sample` becomes their place.
+
+    The best score among the finished is chosen, and an unfinished one only if there is none.
+    """
+    order = agg.rank([c.score for c in candidates])
+    chosen = next((i for i in order if candidates[i].state.done), order[0])
+    return Result(tuple(dataclasses.replace(c, sample=i) for i, c in enumerate(candidates)), chosen, dict(counts))

@@ -1,4 +1,4 @@
-"""Policies and reward models that are no models: for tests, examples and smoke runs.
+"""Policies and reward models that are no models, and environments that are no games: for tests, examples and smoke runs.
 
 They write turns the way environments read them (`Thought: ...`, `Action: command`), and count on nothing but the text.
 """
@@ -7,10 +7,10 @@ import asyncio
 import hashlib
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from agentrm_jax.testing.toy_env import optimum
-from agentrm_jax.types import Action, Outcome, Policy, RewardModel, State
+from agentrm_jax.types import Action, EnvironmentFault, Environments, Outcome, Policy, RewardModel, State, Task
 
 
 def turn(command: str, thought: str = "") -> Action:
@@ -91,6 +91,29 @@ def outcome_reward() -> ScriptedRewardModel:
 def optimum_reward() -> ScriptedRewardModel:
     """The exact value of a state of the toy environment: the best reward that can still be reached (`toy_env.optimum`)."""
     return ScriptedRewardModel(lambda state: optimum(state.task, "".join(commands_of(state)))[1])
+
+
+class ScriptedEnvironments(Environments):
+    """Crafted cases: commands are letters, any word in `ends` is finished, any word in `broken` cannot be reached.
+
+    `executed` holds the words that were reached, in order. Nothing pays.
+    """
+
+    def __init__(self, ends: Collection[str], broken: Collection[str] = ()):
+        self.ends, self.broken = ends, broken
+        self.executed: list[str] = []
+
+    async def reset(self, task: Task) -> State:
+        return State(task, "goal", outcome=Outcome(""))
+
+    async def step(self, state: State, action: Action) -> State:
+        new = state.propose(action)
+        word = "".join(commands_of(new))
+        if word in self.broken:
+            raise EnvironmentFault(word)
+        self.executed.append(word)
+        done = word in self.ends or new.depth >= state.task.max_steps
+        return State(state.task, "goal", state, action, Outcome(word, done=done), new.depth)
 
 
 def _random(*name: object) -> random.Random:

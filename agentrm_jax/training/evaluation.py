@@ -1,8 +1,6 @@
 """How well a reward model in training predicts states that it is not trained on."""
 
 import functools
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from agentrm_jax import parallel
 from agentrm_jax.data.heldout import HeldOut
 from agentrm_jax.evaluation import metrics
+from agentrm_jax.files import write_json
 from agentrm_jax.training.objectives import Batch, Objective, hidden_states
 from agentrm_jax.training.step import TrainState
 from agentrm_jax.types import JSON, UserError
@@ -72,10 +71,8 @@ def measure(predicted: np.ndarray, held: HeldOut) -> dict[str, JSON]:
 
 
 def write(workdir: Path, step: int, found: dict[str, JSON]) -> None:
-    """Writes the metrics of the latest step that was measured to `evaluation.json`, whole or not at all."""
-    partial = workdir / "evaluation.json.partial"
-    partial.write_text(json.dumps({"step": step, **found}, indent=2) + "\n")
-    os.replace(partial, workdir / "evaluation.json")
+    """Writes the metrics of the latest step that was measured to `evaluation.json`."""
+    write_json(workdir / "evaluation.json", {"step": step, **found})
 
 
 def summary(found: dict[str, JSON]) -> str:

@@ -111,19 +111,3 @@ def find(name: str) -> Objective:
         *others, last = OBJECTIVES
         raise UserError(f"--config.loss={name}: known losses are {', '.join(others)} and {last}")
     return OBJECTIVES[name]
-
-
-def requested(config: Any) -> Objective:
-    """The objective of a training config, which must name the data that the objective learns from.
-
-    Raises:
-      UserError: there is no such objective, or it learns from other data than the config names.
-    """
-    objective = find(config.loss)
-    if objective.source not in config:
-        fitting = [name for name, other in OBJECTIVES.items() if other.source in config]
-        raise UserError(
-            f"--config.loss={config.loss} learns from {objective.source}, which this config does not name; "
-            f"here --config.loss is one of {', '.join(fitting)}"
-        )
-    return objective

@@ -38,7 +38,7 @@ class TrainState:
 
 
 def _init(make_model: Callable[[nnx.Rngs], Transformer], tx: optax.GradientTransformation) -> Callable[..., TrainState]:
-    """(random key, parameters that are already there) -> a state at step 0."""
+    """The function from a random key, and parameters that exist already, to a state at step 0."""
 
     def init(rng: jax.Array, given: Params) -> TrainState:
         init_rng = jax.random.split(rng)[0]  # not `rng` itself: a seed gives the parameters that it always gave
@@ -74,8 +74,8 @@ def init_state(
 ) -> tuple[nnx.GraphDef, TrainState, TrainState]:
     """A fresh state, each array created where it belongs. Returns (graph definition, state, its shardings).
 
-    With `read`, parameters come from a model that is there already: it is asked for all of them (shape, type, sharding) and gives
-    those it has, shard by shard; only the others (a new head) are initialised. Nothing is ever on one device as a whole.
+    With `read`, parameters come from an existing model: it is asked for all of them (shape, type, sharding) and gives those it
+    has, shard by shard; only the others (a new head) are initialised. No device ever holds a whole sharded array.
     """
     graphdef, shape, placed = abstract_state(make_model, tx, mesh)
     given = read(nnx.to_pure_dict(nnx.merge_state(shape.params, shape.frozen))) if read else {}
@@ -84,7 +84,7 @@ def init_state(
 
 
 def read_frozen(state: TrainState, read: Callable[[Params], Params]) -> TrainState:
-    """A restored state, whose frozen parameters are shapes as yet, with these read from the base."""
+    """A restored state with its frozen parameters, which are only shapes before, read from the base."""
     frozen = jax.tree.map(lambda x: x, state.frozen)
     nnx.replace_by_pure_dict(frozen, read(nnx.to_pure_dict(frozen)))
     return dataclasses.replace(state, frozen=frozen)

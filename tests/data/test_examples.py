@@ -42,8 +42,12 @@ def test_no_trees_at_all_are_named_as_such(encoder, tmp_path):
 
 
 def test_states_that_lie_too_deep_are(encoder, tmp_path):
-    with pytest.raises(UserError, match=r"no state .* fits a row of 10 tokens; raise --config\.row_length"):
+    with pytest.raises(
+        UserError, match=r"no state .* fits a row of 10 tokens; raise --config\.row_length, or lower .*min_visits=3"
+    ):
         examples.step_values([search_tree(3)], encoder, tmp_path, **HOW | {"row_length": 10})
+    with pytest.raises(UserError, match=r"no state .* fits a row of 10 tokens; raise --config\.row_length$"):
+        examples.step_values([search_tree(3)], encoder, tmp_path, **HOW | {"row_length": 10, "min_visits": 1})
     episode = Trajectory(TASK, "leave", "A door.", (Step(Action("Action: up"), Outcome("Observation: a wall.")),))
     with pytest.raises(UserError, match=r"no trajectory fits a row of 10 tokens; raise --config\.row_length"):
         examples.imitation([episode], encoder, tmp_path, row_length=10, context_weight=0.0)

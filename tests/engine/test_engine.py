@@ -4,12 +4,16 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from agentrm_jax.engine import layout
 from agentrm_jax.engine.engine import Engine, make_engine
-from agentrm_jax.engine.requests import EngineConfig, GenerateRequest
+from agentrm_jax.engine.requests import (
+    EngineConfig,
+    GenerateRequest,
+    LogprobsRequest,
+    RequestError,
+    SamplingParams,
+    ScoreRequest,
+)
 from agentrm_jax.testing.tiny import dense_greedy, dense_logits, dense_values, tiny_model
 from agentrm_jax.types import UserError
 
@@ -35,11 +39,11 @@ def ids(size, seed):
 
 
 def greedy(tokens, n=1):
-    return GenerateRequest(tokens, n, 0.0, 0)
+    return GenerateRequest(tokens, SamplingParams(temperature=0.0, n=n))
 
 
 def sampled(tokens, n, seed=0):
-    return GenerateRequest(tokens, n, 1.0, seed)
+    return GenerateRequest(tokens, SamplingParams(n=n, seed=seed))
 
 
 def tokens_of(results):
@@ -164,7 +168,7 @@ def test_siblings_are_read_as_one_tree():
     before = dataclasses.replace(mine.stats)
     candidates = [state(prompt, ids(4, 10 + i)) for i in range(5)]
     np.testing.assert_allclose(mine.score(candidates), [value(c) for c in candidates], atol=1e-4)
-    assert mine.stats.calls - before.calls == 1
+    assert mine.stats.prefills - before.prefills == 1
     assert mine.stats.read_tokens - before.read_tokens == 5 * 4
 
 
@@ -191,6 +195,179 @@ def test_nothing_scored_is_no_error(shared):
     assert shared.generate([]) == []
 
 
+# --- log-probabilities ---------------------------------------------------------------------------------------------------
+
+
+def dense_logprobs(path):
+    logits = dense_logits(MODEL, path).astype(np.float64)
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return logp[np.arange(len(path) - 1), path[1:]]
+
+
+def test_log_probabilities_of_given_continuations_are_those_of_a_dense_pass(shared):
+    paths = [(ids(30, 7), 1), (ids(60, 8), 13), (ids(64, 9), 63), (ids(5, 10), 5), (np.append(ids(30, 7), 9), 30)]
+    shared.score([paths[1][0][:20]])  # a part is cached, without log-probabilities
+    got = shared.logprobs([LogprobsRequest(path, start) for path, start in paths])
+    for (path, start), logprobs in zip(paths, got, strict=True):
+        np.testing.assert_allclose(logprobs, dense_logprobs(path)[start - 1 :], atol=1e-4)
+
+
+def test_log_probabilities_of_what_was_sampled_cost_its_last_token():
+    mine = engine()
+    history = ids(20, 2)
+    [samples] = mine.generate([sampled(history, 3, seed=4)])
+    before = mine.stats.read_tokens
+    paths = [np.concatenate([history, sample.tokens]) for sample in samples]
+    got = mine.logprobs([LogprobsRequest(path, len(history)) for path in paths])
+    for logprobs, sample in zip(got, samples, strict=True):
+        np.testing.assert_allclose(logprobs, sample.logprobs, atol=1e-4)
+    assert mine.stats.read_tokens - before <= 2 * len(samples)
+    before = mine.stats.read_tokens
+    again = mine.logprobs([LogprobsRequest(path, len(history)) for path in paths])
+    assert all(np.array_equal(a, b) for a, b in zip(got, again, strict=True))
+    assert mine.stats.read_tokens == before
+
+
+def test_the_most_likely_tokens_are_reported_with_every_token(shared):
+    history = ids(17, 3)
+    [[sample]] = shared.generate([GenerateRequest(history, SamplingParams(seed=2, logprobs=4))])
+    [[plain]] = shared.generate([sampled(history, 1, seed=2)])
+    assert sample.tokens.tolist() == plain.tokens.tolist()
+    logits = dense_logits(MODEL, np.concatenate([history, sample.tokens]))[len(history) - 1 : -1].astype(np.float64)
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    tokens, logprobs = sample.top
+    np.testing.assert_array_equal(tokens, np.argsort(-logp, axis=-1)[:, :4])
+    np.testing.assert_allclose(logprobs, np.take_along_axis(logp, tokens, axis=1), atol=1e-4)
+
+
+# --- requests of all kinds -----------------------------------------------------------------------------------------------
+
+
+def test_every_request_has_parameters_of_its_own(shared):
+    path = ids(21, 4)
+    long = dense_greedy(MODEL, path, 30, end_id=-1)
+    params = [
+        SamplingParams(temperature=0.0, max_tokens=2),
+        SamplingParams(temperature=0.0, max_tokens=30, stop_token_ids=()),
+        SamplingParams(temperature=0.0, max_tokens=30, stop_token_ids=(long[7], long[4])),
+        SamplingParams(temperature=3.0, top_k=1, max_tokens=9, stop_token_ids=()),
+        SamplingParams(temperature=3.0, top_p=1e-6, max_tokens=9, stop_token_ids=()),
+        SamplingParams(temperature=3.0, min_p=1.0, max_tokens=9, stop_token_ids=()),
+    ]
+    got = [samples[0] for samples in shared.generate([GenerateRequest(path, p) for p in params])]
+    stop = min(long.index(long[7]), long.index(long[4])) + 1
+    assert [s.tokens.tolist() for s in got] == [long[:2], long, long[:stop], *[long[:9]] * 3]
+    assert [s.finished for s in got] == [False, False, True, False, False, False]
+
+
+def test_samples_that_outgrow_their_row_go_on_in_another(shared):
+    path = ids(4, 11)
+    want = dense_greedy(MODEL, path, 60, end_id=-1)
+    params = SamplingParams(temperature=0.0, n=3, max_tokens=60, stop_token_ids=())
+    assert tokens_of(shared.generate([GenerateRequest(path, params)])) == [[want] * 3]
+
+
+def test_a_stop_text_ends_a_sample_across_token_boundaries():
+    def text(tokens):
+        return "".join(f"<{token}>" for token in tokens)
+
+    mine = Engine(MODEL, SIZES, end_id=END, text=text)
+    path = ids(21, 4)
+    want = dense_greedy(MODEL, path, 6, END)
+    stop = f"{want[1]}><{want[2]}"
+    params = SamplingParams(temperature=0.0, stop=("never", stop))
+    [[sample], [other]] = mine.generate([GenerateRequest(path, params), greedy(path)])
+    assert (sample.tokens.tolist(), sample.finished, sample.stop) == (want[:3], True, stop)
+    assert other.tokens.tolist() == want
+    with pytest.raises(RequestError, match="no tokenizer"):
+        engine().generate([GenerateRequest(path, params)])
+
+
+def test_a_repeated_token_is_penalised_as_asked(shared):
+    path = ids(21, 4)
+    params = SamplingParams(temperature=0.0, repetition_penalty=1e6, stop_token_ids=())
+    [[sample]] = shared.generate([GenerateRequest(path, params)])
+    seen = set(path.tolist())
+    for i, token in enumerate(sample.tokens.tolist()):
+        logits = dense_logits(MODEL, np.concatenate([path, sample.tokens[:i]]))[-1]
+        adjusted = np.array([(x / 1e6 if x > 0 else x * 1e6) if v in seen else x for v, x in enumerate(logits)])
+        assert token == int(np.argmax(adjusted))
+        seen.add(token)
+
+
+def test_a_value_that_is_not_a_number_comes_back_as_it_is():
+    model = tiny_model()
+    model.value_d[...] = model.value_d[...].at[0].set(np.nan)
+    mine = Engine(model, SIZES, end_id=END)
+    path = ids(20, 1)
+    assert np.isnan(mine.score([path, path[:7], ids(9, 2)])).all()
+    before = mine.stats.read_tokens
+    assert np.isnan(mine.score([path])).all()
+    assert mine.stats.read_tokens == before
+
+
+@pytest.mark.parametrize("token", [97, 5000, -1])
+def test_ids_without_an_embedding_are_refused(shared, token):
+    path = np.append(ids(5, 1), token)
+    for request in (greedy(path), ScoreRequest(path), LogprobsRequest(path, 1)):
+        with pytest.raises(RequestError, match=rf"token id {token} has no embedding: the model has 97"):
+            shared.submit(request)
+
+
+def test_scores_need_a_value_head():
+    model = tiny_model()
+    del model.value_d
+    with pytest.raises(RequestError, match="no value head"):
+        Engine(model, SIZES, end_id=END).score([ids(5, 1)])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"n": 0},
+        {"max_tokens": 0},
+        {"top_p": 0.0},
+        {"min_p": 2.0},
+        {"stop": ("",)},
+        {"logprobs": 99},
+    ],
+)
+def test_parameters_without_meaning_are_refused(wrong):
+    with pytest.raises(RequestError, match=f"{next(iter(wrong))}="):
+        SamplingParams(**wrong)
+
+
+def test_sequences_join_and_leave_a_running_batch():
+    """A short request that comes late is done before a long one that runs already, and neither changes."""
+    mine = engine()
+    long = mine.submit(GenerateRequest(ids(9, 1), SamplingParams(temperature=0.0, max_tokens=40, stop_token_ids=())))
+    while mine.stats.decode_steps < 8:
+        mine.step()
+    short = mine.submit(greedy(ids(30, 2)))
+    while not short.done:
+        mine.step()
+    assert not long.done
+    while mine.step():
+        pass
+    assert long.result[0].tokens.tolist() == dense_greedy(MODEL, ids(9, 1), 40, end_id=-1)
+    assert short.result[0].tokens.tolist() == dense_greedy(MODEL, ids(30, 2), SIZES.max_new, END)
+
+
+def test_a_cancelled_request_leaves_nothing_behind():
+    mine = engine()
+    params = SamplingParams(n=3, max_tokens=20, stop_token_ids=())
+    jobs = [mine.submit(GenerateRequest(ids(12 + i, i), params)) for i in range(4)]
+    for _ in range(3):
+        mine.step()
+    mine.cancel(jobs[0])
+    mine.cancel(jobs[3])
+    while mine.step():
+        pass
+    assert [job.done for job in jobs] == [False, True, True, False]
+    assert (mine.idle, mine.cache.locked) == (True, 0)
+
+
 # --- a cache that is too small -----------------------------------------------------------------------------------------
 
 
@@ -205,7 +382,22 @@ def test_results_stay_right_when_everything_is_evicted_again_and_again():
         results = small.generate([greedy(h, n=2) for h in histories])
         for history, samples in zip(histories, tokens_of(results), strict=True):
             assert samples == [dense_greedy(MODEL, history, SIZES.max_new, END)] * 2
-    assert small._cache.free >= 0
+    assert small.cache.locked == 0
+    small.cache.allocate(70)  # every slot can be had again
+    assert small.cache.free == 0
+
+
+def test_a_batch_that_fits_exactly_can_be_asked_for_twice():
+    small = engine(cache_tokens=64, rows=(4,))
+    paths = [ids(32, 1), ids(32, 2)]
+    for _ in range(2):
+        np.testing.assert_allclose(small.score(paths), [value(p) for p in paths], atol=1e-4)
+        requests = [greedy(p) for p in paths]
+        want = [[dense_greedy(MODEL, p, SIZES.max_new, END)] for p in paths]
+        assert tokens_of(small.generate(requests)) == want
+    [sample] = small.generate([greedy(ids(58, 3))])[0]
+    whole = np.concatenate([ids(58, 3), sample.tokens])
+    np.testing.assert_allclose(small.score([whole]), [value(whole)], atol=1e-4)
 
 
 def test_a_common_beginning_is_read_once():
@@ -215,6 +407,25 @@ def test_a_common_beginning_is_read_once():
     results = tokens_of(mine.generate([greedy(h) for h in histories]))
     assert results == [[dense_greedy(MODEL, h, SIZES.max_new, END)] for h in histories]
     assert mine.stats.read_tokens == 45 + 8 * 8
+
+
+def test_rows_that_begin_alike_may_read_their_beginning_together():
+    """A trunk changes no answer, and who does not share it is served all the same."""
+    mine = engine(cache_tokens=4096, rows=(2, 4), trunk=16)
+    common = ids(20, 1)
+    histories = [np.concatenate([common, ids(3 * i + 1, 10 + i)]) for i in range(6)]
+    stranger = ids(25, 9)
+    jobs = [mine.submit(greedy(h)) for h in histories]
+    trunks = set()
+    while mine.step():
+        trunks |= {batch.shape.trunk for batch in mine.scheduler.seats.batches}
+    assert trunks == {16}
+    results = [[s.tokens.tolist() for s in job.result] for job in jobs]
+    assert results == [[dense_greedy(MODEL, h, SIZES.max_new, END)] for h in histories]
+    assert tokens_of(mine.generate([greedy(stranger), greedy(histories[0], n=3)])) == [
+        [dense_greedy(MODEL, stranger, SIZES.max_new, END)],
+        [dense_greedy(MODEL, histories[0], SIZES.max_new, END)] * 3,
+    ]
 
 
 # --- sizes -------------------------------------------------------------------------------------------------------------
@@ -238,46 +449,6 @@ def test_values_of_sampled_tokens_are_read_when_asked_for():
     path = np.concatenate([history, sample.tokens])
     prefixes = [path[:end] for end in range(18, len(path) + 1)]
     np.testing.assert_allclose(mine.score(prefixes), [value(p) for p in prefixes], atol=1e-4)
-
-
-@given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=9), min_size=1, max_size=12, unique_by=tuple))
-def test_rows_are_trees_of_their_paths(paths):
-    """Every path lies in at most one row, once, whole up to the row's size; a token sees its own path and nothing else."""
-    cached = np.array([7, 5], np.int32)
-    whole = [np.array([9, 9, *p], np.int32) for p in paths]
-    rows = layout.rows(cached, whole, (3, 6))
-    placed = [p.tobytes() for row in rows for p in row.paths]
-    assert len(set(placed)) == len(placed) > 0
-    for row in rows:
-        assert len(row.tokens) <= 6
-        for path, index in zip(row.paths, row.index, strict=True):
-            np.testing.assert_array_equal(row.tokens[index], path[2:8])
-            np.testing.assert_array_equal(row.depth[index], np.arange(len(index)))
-            for i in index:
-                seen = [j for j in range(i + 1) if i < row.subtree_end[j]]
-                assert seen == [j for j in index if j <= i]
-    left = [p for p in whole if p.tobytes() not in placed]
-    begun = {(int(p[2])) for row in rows for p in row.paths}
-    assert all(int(p[2]) in begun for p in left)  # the next round finds their beginning cached
-
-
-def test_rows_fill_batches_in_order():
-    made = [layout.rows(np.zeros(0, np.int32), [ids(size, size)], (64,))[0] for size in (5, 40, 17, 16, 33)]
-    batches = layout.fill(made, 16, (4, 8))
-    assert [row for batch in batches for row in batch] == made
-    for batch in batches:
-        assert sum(-(-len(row.tokens) // 16) for row in batch) <= 8
-
-
-def test_batches_fill_the_allowed_sizes():
-    sizes = (8, 24, 64)
-    assert layout.cover(64, sizes) == (64,)
-    assert layout.cover(8, sizes) == (8,)
-    assert sum(layout.cover(25, sizes)) == 25
-    for count in range(1, 150):
-        batches = layout.cover(count, sizes)
-        assert sum(batches) == count
-        assert max(batches) <= 64
 
 
 def test_make_engine_takes_a_config_group():

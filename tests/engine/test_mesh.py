@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.requests import EngineConfig, GenerateRequest
+from agentrm_jax.engine.requests import EngineConfig, GenerateRequest, SamplingParams
 from agentrm_jax.testing.devices import run_on_eight
 from agentrm_jax.testing.tiny import tiny_model
 from agentrm_jax.types import UserError
@@ -34,7 +34,8 @@ def answers(engine: Engine) -> dict[str, Any]:
     tokens, logprobs, values = [], [], []
     for _ in range(2):
         for temperature in (0.0, 1.0):
-            requests = [GenerateRequest(p, 3, temperature, seed) for seed, p in enumerate(paths)]
+            params = [SamplingParams(temperature=temperature, n=3, seed=seed) for seed in range(len(paths))]
+            requests = [GenerateRequest(path, p) for path, p in zip(paths, params, strict=True)]
             for samples in engine.generate(requests):
                 tokens += [s.tokens.tolist() for s in samples]
                 logprobs += [s.logprob for s in samples]
@@ -57,16 +58,11 @@ def main() -> None:
         weights = engine._weights
         block = weights.layers[0]
         maps = [getattr(block, n)[...] for n in ("wq_dnh", "wk_dkh", "wv_dkh", "wo_nhd", "w_gate_df", "w_down_fd")]
-        batch = {"context": np.zeros((2, 32), np.int32), "context_length": np.ones(2, np.int32)}
-        batch |= {"hidden": np.zeros((2, 32), np.float32), "temperature": np.zeros(2, np.float32)}
-        batch |= {"seeds": np.zeros((2, 3), np.uint32), "wanted": np.ones((2, 3), bool)}
-        with engine._placed():
-            state = engine._start(weights, engine.model_config, engine._pool, batch)
-            state = engine._decode(weights, engine.model_config, state, np.int32(3), columns=32)
+        caches = [batch.state.caches for batch in engine.scheduler.seats.batches]
         report[str(tensor)] = found | {
             "weights": share([*maps, weights.embed_vd, weights.head_dv]),
             "pool": share(jax.tree.leaves(engine._pool)),
-            "caches": share(jax.tree.leaves(state["caches"])),
+            "caches": share(jax.tree.leaves(caches)),
         }
     print(json.dumps(report))
 

@@ -1,165 +1,197 @@
-"""Batches fill while the device works, errors reach everyone they concern, and nobody waits for someone who left."""
+"""Coroutines share an engine: each gets its own answer or its own error, and nobody waits for someone who left."""
 
 import asyncio
-import threading
-import time
 
+import numpy as np
 import pytest
 
-from agentrm_jax.engine.service import Batcher
-from agentrm_jax.types import UserError
+from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.requests import EngineConfig, GenerateRequest, LogprobsRequest, RequestError, SamplingParams
+from agentrm_jax.engine.service import EngineService
+from agentrm_jax.testing.tiny import dense_greedy, dense_values, tiny_model
+
+END = 3
+MODEL = tiny_model()
+SIZES = EngineConfig(
+    cache_tokens=1024, rows=(2, 4), batch_tokens=(24, 96), new_tokens=(8, 24), context=(32, 64), samples=3, max_new=6
+)
 
 
-class Device:
-    """Doubles numbers, slowly if asked to, and remembers its batches."""
-
-    def __init__(self, seconds=0.0):
-        self.batches, self.seconds, self.threads = [], seconds, set()
-
-    def __call__(self, batch):
-        self.batches.append(list(batch))
-        self.threads.add(threading.current_thread().name)
-        time.sleep(self.seconds)
-        if "bad" in batch:
-            raise UserError("a bad request")
-        return [2 * x for x in batch]
+def ids(size, seed):
+    return np.random.default_rng(seed).integers(4, 97, size).astype(np.int32)
 
 
-async def ask_all(batcher, requests):
-    return await asyncio.gather(*(batcher.ask(r) for r in requests))
+def greedy(path, max_tokens=6):
+    return GenerateRequest(path, SamplingParams(temperature=0.0, max_tokens=max_tokens, stop_token_ids=()))
 
 
-def test_answers_come_back_in_the_askers_order():
-    device = Device()
-    assert asyncio.run(ask_all(Batcher(device, most=4), range(10))) == [2 * x for x in range(10)]
-    assert max(len(b) for b in device.batches) == 4
-    assert sorted(x for batch in device.batches for x in batch) == list(range(10))
+def want(path, max_tokens=6):
+    return dense_greedy(MODEL, path, max_tokens, end_id=-1)
 
 
-def test_what_arrives_while_a_batch_runs_becomes_the_next_batch():
-    device = Device(seconds=0.1)
+def value(path):
+    return pytest.approx(float(dense_values(MODEL, path)[-1]), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine(MODEL, SIZES, end_id=END)
+
+
+@pytest.fixture
+def service(engine):
+    yield EngineService(engine)
+    assert engine.cache.locked == 0, "whatever happened, nothing is held"
+
+
+class Failing:
+    """An engine that breaks at its n-th step."""
+
+    def __init__(self, engine, step):
+        self.engine, self.left = engine, step
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def step(self):
+        self.left -= 1
+        if self.left == 0:
+            raise OSError("the device is gone")
+        return self.engine.step()
+
+
+def test_every_asker_gets_its_own_answer(service):
+    paths = [ids(5 + 4 * i, i) for i in range(7)]
 
     async def run():
-        batcher = Batcher(device, most=64)
-        first = asyncio.create_task(batcher.ask(0))
-        await asyncio.sleep(0.05)
-        late = [asyncio.create_task(batcher.ask(i)) for i in (1, 2, 3)]
-        return await asyncio.gather(first, *late)
+        samples = (service.generate(greedy(path)) for path in paths)
+        scores = (service.score([path, path[:3]]) for path in paths)
+        return await asyncio.gather(*samples), await asyncio.gather(*scores), await service.score([])
 
-    assert asyncio.run(run()) == [0, 2, 4, 6]
-    assert device.batches == [[0], [1, 2, 3]]
+    samples, scores, nothing = asyncio.run(run())
+    assert [s.tokens.tolist() for [s] in samples] == [want(path) for path in paths]
+    assert scores == [[value(path), value(path[:3])] for path in paths]
+    assert nothing == []
 
 
-def test_the_event_loop_goes_on_while_the_device_works():
-    device = Device(seconds=0.2)
+def test_those_that_ask_at_once_are_served_together(service, engine):
+    paths = [ids(8, 50 + i) for i in range(4)]
 
+    async def run():
+        await asyncio.gather(*(service.generate(greedy(path)) for path in paths))
+
+    prefills, steps = engine.stats.prefills, engine.stats.decode_steps
+    asyncio.run(run())
+    assert engine.stats.prefills - prefills == 1
+    assert engine.stats.decode_steps - steps == 6
+
+
+def test_a_late_request_joins_those_that_run(service, engine):
+    long, late = ids(9, 20), ids(30, 21)
+
+    async def run():
+        first = asyncio.create_task(service.generate(greedy(long, 50)))
+        steps = engine.stats.decode_steps
+        while engine.stats.decode_steps < steps + 8:
+            await asyncio.sleep(0)
+        [sample] = await service.generate(greedy(late))
+        assert not first.done()
+        return sample, (await first)[0]
+
+    sample, other = asyncio.run(run())
+    assert (sample.tokens.tolist(), other.tokens.tolist()) == (want(late), want(long, 50))
+
+
+def test_the_event_loop_goes_on_while_the_device_works(service):
     async def run():
         ticks = 0
-        answer = asyncio.create_task(Batcher(device, most=1).ask(1))
+        answer = asyncio.create_task(service.generate(greedy(ids(9, 22), 40)))
         while not answer.done():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
             ticks += 1
         return ticks
 
-    assert asyncio.run(run()) >= 3
+    assert asyncio.run(run()) > 10
 
 
-def test_an_error_reaches_everyone_in_the_batch_and_nobody_else():
+def test_a_request_that_cannot_be_served_fails_alone(service):
+    fine, long, foreign = ids(9, 1), ids(65, 2), np.array([5, 97], np.int32)
+
     async def run():
-        batcher = Batcher(Device(), most=3)
-        return await asyncio.gather(*(batcher.ask(x) for x in (1, "bad", 2, 3)), return_exceptions=True)
-
-    *failed, fine = asyncio.run(run())
-    assert [str(e) for e in failed] == ["a bad request"] * 3
-    assert all(isinstance(e, UserError) for e in failed)
-    assert fine == 6
-
-
-def test_a_wrong_number_of_answers_is_an_error_for_those_left_out():
-    async def run():
-        batcher = Batcher(lambda batch: [0], most=2)
-        return await asyncio.wait_for(
-            asyncio.gather(*(batcher.ask(x) for x in (1, 2)), return_exceptions=True), timeout=5
+        asks = (
+            service.score([fine]),
+            service.score([fine, long]),
+            service.generate(greedy(foreign)),
+            service.logprobs(LogprobsRequest(fine, 0)),
+            service.generate(greedy(fine)),
         )
+        return await asyncio.gather(*asks, return_exceptions=True)
 
-    assert any(isinstance(e, ValueError) for e in asyncio.run(run()))
-
-
-def test_requests_that_were_given_up_are_not_run():
-    device = Device(seconds=0.1)
-
-    async def run():
-        batcher = Batcher(device, most=8)
-        first = asyncio.create_task(batcher.ask(1))
-        await asyncio.sleep(0.05)
-        waiting = [asyncio.create_task(batcher.ask(x)) for x in (2, 3)]
-        await asyncio.sleep(0.01)
-        waiting[0].cancel()
-        results = await asyncio.gather(first, *waiting, return_exceptions=True)
-        return results, await batcher.ask(4)
-
-    results, after = asyncio.run(run())
-    assert isinstance(results[1], asyncio.CancelledError)
-    assert (results[0], results[2], after) == (2, 6, 8)
-    assert device.batches == [[1], [3], [4]]
+    score, too_long, no_row, no_first, samples = asyncio.run(run())
+    assert score == [value(fine)]
+    assert samples[0].tokens.tolist() == want(fine)
+    assert all(isinstance(error, RequestError) for error in (too_long, no_row, no_first))
+    assert "a history of 65 tokens is longer than the engine's 64" in str(too_long)
+    assert "token id 97 has no embedding: the model has 97" in str(no_row)
 
 
-def test_giving_up_during_the_run_does_not_hurt_the_others():
-    async def run():
-        batcher = Batcher(Device(seconds=0.1), most=8)
-        tasks = [asyncio.create_task(batcher.ask(x)) for x in (1, 2)]
-        await asyncio.sleep(0.05)
-        tasks[0].cancel()
-        return await asyncio.gather(*tasks, return_exceptions=True)
-
-    cancelled, other = asyncio.run(run())
-    assert isinstance(cancelled, asyncio.CancelledError)
-    assert other == 4
-
-
-def test_two_engines_take_turns_on_one_thread():
-    log = []
-
-    def worker(name):
-        def run(batch):
-            log.append((name, "begins"))
-            time.sleep(0.02)
-            log.append((name, "ends"))
-            return batch
-
-        return run
+@pytest.mark.parametrize("after", [0, 3])
+def test_whoever_leaves_is_dropped_and_the_others_go_on(service, engine, after):
+    """Before the first step, and in the middle of decoding."""
 
     async def run():
-        policy, reward = (Batcher(worker(name), most=1) for name in ("policy", "reward"))
+        leaving = asyncio.create_task(service.generate(greedy(ids(9, 30), 50)))
+        staying = asyncio.create_task(service.generate(greedy(ids(9, 31), 20)))
+        steps = engine.stats.decode_steps
+        await asyncio.sleep(0)
+        while after and engine.stats.decode_steps < steps + after:
+            await asyncio.sleep(0)
+        leaving.cancel()
+        [left], [sample] = await asyncio.gather(asyncio.gather(leaving, return_exceptions=True), staying)
+        return left, sample
 
-        async def episode():
-            for _ in range(3):
-                await policy.ask(0)
-                await reward.ask(0)
+    left, sample = asyncio.run(run())
+    assert isinstance(left, asyncio.CancelledError)
+    assert sample.tokens.tolist() == want(ids(9, 31), 20)
+    assert engine.idle
 
-        await asyncio.gather(episode(), episode())
+
+def test_a_broken_step_fails_those_who_wait_and_nobody_after_them(engine):
+    service = EngineService(Failing(engine, 2))
+
+    async def run():
+        asks = (service.generate(greedy(ids(9, 40 + i), 20)) for i in range(3))
+        failed = await asyncio.gather(*asks, return_exceptions=True)
+        return failed, (await service.generate(greedy(ids(9, 43))))[0]
+
+    failed, sample = asyncio.run(run())
+    assert [str(error) for error in failed] == ["the device is gone"] * 3
+    assert sample.tokens.tolist() == want(ids(9, 43))
+
+
+def test_two_engines_take_turns(service, engine):
+    other = EngineService(Engine(MODEL, SIZES, end_id=END))
+
+    async def episode(i):
+        path = ids(6 + i, 60 + i)
+        for _ in range(3):
+            [sample] = await service.generate(greedy(path))
+            path = np.concatenate([path, sample.tokens])
+            assert await other.score([path]) == [value(path)]
+
+    async def run():
+        await asyncio.gather(*(episode(i) for i in range(3)))
 
     asyncio.run(run())
-    assert len(log) == 24
-    for begins, ends in zip(log[::2], log[1::2], strict=True):
-        assert (begins[0], begins[1], ends[1]) == (ends[0], "begins", "ends")
-    assert {name for name, _ in log[:8]} == {"policy", "reward"}
 
 
-def test_a_batcher_outlives_its_event_loop():
-    device = Device()
-    batcher = Batcher(device, most=4)
-    assert [asyncio.run(batcher.ask(x)) for x in (1, 2)] == [2, 4]
-    assert len(device.threads) == 1
-
-
-def test_an_interrupted_run_leaves_nothing_behind():
-    device = Device(seconds=0.2)
-    batcher = Batcher(device, most=4)
-
+def test_a_service_outlives_its_event_loop(service, engine):
     async def impatient():
-        await asyncio.wait_for(batcher.ask("late"), timeout=0.05)
+        await asyncio.wait_for(service.generate(greedy(ids(9, 70), 50)), timeout=0.005)
 
     with pytest.raises(TimeoutError):
         asyncio.run(impatient())
-    assert asyncio.run(batcher.ask(5)) == 10
+    for i in range(2):
+        [sample] = asyncio.run(service.generate(greedy(ids(9, 71 + i))))
+        assert sample.tokens.tolist() == want(ids(9, 71 + i))
+    assert engine.idle

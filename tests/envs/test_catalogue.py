@@ -4,10 +4,10 @@ import sys
 
 import ml_collections
 import pytest
-from agentrm_jax.run.config import override
 
 from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.catalogue import SHIPPED, find, names, resolve
+from agentrm_jax.run.flags import override
 from agentrm_jax.types import UserError
 
 MODULE = """
@@ -30,11 +30,13 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "single.py").write_text(MODULE.format(env="hall"))
     (tmp_path / "misnamed.py").write_text(MODULE.format(env="misnamed"))
     (tmp_path / "broken.py").write_text("SPEC = 1 / 0\n")
+    (tmp_path / "textless.py").write_text(MODULE.format(env="hall").replace('instruction="i"', "instruction=None", 1))
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "other.py").write_text("SPEC = 'text'\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     yield tmp_path
-    for name in ("my", "my.module", "single", "misnamed", "broken", "other"):
+    for name in ("my", "my.module", "single", "misnamed", "broken", "other", "textless"):
         sys.modules.pop(name, None)
 
 
@@ -67,9 +69,23 @@ def test_options_of_a_users_module_are_typed_and_reachable_under_both_names(fold
 
 def test_options_of_all_count_less_than_an_environments_own(folder):
     options = ml_collections.ConfigDict({"maze": {"data": "mine"}})
+    (folder / "theirs").mkdir()
     found = resolve(env("maze", "babyai", data="theirs", options=options))
     assert found["maze"].options["data"] == "mine"
     assert found["babyai"].options["data"] == "theirs"
+
+
+def test_a_folder_of_data_that_is_not_there_is_named(folder):
+    with pytest.raises(UserError, match=r"config\.env\.data=nowhere: there is no such folder"):
+        resolve(env("maze", data="nowhere"))
+
+
+def test_options_that_name_no_environment_are_named(folder):
+    with pytest.raises(
+        UserError, match=r"config\.env\.options\.mazes: this run has no environment 'mazes'; it has maze, hall"
+    ):
+        resolve(env("maze", "my.module", options=ml_collections.ConfigDict({"mazes": {"sizes": (3,)}})))
+    resolve(env("maze", options=ml_collections.ConfigDict({"babyai": {"seeds": 1}})))  # configs have them for all
 
 
 @pytest.mark.parametrize(
@@ -78,7 +94,9 @@ def test_options_of_all_count_less_than_an_environments_own(folder):
         (("maez",), "no environment named 'maez'.*did you mean maze"),
         (("no.such.module",), "environment module 'no.such.module' cannot be imported.*ModuleNotFoundError"),
         (("broken",), "environment module 'broken' cannot be imported.*ZeroDivisionError"),
+        (("leaves",), "environment module 'leaves' cannot be imported.*SystemExit"),
         (("other",), "SPEC of environment module 'other' is a str, not an EnvSpec"),
+        (("textless",), "instruction of environment module 'textless' is a NoneType, not a text"),
         (("single", "my.module"), "hall twice .single and my.module."),
     ],
 )
@@ -106,3 +124,25 @@ def test_the_choice_of_tasks_is_the_same_for_everyone_and_says_when_there_are_no
     assert catalogue.tasks(env("single"), found["hall"])[:2] == some
     with pytest.raises(UserError, match="hall has 4 tasks in split 'test', none from number 4 on"):
         catalogue.tasks(env("single", start=4), found["hall"])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ("1 / 0", r"hall could not list its tasks: ZeroDivisionError: division by zero \(.*hall.py, line 7\)"),
+        ("None", "hall could not list its tasks: TypeError"),
+        ("['a']", "hall lists a str among its tasks; each must be a Task"),
+        ("[Task('hall', 'a', split, 0)]", "task a of hall has max_steps=0; it must be at least 1"),
+        ("[Task('hall', 'a', split, 3)] * 2", "two tasks of hall have the id 'a' in split 'test'; give each its own"),
+    ],
+)
+def test_what_is_wrong_with_a_users_tasks_is_named_before_anything_runs(folder, tasks, message):
+    listed = "[Task({env!r}, str(i), split, 3) for i in range(4)]"
+    (folder / "hall.py").write_text(MODULE.replace(listed, tasks))
+    sys.modules.pop("hall", None)
+    try:
+        found = resolve(env("hall"))
+        with pytest.raises(UserError, match=message):
+            catalogue.tasks(env("hall"), found["hall"])
+    finally:
+        sys.modules.pop("hall", None)

@@ -147,14 +147,38 @@ def test_check_compares_the_experts_episodes_with_replays(run):
 def test_check_fails_if_a_replay_diverges(run, tmp_path, monkeypatch):
     (tmp_path / "unsteady_env.py").write_text(UNSTEADY)
     monkeypatch.syspath_prepend(tmp_path)
-    code, out, _ = run("check", "unsteady_env", "--n", "1")
-    assert code == 2  # a name without a dot is one of ours
     (tmp_path / "unsteady").mkdir()
     (tmp_path / "unsteady" / "env.py").write_text(UNSTEADY)
-    code, out, _ = run("check", "unsteady.env", "--n", "1")
+    for place in ("unsteady_env", "unsteady.env"):  # neither is named as its SPEC is, which tasks are called after
+        code, out, _ = run("check", place, "--n", "1")
+        assert code == 1
+        assert out.startswith('DIVERGED  toy/h3: step 1 answers observation \'Observation: The word is "b".')
+        assert "1 diverged; mean reward" in out
+
+
+def test_check_fails_if_no_task_can_be_played(run, tmp_path, monkeypatch):
+    broken = (
+        "from agentrm_jax.testing import toy_env\nimport dataclasses\ndef make(options): raise OSError('no engine')\n"
+    )
+    (tmp_path / "broken_env.py").write_text(broken + "SPEC = dataclasses.replace(toy_env.SPEC, make=make)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, _ = run("check", "broken_env", "--n", "2")
     assert code == 1
-    assert out.startswith('DIVERGED  toy/h3: step 1 answers observation \'Observation: The word is "b".')
-    assert "1 diverged; mean reward" in out
+    assert "no engine" in out
+    assert "2 without an expert's episode" in out
+
+
+def test_check_names_what_a_users_module_raises(run, tmp_path, monkeypatch):
+    (tmp_path / "listless_env.py").write_text(
+        "from agentrm_jax.testing import toy_env\nimport dataclasses\ndef tasks(split, options): raise OSError('no\\nlist')\n"
+        "SPEC = dataclasses.replace(toy_env.SPEC, tasks=tasks)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _, errors = run("check", "listless_env", "--n", "2")
+    assert code == 2
+    assert errors.startswith("error: listless_env could not list its tasks: OSError: no list (")
+    assert len(errors.splitlines()) == 1
 
 
 def test_check_wants_an_expert(run):

@@ -170,3 +170,10 @@ def test_charts_have_a_role_a_title_and_their_numbers(full):
     assert 'setAttribute("role", "img")' in full
     assert "aria-label" in full
     assert 'el("summary", {}, "Numbers")' in full
+
+
+def test_the_page_says_how_many_turns_were_left_out(tmp_path, example):
+    result = dict(example.results[0]) | {"dropped_turns": {"policy": 7, "reward_model": 3, "tasks": 2}}
+    (row,) = embedded(page(tmp_path, results=[result]))["budget"]
+    assert row["spent"]["turns left out (policy)"] == 7
+    assert row["spent"]["turns left out (reward_model)"] == 3

@@ -62,6 +62,22 @@ def test_a_signal_ends_an_event_loop_in_order(number, capsys):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_that_a_script_started_in_the_background(number):
+    """Such a process is started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+
+        async def wait() -> None:
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(1)
+
+        assert command.exit_code(lambda: asyncio.run(wait())) == 128 + number
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_loop_is_asked_first_and_interrupted_second(capsys):
     steps = []
 

@@ -114,6 +114,14 @@ def test_a_mistake_is_named_with_what_to_do(arguments, parts):
     assert all(part in line for part in parts), line
 
 
+def test_a_workdir_below_the_current_folder_needs_no_folder_around_it(tmp_path, monkeypatch):
+    """As the default one does not: the first command of a newcomer may name one."""
+    monkeypatch.chdir(tmp_path)
+    _, workdir = flags.parse([SFT, "--workdir=runs/mine"], "train.py")
+    assert workdir == Path("runs/mine")
+    assert not list(tmp_path.iterdir())
+
+
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 

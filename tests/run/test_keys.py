@@ -102,6 +102,7 @@ ODD = [
     ("greedy", "log_seconds=nan"),
     ("greedy", "env.names="),
     ("greedy", "env.names=maze,maze"),
+    ("sft", "chat_template=my.jinja"),  # used to be left out without a word
     ("greedy", "env.split=tset"),
     ("greedy", "env.start=-1"),
     ("greedy", "env.count=0"),
@@ -133,6 +134,19 @@ ODD = [
     ("beam", "search.temperature=nan"),
     ("lookahead", "search.samples=0"),
     ("lookahead", "search.depth=-1"),
+    *(("adaptive", f"search.{key}=0") for key in ("n", "wave")),
+    ("adaptive", "search.threshold=nan"),
+    ("adaptive", "search.patience=-1"),
+    *(("dvts", f"search.{key}=0") for key in ("trees", "width", "branch")),
+    ("sharing_beam", "search.unique_weight=-1"),
+    ("particle", "search.particles=0"),
+    ("particle", "search.weight_temperature=-1"),
+    ("particle", "search.weight_temperature=inf"),
+    ("particle", "search.resampling=residual"),
+    ("guided_mcts", "search.iterations=0"),
+    ("guided_mcts", "search.depth=-1"),
+    ("guided_mcts", "search.backup=median"),
+    ("guided_mcts", "search.n=2"),  # of a greedy policy
     ("mcts", "search.iterations=0"),
     ("mcts", "search.k=0"),
     ("mcts", "search.c=-1"),
@@ -167,6 +181,9 @@ def test_a_value_that_means_nothing_is_one_line_at_once(name, override):
         ("greedy", "log_seconds=0"),
         ("greedy", "engine.rows=1,"),
         ("lookahead", "search.depth=3"),
+        ("adaptive", "search.threshold=-1"),  # scores may be anything
+        ("particle", "search.weight_temperature=0"),
+        ("guided_mcts", "search.depth=3"),
     ],
 )
 def test_ends_of_a_range_that_mean_something_are_taken(name, override):
@@ -175,6 +192,11 @@ def test_ends_of_a_range_that_mean_something_are_taken(name, override):
 
 def test_simulations_may_be_several_where_they_are_drawn():
     checks.check(parse("mcts", "search.n=2", "search.rollout_temperature=0.5"))
+    checks.check(parse("guided_mcts", "search.n=2", "search.rollout_temperature=0.5", "search.depth=1"))
+    with pytest.raises(
+        UserError, match=r"--config\.search\.n=2: simulations that take no turn .* search\.depth above 0"
+    ):
+        checks.check(parse("guided_mcts", "search.n=2", "search.rollout_temperature=0.5"))
 
 
 def test_a_config_of_ones_own_is_checked_too():

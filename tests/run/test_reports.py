@@ -1,8 +1,10 @@
 """Reports of runs, finished or stopped: what they show, and how the command says what it cannot do."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import ml_collections
 import pytest
 
 from agentrm_jax import report
@@ -38,6 +40,28 @@ def test_a_stopped_search_is_reported_as_it_is_and_marked(stopped, tmp_path, cap
     page = (tmp_path / "page.html").read_text()
     assert "beam (unfinished: 2 tasks)" in page
     assert {p: p.read_bytes() for p in stopped.iterdir() if p.is_file()} == before, "reading changes nothing"
+
+
+def test_a_search_that_has_just_finished_is_not_marked_as_unfinished(stopped):
+    log = Journal(stopped)
+    config = ml_collections.ConfigDict(
+        {"method": "beam", "policy": "p", "reward_model": "r", "greedy": "", "env": {"names": ["maze"]}}
+    )
+    tasks = [done(number).task for number in (0, 1)]
+    reports.write(stopped, config, tasks, log)
+    assert "(unfinished" not in reports.show(stopped)
+    assert "(unfinished" not in (stopped / "report" / "index.html").read_text()
+
+
+def test_failed_tasks_are_said_with_the_first_fault(stopped):
+    assert "failed" not in reports.show(stopped)
+    fault = "the history takes 60012 tokens"
+    Journal(stopped).record(dataclasses.replace(done(2), result=None, fault=fault), Meter())
+    assert (
+        reports.show(stopped)
+        .splitlines()[-1]
+        .endswith(f"1 of 3 tasks failed through no choice of the policy and count as 0; the first, maze/2: {fault}")
+    )
 
 
 def test_the_page_says_the_command_with_the_users_flags(stopped, tmp_path):

@@ -180,3 +180,11 @@ def test_a_main_refuses_a_changed_config_in_an_old_workdir_before_it_does_anythi
     (line,) = done.stderr.splitlines()
     assert "differs in: seed" in line
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "command.txt"}
+
+
+def test_a_folder_of_other_things_is_no_workdir(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    config = ml_collections.ConfigDict({"seed": 0})
+    with pytest.raises(UserError, match=r"holds thesis\.tex and is no folder of a run; name a new one"):
+        workdirs.compare(config, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]

@@ -12,6 +12,7 @@ from agentrm_jax.search.beam import beam
 from agentrm_jax.search.greedy import rollout
 from agentrm_jax.search.lookahead import lookahead
 from agentrm_jax.testing.inline import InlineEnvironments
+from agentrm_jax.testing.scripted import ScriptedEnvironments as Words
 from agentrm_jax.testing.scripted import (
     ScriptedPolicy,
     ScriptedRewardModel,
@@ -23,7 +24,7 @@ from agentrm_jax.testing.scripted import (
     uniform_policy,
 )
 from agentrm_jax.testing.toy_env import SPEC, make_task, optimum, word_reward
-from agentrm_jax.types import EnvironmentFault, Outcome, State, UserError
+from agentrm_jax.types import Outcome, State, TooLong, UserError
 
 TASK = make_task(4)
 
@@ -35,24 +36,6 @@ def word(state):
 def scores(values, default=0.0):
     """A reward model that scores states by the letters written so far."""
     return ScriptedRewardModel(lambda state: values.get(word(state), default))
-
-
-class Words:
-    """An environment for crafted cases: any word in `ends` is finished, any word in `broken` cannot be reached."""
-
-    def __init__(self, ends, broken=()):
-        self.ends, self.broken, self.executed = ends, broken, []
-
-    async def reset(self, task):
-        return State(task, "goal", outcome=Outcome(""))
-
-    async def step(self, state, action):
-        new = state.propose(action)
-        if word(new) in self.broken:
-            raise EnvironmentFault(word(new))
-        self.executed.append(word(new))
-        done = word(new) in self.ends or new.depth >= state.task.max_steps
-        return State(state.task, "goal", state, action, Outcome(word(new), done=done), new.depth)
 
 
 def search(envs, reward_model, policy=None, task=TASK, **options):
@@ -254,3 +237,31 @@ def test_lookahead_passes_over_what_cannot_be_executed():
     stuck = asyncio.run(lookahead(TASK, listing_policy("ab"), envs, scores({"a": 1.0}), samples=2))
     assert word(stuck.state) == "a"
     assert not stuck.finished
+
+
+def too_long_after(word_):
+    """A policy whose window ends after one word, and which lists a, b elsewhere."""
+
+    def choose(state, n, temperature, seed):
+        if word(state) == word_:
+            raise TooLong("the prompt and one turn alone are too long")
+        return list("ab")[:n]
+
+    return ScriptedPolicy(choose)
+
+
+def test_a_history_that_grew_too_long_gives_up_its_slot_and_what_has_finished_stays():
+    reward = scores({"a": 0.9, "b": 0.8, "ba": 0.5, "bb": 0.4})
+    result = search(Words(ends=["ba", "bb"]), reward, too_long_after("a"), width=2, branch=2)
+    assert [word(c.state) for c in result.candidates] == ["ba", "bb"]
+    assert result.counts["faults"] == 1
+    stuck = search(Words(ends=[]), reward, too_long_after("a"), width=1, branch=2)
+    assert word(stuck.state) == "a"
+    assert not stuck.finished
+
+
+def test_lookahead_stops_where_a_history_grew_too_long():
+    stuck = asyncio.run(lookahead(TASK, too_long_after("a"), Words(ends=[]), scores({"a": 1.0}), samples=2))
+    assert word(stuck.state) == "a"
+    assert not stuck.finished
+    assert stuck.counts["faults"] == 1

@@ -5,7 +5,18 @@ import random
 
 import pytest
 
-from agentrm_jax.search import beam, best_of_n, explore, lookahead, run_tasks
+from agentrm_jax.search import (
+    adaptive,
+    beam,
+    best_of_n,
+    dvts,
+    explore,
+    guided_mcts,
+    lookahead,
+    particle,
+    run_tasks,
+    sharing_beam,
+)
 from agentrm_jax.testing.inline import InlineEnvironments
 from agentrm_jax.testing.scripted import random_reward, uniform_policy
 from agentrm_jax.testing.toy_env import SPEC, tasks
@@ -33,7 +44,12 @@ class Jitter:
 
 METHODS = {
     "best_of_n": lambda t, p, e, r: best_of_n(t, p, e, r, n=4, aggregate="mean"),
+    "adaptive": lambda t, p, e, r: adaptive(t, p, e, r, n=6, wave=2, threshold=0.8, aggregate="mean"),
     "beam": lambda t, p, e, r: beam(t, p, e, r, width=3, branch=3),
+    "dvts": lambda t, p, e, r: dvts(t, p, e, r, trees=2, width=2, branch=2),
+    "sharing_beam": lambda t, p, e, r: sharing_beam(t, p, e, r, width=3, branch=3),
+    "particle": lambda t, p, e, r: particle(t, p, e, r, particles=4, resampling="multinomial"),
+    "guided_mcts": lambda t, p, e, r: guided_mcts(t, p, e, r, iterations=3, k=2, depth=1, n=2, rollout_temperature=1.0),
     "lookahead": lambda t, p, e, r: lookahead(t, p, e, r, samples=3, depth=1),
     "mcts": lambda t, p, e, r: explore(t, p, e, iterations=8, k=3),
 }

@@ -1,4 +1,4 @@
-"""Every environment that is installed can be searched: best-of-n and beam through the pool, with a policy and scores that know nothing.
+"""Every environment that is installed can be searched by every method through the pool, with a policy and scores that know nothing.
 
 AGENTRM_SEARCH_EPISODES=200 makes it that many episodes per environment and method instead of a few, of every kind of task.
 """
@@ -12,7 +12,7 @@ import pytest
 from agentrm_jax.envs.catalogue import find, names
 from agentrm_jax.envs.pool.pool import EnvironmentPool
 from agentrm_jax.envs.react import command_reader
-from agentrm_jax.search import beam, best_of_n, run_tasks
+from agentrm_jax.search import beam, best_of_n, methods, run_tasks
 from agentrm_jax.testing.demonstrated import LIGHT, demonstrations, is_installed, wandering_policy
 from agentrm_jax.testing.scripted import random_reward
 
@@ -77,3 +77,29 @@ def test_beam(demonstrated):
     ends, stats = search(demonstrated, method)
     check(ends, stats)
     assert all(1 <= len(end.result.candidates) <= 2 for end in ends)
+
+
+SMALL = {
+    "lookahead": {"samples": 2},
+    "adaptive": {"n": 3, "wave": 2},
+    "dvts": {"trees": 2, "branch": 2},
+    "sharing_beam": {"width": 2, "branch": 2},
+    "particle": {"particles": 3},
+    "guided_mcts": {"iterations": 2, "k": 2, "n": 2, "depth": 1, "rollout_temperature": 1.0},
+}
+
+
+def test_every_other_method_has_settings_here():
+    assert {name for name, method in methods.METHODS.items() if method.reward_model} == {"best_of_n", "beam", *SMALL}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_other_methods(demonstrated, name):
+    spec = find(demonstrated[0].task.env)
+    policy, scorer = wandering_policy(demonstrated), random_reward()
+
+    def method(pool, seed, task):
+        run = methods.find(name).bind(SMALL[name], seed=seed, command=command_reader({spec.name: spec}))
+        return run(task, policy, pool, scorer)
+
+    check(*search(demonstrated, method))

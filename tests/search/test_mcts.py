@@ -13,7 +13,7 @@ from agentrm_jax.search.mcts import Node, backup, explore, select, select_many, 
 from agentrm_jax.testing.inline import InlineEnvironments
 from agentrm_jax.testing.scripted import ScriptedPolicy, commands_of, listing_policy, turn, uniform_policy
 from agentrm_jax.testing.toy_env import SPEC, make_task, word_reward
-from agentrm_jax.types import Action, EnvironmentFault, Outcome, State, Task, UserError
+from agentrm_jax.types import Action, EnvironmentFault, Outcome, State, Task, TooLong, UserError
 
 TASK = make_task(3)
 
@@ -342,6 +342,19 @@ def test_proposals_lost_to_faults_are_left_out_and_counted():
     assert tree.meta["faults"] == 1 + 2 + 4
     with pytest.raises(EnvironmentFault):
         grow(Unresettable(SPEC), listing_policy("abc"))
+
+
+def test_a_leaf_whose_history_grew_too_long_is_closed_and_the_tree_is_kept():
+    def choose(state, n, temperature, seed):
+        if temperature and commands_of(state) == ["a"]:
+            raise TooLong("too long to draw five turns after it")
+        return list("abc")[:n]
+
+    tree = grow(InlineEnvironments(SPEC), ScriptedPolicy(choose), iterations=100, k=3)
+    assert words(tree)["a"].closed
+    assert {w for w, n in words(tree).items() if w.startswith("a") and n.visits} == {"a"}
+    assert sum(len(w) == 3 and n.visits > 0 for w, n in words(tree).items()) == 2 * 9
+    assert tree.meta["faults"] == 1
 
 
 class Unresettable(InlineEnvironments):

@@ -16,6 +16,7 @@ import pytest
 
 from agentrm_jax import parallel
 from agentrm_jax.data import datasets
+from agentrm_jax.run import command
 from agentrm_jax.types import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -40,12 +41,12 @@ def main(case: str) -> None:
     elif case == "a broken program":
         if process == 1:
             raise ValueError("there are no trees")
-        parallel.meet("never")
+        parallel.barrier("never")
     elif case == "both":
         row = {f: np.ones(4, np.float32 if "w" in f or f == "value" else np.int32) for f in FIELDS}
         datasets.batches([row], rows=1, row_length=8, seed=0, shard=process, shards=2)
     elif case == "none":
-        parallel.meet("end")
+        parallel.barrier("end")
         assert parallel.all_agree("all", True)
         assert not parallel.all_agree("some", process == 0)
         print("well")
@@ -99,7 +100,4 @@ def test_a_run_without_error_ends_in_peace():
 
 
 if __name__ == "__main__":
-    from agentrm_jax.run import config as cli
-
-    cli.parse = lambda argv: (argv[0], Path())  # type: ignore[assignment]
-    cli.run(lambda case, _: main(case))
+    command.run(lambda: main(sys.argv[1]))

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from ml_collections import ConfigDict
 
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.training import objectives
@@ -56,10 +55,8 @@ def test_predictions_are_on_the_scale_of_the_targets(name, tiny):
     assert objectives.find("imitation").predict is None
 
 
-def test_an_objective_whose_data_the_config_does_not_name_is_refused():
-    assert objectives.requested(ConfigDict({"loss": "regression", "trees": "x"})).kind == "explicit"
+def test_a_loss_that_does_not_exist_is_named():
     with pytest.raises(
-        UserError,
-        match=r"loss=imitation learns from experts, .* here --config.loss is one of regression, cross_entropy$",
+        UserError, match=r"--config\.loss=hinge: known losses are imitation, regression and cross_entropy"
     ):
-        objectives.requested(ConfigDict({"loss": "imitation", "trees": "x"}))
+        objectives.find("hinge")

@@ -6,6 +6,7 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -227,3 +228,27 @@ def test_cross_entropy_predicts_with_a_sigmoid(tiny):
 def test_a_loss_that_does_not_exist_is_named():
     with pytest.raises(UserError, match=r"--config\.loss=hinge: known losses are"):
         objectives.find("hinge").loss(jnp.float32)
+
+
+def test_reported_norms_are_of_the_whole_gradient_and_of_the_new_parameters(explicit):
+    mesh, tx, make_model, train_step = explicit
+    graphdef, state, _ = init_state(make_model, tx, mesh, 0)
+    batch = parallel.put_batch(batch_of([valued(episode(1)), valued(episode(2))], [valued(episode(3))]), mesh)
+    batch["value"] = 100 * batch["value"]
+
+    def loss(params):
+        return objectives.find("regression").loss(jnp.float32)(nnx.merge(graphdef, params), batch)[0]
+
+    expected = optax.tree.norm(jax.jit(jax.grad(loss))(state.params))
+    assert expected > 10, "far above what is clipped"
+    state, metrics = train_step(state, batch)
+    assert metrics["gradient_norm"] == pytest.approx(float(expected), rel=1e-4)
+    assert metrics["parameter_norm"] == pytest.approx(float(optax.tree.norm(state.params)), rel=1e-5)
+
+
+def test_a_seed_gives_one_state_and_another_seed_another(explicit):
+    mesh, tx, make_model, _ = explicit
+    once, again, other = (init_state(make_model, tx, mesh, seed)[1].params for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, once, again)
+    name = "embed_vd"
+    assert not np.allclose(nnx.to_pure_dict(once)[name], nnx.to_pure_dict(other)[name])

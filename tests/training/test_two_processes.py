@@ -14,15 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from agentrm_jax import parallel, tree
 from agentrm_jax.data import datasets as pipeline
+from agentrm_jax.data.heldout import HeldOut
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.transformer import Transformer
-from agentrm_jax.training import objectives
+from agentrm_jax.training import evaluation, objectives
 from agentrm_jax.training.checkpoint import Checkpoints
 from agentrm_jax.training.optimizer import make_optimizer
-from agentrm_jax.training.step import init_state, make_train_step
+from agentrm_jax.training.step import TrainState, init_state, make_train_step
 from agentrm_jax.tree import Node, Segment
 
 CONFIG = ModelConfig(vocab_size=64, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32)
@@ -61,8 +63,29 @@ def train(folder: Path, until: int) -> dict[str, list[float]]:
             state, metrics = step(state, parallel.put_batch(next(data), mesh))
             losses.append(float(metrics["loss"]))
         checkpoints.save(state, data, {"tokens": until})
+    held = heldout()
+    apart = Transformer(CONFIG, rngs=nnx.Rngs(1), lm_head=False, value_head=True)
+    apart.value_d[...] = jnp.arange(CONFIG.d_model) / CONFIG.d_model
+    graphdef, params = nnx.split(apart, nnx.Param)
+    rows = parallel.batch_rows(ROWS, mesh) // 4
+    predict = evaluation.make_predict(graphdef, objectives.find("regression"), jnp.float32, mesh, held, rows)
+    predicted = predict(TrainState(state.step, params, ()))
     digest = jax.jit(lambda p: jnp.stack([jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(p)]))(state.params)
-    return {"losses": losses, "parameters": np.asarray(digest).tolist()}
+    return {"losses": losses, "parameters": np.asarray(digest).tolist(), "predicted": predicted.tolist()}
+
+
+def heldout() -> HeldOut:
+    """A state at the end of each of seven documents, one a row."""
+    trees = source()[:7]
+    of_states = {name: np.arange(7, dtype=np.int32) for name in ("row", "sibling", "length")}
+    return HeldOut(
+        rows={f: np.stack([t[f] for t in trees]) for f in ("tokens", "positions", "subtree_end", "previous")},
+        column=np.full(7, LENGTH - 1, np.int32),
+        target=np.zeros(7, np.float32),
+        task=np.array(["hall/1"] * 7),
+        success=np.zeros(7, np.float32),
+        **of_states,
+    )
 
 
 def two(folder: Path, until: int) -> list[dict[str, list[float]]]:
@@ -96,6 +119,8 @@ def test_two_processes_train_like_one_also_when_they_are_stopped_and_started_aga
     assert rest[0] == rest[1]
     np.testing.assert_allclose(first[0]["losses"] + rest[0]["losses"], alone["losses"], rtol=1e-5)
     np.testing.assert_allclose(rest[0]["parameters"], alone["parameters"], rtol=1e-5)
+    assert len(set(alone["predicted"])) == 7
+    np.testing.assert_allclose(rest[0]["predicted"], alone["predicted"], rtol=1e-5)
     # A bit of the last checkpoint changes: one process finds it, and both go on from the one before.
     last = max((tmp_path / "both" / "4" / "params").rglob("*"), key=lambda f: f.stat().st_size * f.is_file())
     content = bytearray(last.read_bytes())

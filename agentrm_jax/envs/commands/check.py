@@ -18,7 +18,8 @@ _MAX_TRIED = 20
 
 
 def check(spec: EnvSpec, path: str, options: Options, tasks: Sequence[Task], time_limit: float) -> int:
-    """Lets the expert play each task, and plays the same turns in another process. 1 if any answer differs.
+    """Lets the expert play each task, and plays the same turns in another process. 1 if any answer differs, or
+    no task could be played at all.
 
     `path` is the name or module path that workers find the environment by.
     """
@@ -29,7 +30,7 @@ def check(spec: EnvSpec, path: str, options: Options, tasks: Sequence[Task], tim
         f"{len(tasks)} tasks: {counts['solved']} solved, {counts['unsolved']} not solved, {counts['broken']} without an expert's "
         f"episode, {counts['diverged']} diverged; mean reward {earned / max(1, len(tasks)):.4f}"
     )
-    return 1 if counts["diverged"] else 0
+    return 1 if counts["diverged"] or counts["broken"] == len(tasks) else 0
 
 
 async def _check(path: str, options: Options, tasks: Sequence[Task], time_limit: float) -> tuple[Counter[str], float]:

@@ -32,7 +32,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
-from agentrm_jax.envs.catalogue import find
+from agentrm_jax.envs.catalogue import SHIPPED, find
 from agentrm_jax.envs.pool.episode import Episode, Snapshot, TransientError, next_key, observation_limit, start_key
 from agentrm_jax.envs.spec import EnvSpec, Options, whole
 from agentrm_jax.replies import render_action
@@ -230,7 +230,9 @@ class Episodes:
         if env not in self.specs:
             options = self.settings.options
             # tasks name a user's environment by its spec's name, the settings may name it by its module path
-            path = env if env in options else next((p for p in options if "." in p and find(p).name == env), env)
+            path = (
+                env if env in options else next((p for p in options if p not in SHIPPED and find(p).name == env), env)
+            )
             spec, own = self.settings.specs.get(env) or find(path), options.get(path, {})
             spec.check(own)
             self.specs[env] = spec.at_threshold(own), own
