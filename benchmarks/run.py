@@ -2,8 +2,9 @@
 
     python -m benchmarks.run [NAME ...] [--seconds 10] [--json FILE] [--write docs/results.md]
 
-NAME is any of decode, scoring, engine, training, environments, matmul; all by default. `--seconds` is the budget of each comparison after
-compilation. `--write` replaces the table between the two markers of a Markdown file. Figures of different runs do not compare: the
+NAME is any of decode, scoring, engine, training, environments, matmul; all by default. `--seconds` is the budget of each comparison
+after compilation. `training` is set beside PyTorch too where AGENTRM_TORCH_PYTHON names a Python with torch, transformers and peft.
+`--write` replaces the table between the two markers of a Markdown file. Figures of different runs do not compare: the
 matrix-product column says how fast the machine was while a row was measured.
 """
 

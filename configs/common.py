@@ -58,7 +58,7 @@ def training(size: str) -> ml_collections.ConfigDict:
     if size == "nano":
         return config_dict(dtype="float32", row_length=896, batch_rows=8, scan=False, remat=False, cpu_devices=2)
     if size == "smollm2":
-        return config_dict(dtype="float32", row_length=1024, batch_rows=2, scan=True, remat=True, cpu_devices=1)
+        return config_dict(dtype="float32", row_length=1024, batch_rows=2, scan=True, remat=False, cpu_devices=1)
     return config_dict(dtype="bfloat16", row_length=4096, batch_rows=64, scan=True, remat=True, cpu_devices=1)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
@@ -22,6 +23,7 @@ from agentrm_jax.models import attention_gpu, attention_tpu, attention_xla
 from agentrm_jax.models.tiles import MASK_VALUE, NO_WINDOW, Tiling
 
 SHORT = 64
+ATTENTION = "attention"  # name, for rematerialisation, of what attention computed
 
 
 def tree_attention(
@@ -154,7 +156,7 @@ def _tiled_forward(tiling, windowed, q, k, v, end, positions, window):
         return choose_kernel(platform, q.shape, windowed, tiling).forward(q, *args)
 
     args = (q, k, v, end, positions, window)
-    out, lse = _over_mesh(run, q, k, 2)(*args)
+    out, lse = (checkpoint_name(x, ATTENTION) for x in _over_mesh(run, q, k, 2)(*args))
     return out, (*args, out, lse)
 
 

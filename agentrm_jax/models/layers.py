@@ -10,11 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from agentrm_jax.models.config import ModelConfig
+from agentrm_jax.models.linear import linear
 from agentrm_jax.models.lora import LoRA, low_rank, new_adapters
+
+PRODUCT = "product"  # name, for rematerialisation, of what a linear map gave
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -113,9 +117,9 @@ class Block(nnx.Module):
         """
         c, dtype = self.config, x_btd.dtype
         y = rms_norm(x_btd, self.attention_norm_d[...], c.norm_eps)
-        q = self._linear("btd,dnh->btnh", y, "wq_dnh")
-        k = self._linear("btd,dkh->btkh", y, "wk_dkh")
-        v = self._linear("btd,dkh->btkh", y, "wv_dkh")
+        q = self._linear(y, "wq_dnh")
+        k = self._linear(y, "wk_dkh")
+        v = self._linear(y, "wv_dkh")
         if c.qkv_bias:
             q, k, v = (a + bias[...].astype(dtype) for a, bias in ((q, self.bq_nh), (k, self.bk_kh), (v, self.bv_kh)))
         if c.qk_norm:
@@ -127,7 +131,7 @@ class Block(nnx.Module):
             q, k = (
                 turned if rotates is True else (jnp.where(rotates, a, b) for a, b in zip(turned, (q, k), strict=True))
             )
-        out = self._linear("btnh,nhd->btd", attend(q, k, v), "wo_nhd")
+        out = self._linear(attend(q, k, v), "wo_nhd")
         if c.o_bias:
             out = out + self.bo_d[...].astype(dtype)
         x_btd = x_btd + out
@@ -135,14 +139,16 @@ class Block(nnx.Module):
 
     def _feed_forward(self, y_btd: jax.Array) -> jax.Array:
         dtype = y_btd.dtype
-        gate = self._linear("btd,df->btf", y_btd, "w_gate_df")
-        up = self._linear("btd,df->btf", y_btd, "w_up_df")
+        gate = self._linear(y_btd, "w_gate_df")
+        up = self._linear(y_btd, "w_up_df")
         if self.config.mlp_bias:
             gate, up = gate + self.b_gate_f[...].astype(dtype), up + self.b_up_f[...].astype(dtype)
-        out = self._linear("btf,fd->btd", jax.nn.silu(gate) * up, "w_down_fd")
+        out = self._linear(jax.nn.silu(gate) * up, "w_down_fd")
         return out + self.b_down_d[...].astype(dtype) if self.config.mlp_bias else out
 
-    def _linear(self, spec: str, x: jax.Array, name: str) -> jax.Array:
+    def _linear(self, x: jax.Array, name: str) -> jax.Array:
         """Applies the linear map `name` to x, and adds what its adapter gives if it has one."""
-        y = jnp.einsum(spec, x, getattr(self, name)[...].astype(x.dtype))
-        return y + low_rank(x, self.adapters[name], self.lora.scale) if self.lora and name in self.adapters else y
+        y = linear(x, getattr(self, name)[...])
+        if self.lora and name in self.adapters:
+            y += low_rank(x, self.adapters[name], self.lora.scale)
+        return checkpoint_name(y, PRODUCT)

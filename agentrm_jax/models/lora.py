@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from agentrm_jax.models.linear import linear
 from agentrm_jax.types import JSON, UserError
 
 Params = dict[str, Any]
@@ -103,8 +104,7 @@ def new_adapters(lora: LoRA, block: nnx.Module, rngs: nnx.Rngs) -> nnx.Dict:
 
 def low_rank(x: Float[Array, "b t *inputs"], pair: nnx.Dict, scale: float) -> Float[Array, "b t *outputs"]:
     """scale (x A) B, in the type of x."""
-    a, b = pair["a"][...].astype(x.dtype), pair["b"][...].astype(x.dtype)
-    return jnp.tensordot(jnp.tensordot(x, a, a.ndim - 1) * scale, b, 1)
+    return linear(linear(x, pair["a"][...]) * scale, pair["b"][...])
 
 
 def split(params: nnx.State) -> tuple[nnx.State, nnx.State]:

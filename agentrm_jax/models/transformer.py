@@ -8,9 +8,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from agentrm_jax.models.attention import tree_attention
+from agentrm_jax.models.attention import ATTENTION, tree_attention
 from agentrm_jax.models.config import ModelConfig
-from agentrm_jax.models.layers import Attend, Block, rms_norm
+from agentrm_jax.models.layers import PRODUCT, Attend, Block, rms_norm
 from agentrm_jax.models.lora import LoRA
 from agentrm_jax.models.tiles import NO_WINDOW
 from agentrm_jax.models.vocabulary import log_probabilities, look_up
@@ -24,6 +24,8 @@ class Transformer(nnx.Module):
 
     Parameters of all layers are stacked on a leading axis l, so that a checkpoint does not depend on how they are run:
     `scan` runs one compiled layer l times (training of deep models), otherwise the loop is unrolled.
+    For the gradient, only what enters a layer is kept with `remat`; otherwise also the results of its products and of
+    attention, and what is computed from them element by element is computed again.
 
     Attributes:
       embed_vd: token embeddings, also the output map when embeddings are tied.
@@ -80,7 +82,8 @@ class Transformer(nnx.Module):
 
             return constrain(block(x, positions_bt, attend, rotates), BATCH)
 
-        run = jax.checkpoint(layer, prevent_cse=not self.scan) if self.remat else layer
+        kept = jax.checkpoint_policies.save_only_these_names(*(() if self.remat else (PRODUCT, ATTENTION)))
+        run = jax.checkpoint(layer, prevent_cse=not self.scan, policy=kept)
         x = self.embed(tokens_bt, dtype)
         if self.scan:
             mixed = bool(c.rope_layers)
@@ -98,7 +101,9 @@ class Transformer(nnx.Module):
 
     def unstacked(self) -> list[Block]:
         """The layers one by one, as views on the stacked parameters."""
-        return [jax.tree.map(lambda a, l=l: a[l], self.layers) for l in range(self.config.num_layers)]
+        leaves, structure = jax.tree.flatten(self.layers)
+        parts = [jax.lax.split(a, (1,) * len(a)) for a in leaves]  # its gradient is one concatenation
+        return [jax.tree.unflatten(structure, [p[l][0] for p in parts]) for l in range(self.config.num_layers)]
 
     def _flags(self, name: str) -> tuple[bool, ...]:
         return getattr(self.config, name) or (True,) * self.config.num_layers

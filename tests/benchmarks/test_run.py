@@ -10,7 +10,7 @@ import pytest
 
 from agentrm_jax import tree
 from agentrm_jax.testing.tiny import dense_greedy, tiny_model
-from benchmarks import measure, naive, run, training
+from benchmarks import measure, naive, run, torch_steps, training
 from benchmarks.measure import NANO_SIZE, TOY_SIZE, Row, Spread, compare, machine, table
 
 
@@ -86,3 +86,15 @@ def test_both_sides_of_the_training_benchmark_have_the_same_states():
     paths = [tree.flatten(training._state(nodes, i)) for i in states]
     whole = tree.flatten(nodes)
     assert sorted(p.value[p.value_weight > 0].item() for p in paths) == sorted(whole.value[whole.value_weight > 0])
+
+
+def test_why_there_is_no_pytorch_beside_us_is_said(monkeypatch, tmp_path):
+    monkeypatch.delenv(torch_steps.VARIABLE, raising=False)
+    assert torch_steps.missing() == f"{torch_steps.VARIABLE} names no Python with torch, transformers and peft"
+    monkeypatch.setenv(torch_steps.VARIABLE, str(tmp_path / "none"))
+    assert "No such file" in torch_steps.missing()
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'torch'\" >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setenv(torch_steps.VARIABLE, str(python))
+    assert torch_steps.missing().endswith("No module named 'torch'")
