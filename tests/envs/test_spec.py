@@ -38,11 +38,11 @@ def test_an_environment_that_declares_no_options_takes_any():
         strict.check({"whatever": 1})
 
 
-def test_the_data_of_one_environment_counts_more_than_that_of_all():
-    env = {"names": ("maze", "pddl"), "data": "all", "options": {"maze": {"data": ""}, "pddl": {"count": 3}}}
+def test_the_data_of_one_environment_counts_more_than_that_of_all(tmp_path):
+    env = {"names": ("maze", "pddl"), "data": str(tmp_path), "options": {"maze": {"data": ""}, "pddl": {"count": 3}}}
     found = catalogue.resolve(ml_collections.ConfigDict(env))
     assert found["maze"].options == {"data": ""}
-    assert found["pddl"].options == {"data": "all", "count": 3}
+    assert found["pddl"].options == {"data": str(tmp_path), "count": 3}
 
 
 @pytest.mark.parametrize("value", [None, "", 0, 7, "7"])
