@@ -21,13 +21,13 @@ from agentrm_jax.engine.batch import STEPS
 from agentrm_jax.engine.facts import SlotFacts
 from agentrm_jax.engine.prefix import PrefixCache
 from agentrm_jax.engine.requests import (
+    Completion,
     EngineConfig,
     EngineStats,
     GenerateRequest,
     LogprobsRequest,
     Request,
     RequestError,
-    Sample,
     ScoreRequest,
 )
 from agentrm_jax.engine.rows import joining_rows, stop_ids, take_steps
@@ -124,7 +124,7 @@ class Engine:
                 self._decode(work)
         return work is not None
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Sample]]:
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
         """`n` samples for every request, in order. Sample i depends on the request's path, parameters and i alone.
 
         Raises:
@@ -291,7 +291,7 @@ class Engine:
         self._facts.set_logprobs(held[1:], np.asarray(lane.logprobs[lane.base : len(lane.tokens) - 1], np.float32))
 
 
-def _sample(lane: Lane, most: int, ends: tuple[int, ...]) -> Sample:
+def _sample(lane: Lane, most: int, ends: tuple[int, ...]) -> Completion:
     top = None
     if most:
         top = (
@@ -300,7 +300,7 @@ def _sample(lane: Lane, most: int, ends: tuple[int, ...]) -> Sample:
         )
     tokens = np.array(lane.tokens, np.int32)
     finished = lane.stop is not None or lane.tokens[-1] in ends
-    return Sample(tokens, np.array(lane.logprobs, np.float32), finished, lane.stop, top)
+    return Completion(tokens, np.array(lane.logprobs, np.float32), finished, lane.stop, top)
 
 
 def _padded(rows: list[int], size: int) -> np.ndarray:

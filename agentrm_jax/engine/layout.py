@@ -26,7 +26,7 @@ def cover(count: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Row:
+class PrefillRow:
     """New tokens after one cached history: a token tree, flattened depth first.
 
     Attributes:
@@ -44,7 +44,7 @@ class Row:
     index: list[np.ndarray]
 
 
-def rows(cached: np.ndarray, paths: Sequence[np.ndarray], sizes: Sequence[int]) -> list[Row]:
+def rows(cached: np.ndarray, paths: Sequence[np.ndarray], sizes: Sequence[int]) -> list[PrefillRow]:
     """Rows that read on in `paths`, which all begin with the same cached tokens, at `cached`.
 
     Paths with a common new beginning share a row of at most `sizes[-1]` tokens; those that do not fit are left out (the
@@ -67,7 +67,7 @@ def rows(cached: np.ndarray, paths: Sequence[np.ndarray], sizes: Sequence[int]) 
     return [_row(cached, group, sizes[-1]) for group in made]
 
 
-def _row(cached: np.ndarray, paths: list[np.ndarray], most: int) -> Row:
+def _row(cached: np.ndarray, paths: list[np.ndarray], most: int) -> PrefillRow:
     """The token tree of paths in lexicographic order."""
     start = len(cached)
     tokens: list[np.ndarray] = []
@@ -89,7 +89,7 @@ def _row(cached: np.ndarray, paths: list[np.ndarray], most: int) -> Row:
         depth[at] = np.arange(len(at))
     for at, end in ends:
         subtree_end[at] = end
-    return Row(cached, np.concatenate(tokens).astype(np.int32), depth, subtree_end, paths, index)
+    return PrefillRow(cached, np.concatenate(tokens).astype(np.int32), depth, subtree_end, paths, index)
 
 
 def tile(new: int) -> int:
@@ -97,11 +97,11 @@ def tile(new: int) -> int:
     return min(new, max(16, new // 4))
 
 
-def fill(rows: Sequence[Row], width: int, sizes: tuple[int, ...]) -> list[list[Row]]:
+def fill(rows: Sequence[PrefillRow], width: int, sizes: tuple[int, ...]) -> list[list[PrefillRow]]:
     """Rows in order, in batches that fill the allowed numbers of tiles (of `width` tokens) well."""
     counts = [-(-len(row.tokens) // width) for row in rows]
     left = sum(counts)
-    out: list[list[Row]] = []
+    out: list[list[PrefillRow]] = []
     room = 0
     for row, count in zip(rows, counts, strict=True):
         if count > room:
@@ -114,7 +114,12 @@ def fill(rows: Sequence[Row], width: int, sizes: tuple[int, ...]) -> list[list[R
 
 
 def tiles(
-    rows: Sequence[Row], slots: Sequence[np.ndarray], shape: tuple[int, int], new: int, columns: int, nowhere: int
+    rows: Sequence[PrefillRow],
+    slots: Sequence[np.ndarray],
+    shape: tuple[int, int],
+    new: int,
+    columns: int,
+    nowhere: int,
 ) -> tuple[PrefillBatch, np.ndarray]:
     """The batch of rows whose tokens go to `slots`, and int32[shape] slots for its entries.
 

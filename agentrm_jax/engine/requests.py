@@ -97,7 +97,7 @@ Request = GenerateRequest | ScoreRequest | LogprobsRequest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sample:
+class Completion:
     """One continuation.
 
     Attributes:

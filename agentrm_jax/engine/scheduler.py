@@ -26,7 +26,7 @@ _PREFILLS = 4  # prefill batches between two dispatches of decode, as long as th
 class Prefill:
     """Rows to read, the slots for each, and the sequences they are read for."""
 
-    rows: list[layout.Row]
+    rows: list[layout.PrefillRow]
     slots: list[np.ndarray]
     sequences: list[Sequence]
     logprobs: bool
@@ -178,7 +178,7 @@ class Scheduler:
                 break
         return chosen
 
-    def _rows(self, chosen: dict[Sequence, np.ndarray]) -> list[layout.Row]:
+    def _rows(self, chosen: dict[Sequence, np.ndarray]) -> list[layout.PrefillRow]:
         """Trees of the new tokens of sequences; those that read on from the same place share theirs."""
         groups: dict[tuple[int, int], tuple[np.ndarray, list[np.ndarray]]] = {}
         for sequence, cached in chosen.items():
@@ -186,7 +186,7 @@ class Scheduler:
             groups.setdefault(place, (cached, []))[1].append(sequence.target)
         return [row for cached, paths in groups.values() for row in layout.rows(cached, paths, self.config.new_tokens)]
 
-    def _batch_with(self, mine: layout.Row, rows: list[layout.Row]) -> list[layout.Row]:
+    def _batch_with(self, mine: layout.PrefillRow, rows: list[layout.PrefillRow]) -> list[layout.PrefillRow]:
         """The batch of similar rows that `mine` lies in."""
         new = bucket(len(mine.tokens), self.config.new_tokens)
         similar = [row for row in rows if bucket(len(row.tokens), self.config.new_tokens) == new]
@@ -256,7 +256,7 @@ class Scheduler:
         return Decode(batch, joining)
 
 
-def _row_for(sequence: Sequence, begin: int, rows: list[layout.Row]) -> layout.Row:
+def _row_for(sequence: Sequence, begin: int, rows: list[layout.PrefillRow]) -> layout.PrefillRow:
     """The row that a sequence is read in; if it was left out for want of room, one that begins as it goes on."""
     for row in rows:
         if any(path is sequence.target for path in row.paths):

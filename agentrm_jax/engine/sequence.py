@@ -7,7 +7,7 @@ import numpy as np
 
 from agentrm_jax.engine.facts import SlotFacts
 from agentrm_jax.engine.prefix import Lock
-from agentrm_jax.engine.requests import GenerateRequest, LogprobsRequest, Request, Sample, SamplingParams
+from agentrm_jax.engine.requests import Completion, GenerateRequest, LogprobsRequest, Request, SamplingParams
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -22,12 +22,12 @@ class Job:
     result: Any = None
     done: bool = False
     cancelled: bool = False
-    samples: dict[int, Sample] = dataclasses.field(default_factory=dict)
+    samples: dict[int, Completion] = dataclasses.field(default_factory=dict)
 
     def finish(self, result: Any) -> None:
         self.result, self.done = result, True
 
-    def add_sample(self, index: int, sample: Sample) -> None:
+    def add_sample(self, index: int, sample: Completion) -> None:
         """Keeps one sample; the last one finishes the job."""
         assert isinstance(self.request, GenerateRequest)
         self.samples[index] = sample

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.requests import GenerateRequest, LogprobsRequest, Request, Sample, ScoreRequest
+from agentrm_jax.engine.requests import Completion, GenerateRequest, LogprobsRequest, Request, ScoreRequest
 from agentrm_jax.engine.sequence import Job
 
 # Engines of one process take turns on one thread: they share the device, and neither gains from overlapping.
@@ -46,7 +46,7 @@ class EngineService:
         self._open: list[_Ask] = []
         self._pump: asyncio.Task[None] | None = None
 
-    async def generate(self, request: GenerateRequest) -> list[Sample]:
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
         """The samples of one request.
 
         Raises:

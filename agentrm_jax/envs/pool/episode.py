@@ -30,7 +30,7 @@ class TransientError(Exception):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Progress:
+class Counters:
     """The counters of an episode: turns used, and the engine's word on reward and progress (never falling) so far."""
 
     turns: int = 0
@@ -45,7 +45,7 @@ class Snapshot:
 
     task: Task
     engine: Any
-    progress: Progress
+    progress: Counters
 
 
 class Episode:
@@ -66,11 +66,11 @@ class Episode:
         self.spec = spec
         self.observation_limit = observation_limit
         self.task: Task | None = None
-        self.progress = Progress()
+        self.progress = Counters()
 
     def reset(self, task: Task) -> Start:
         """Starts `task` afresh, whatever happened before."""
-        self.task, self.progress = task, Progress()
+        self.task, self.progress = task, Counters()
         start = self.environment.reset(task)
         if not (isinstance(start, Start) and isinstance(start.goal, str) and isinstance(start.observation, str)):
             raise GarbageError(f"reset answered {start!r:.200}, which is no Start")
@@ -98,7 +98,7 @@ class Episode:
         turns = before.turns + 1
         exhausted = turns >= self.task.max_steps and not answer.over
         reward = 0.0 if exhausted and spec.exhausted_reward == "zero" else answer.reward
-        self.progress = Progress(turns, reward, max(before.progress, answer.progress), answer.over or exhausted)
+        self.progress = Counters(turns, reward, max(before.progress, answer.progress), answer.over or exhausted)
         return Outcome(
             observation=clean(spec.observation_prefix + answer.observation, self.observation_limit),
             reward=reward,
