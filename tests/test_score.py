@@ -262,7 +262,8 @@ def test_what_cannot_be_scored_has_a_line_is_counted_and_ends_the_command_only_i
         out, err = capsys.readouterr()
         first, failed, last = lines(out)
         assert first["id"] == last["id"]
-        assert first["step_scores"] == pytest.approx(last["step_scores"], abs=1e-6)  # they lie in different places of a row
+        # to rounding: they lie in different places of a row
+        assert first["step_scores"] == pytest.approx(last["step_scores"], abs=1e-6)
         assert (failed["id"], failed["step_scores"], failed["score"]) == ("long", [], None)
         assert failed["error"].startswith(f"{path}, line 2: prompt and last turn alone take")
         assert f'1 not scored, see "error" in their lines; the first: {failed["error"]}' in err
