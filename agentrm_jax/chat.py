@@ -68,6 +68,11 @@ class Chat:
         """Highest id of the tokenizer + 1: the rows an embedding must have."""
         return max(self.tokenizer.get_vocab().values()) + 1
 
+    @functools.cached_property
+    def closing(self) -> Segment:
+        """What the template writes after an end-of-turn token at the end of a conversation; often a line break, or nothing."""
+        return Segment(self.encode(self.tail, after=self.end_of_turn), "observation")
+
     def prompt(self, messages: Sequence[Message], tools: Sequence[JSON] = ()) -> Segment:
         """Everything before the first generated turn, with its generation header. Earlier assistant turns are context."""
         text = self._render(self._fit(messages), generate=True, tools=self._marked_tools(tools))
