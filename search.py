@@ -82,7 +82,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         progress = ProgressLine(total, done=len(log.finished), name="task", period=config.log_seconds)
 
         def on_done(done: search.Done[search.Result]) -> None:
-            log.record(done, meter, ranked=method.reward_model)
+            log.record(done, meter, ranked=method.reward_model, notes=journal.notes_of(reward_model, done.task))
             spent = meter.total()
             speed = spent.policy_tokens / max(spent.seconds, 1e-9)
             progress.show(
@@ -93,7 +93,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 final=len(log.finished) == total,
             )
 
-        async with EnvironmentPool(environments.pool_options, config.env.workers, config.env.step_timeout) as pool:
+        pool_of = functools.partial(EnvironmentPool, environments.pool_options)
+        async with search.closing(policy, reward_model), pool_of(config.env.workers, config.env.step_timeout) as pool:
             parts = [meter.policy(policy), meter.environments(pool)]
             if reward_model is not None:
                 parts.append(meter.reward_model(reward_model))

@@ -28,7 +28,7 @@ def load_reward_model(
       specs: environment name -> spec, whose texts the reward model is told where its card has none.
       engine: the sizes of a config's `engine` group.
       template, date: of the chat template; see `models.opening`.
-      config: the whole config of the run, for a user's function and for kinds that have settings in it.
+      config: the whole config of the run, for a user's function; of a judge, its groups `judge` and `server` count.
 
     Raises:
       UserError: there is no such reward model, or it cannot be used.
@@ -38,8 +38,15 @@ def load_reward_model(
             return maker.make("score", specs, config if config is not None else {})
         case places.Server():
             raise UserError(f"{place} is a policy; to have it judge trajectories, write judge:{place}")
-        case places.Judge():
-            raise UserError(f"{place}: judges are not supported yet")
+        case places.Judge() as judge:
+            from agentrm_jax.generators.loading import load_generator
+            from agentrm_jax.rewards.judge import Judge
+
+            given = config or {}
+            generator = load_generator(judge.policy, engine, given.get("server"), template=template, date=date)
+            settings = given.get("judge") or {}
+            compare, orders = settings.get("compare", "trajectories"), settings.get("orders", 5)
+            return Judge(generator, specs, compare=compare, orders=orders)
         case places.Model():
             return _of_card(place, specs, engine, template=template, date=date)
 
