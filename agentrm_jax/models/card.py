@@ -39,7 +39,7 @@ class Card:
     """A trained model.
 
     Attributes:
-      kind: `policy`, or the kind of reward model (`explicit`).
+      kind: `policy`, or the kind of reward model (`explicit`, `implicit`).
       loss: the loss it was trained with.
       config: sizes of the transformer.
       lm_head, value_head: which output maps it has.
@@ -50,6 +50,8 @@ class Card:
       date: the day that a template which reads the clock is told, ISO format; empty for other templates.
       aggregate: how the scores of a trajectory's steps become its score.
       texts: environment name -> what it was told.
+      beta: of an implicit reward model: what log-ratios are multiplied by.
+      reference: of an implicit reward model: place or name of the model that its log-probabilities are compared with.
     """
 
     kind: str
@@ -63,6 +65,8 @@ class Card:
     date: str = ""
     aggregate: str = "last"
     texts: Mapping[str, Texts] = dataclasses.field(default_factory=dict)
+    beta: float | None = None
+    reference: str = ""
 
     def to_json(self) -> dict[str, JSON]:
         """The content of `model.json`."""
