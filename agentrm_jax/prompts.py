@@ -28,6 +28,16 @@ def opening(spec: EnvSpec, goal: str, observation: str, *, reader: Reader, examp
     return [Message("user", spec.instruction), Message("assistant", "OK"), *spec.example, Message("user", task)]
 
 
+def told_as_policy(spec: EnvSpec) -> EnvSpec:
+    """A spec of which a reward model reads what a policy does (without examples): for log-ratios of two policies."""
+    told = spec.told
+    return dataclasses.replace(
+        spec,
+        rm_instruction=f"{spec.instruction}\n\nYour task: {GOAL}",
+        told=None if told is None else lambda task: told_as_policy(told(task)),
+    )
+
+
 def instructions(spec: EnvSpec, tasks: Iterable[Task], *, reader: Reader, examples: int = 0) -> tuple[str, ...]:
     """What a reader is told about an environment, apart from goal and observation: every different text that `tasks` meet.
 

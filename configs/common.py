@@ -109,7 +109,7 @@ def engine(size: str) -> ml_collections.ConfigDict:
 
 def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.ConfigDict:
     """What all of search.py's experiments have in common: policy, reward model, test tasks, engine."""
-    return config_dict(
+    config = config_dict(
         size=size,
         method=method,
         policy=SIZES[size] or f"runs/{size}/sft",
@@ -125,3 +125,7 @@ def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.
         seed=0,
         log_seconds=10.0,
     )
+    if reward_model:
+        # what an implicit reward model gives for a state: the sum over its path; single: its last step's reward alone
+        config.step_reward = "accumulated"
+    return config

@@ -187,7 +187,13 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
             identity=True,
         ),
         Key("policy", Text(MODELS), "the policy", of=SEARCH),
-        Key("reward_model", Text(MODELS), "the reward model", of=RERANKING),
+        Key("reward_model", Text(f"{MODELS}; implicit:TUNED@BASE"), "the reward model", of=RERANKING),
+        Key(
+            "step_reward",
+            Choice(("accumulated", "single")),
+            "score of an implicit reward model: the sum over the path, or its last step's reward; others have one kind",
+            of=RERANKING,
+        ),
         Key("reward_model", Text(MODELS, optional=True), "not used", of=("greedy", "mcts", "sample")),
         Key(
             "greedy", Text("a workdir"), "greedy run whose row is reported too, if it is there", of=SEARCH, steady=True

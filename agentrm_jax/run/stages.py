@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ml_collections
 
+from agentrm_jax import places
 from agentrm_jax.run.workdirs import is_finished
 from agentrm_jax.types import UserError
 
@@ -83,8 +84,27 @@ def require_named(config: ml_collections.ConfigDict) -> None:
     """Makes sure that all runs which a config names as what it builds on are there (`require`). Raises UserError."""
     for stage in STAGES.values():
         for key in stage.named_by:
-            if config.get(key):
-                require(config[key], stage.name, config.size)
+            if config.get(key) and stage is _maker(config[key], key, config.size):
+                for place, name in _models(places.read(config[key]), stage.name):
+                    require(place, name, config.size)
+
+
+def _maker(place: str, key: str, size: str) -> Stage:
+    """The stage that makes what `key` names: the one whose run lies there by default, else the first that the key names."""
+    named = [stage for stage in STAGES.values() if key in stage.named_by]
+    return next((stage for stage in named if Path(place) == workdir_of(stage.name, size)), named[0])
+
+
+def _models(place: places.Place, name: str) -> list[tuple[str, str]]:
+    """The models that are opened for a place, each with the stage that makes such a one."""
+    match place:
+        case places.Model(where):
+            return [(where, name)]
+        case places.Judge(places.Model(where)):
+            return [(where, "sft")]
+        case places.Pair(tuned, base):
+            return [(tuned, "sft"), (base, "sft")]
+    return []
 
 
 def require(place: str, name: str, size: str) -> None:

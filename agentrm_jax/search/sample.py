@@ -2,7 +2,7 @@
 
 import math
 
-from agentrm_jax.search import best_of_n
+from agentrm_jax.search.best_of_n import sample as draw
 from agentrm_jax.search.result import Candidate, Result
 from agentrm_jax.types import Environments, Policy, Task, TaskFailure, UserError
 
@@ -21,7 +21,7 @@ async def sample(
     if n < 1:
         raise UserError(f"sampling needs n of at least 1, got {n}")
     root = await envs.reset(task)
-    states = await best_of_n.sample(root, range(n), policy, envs, temperature=temperature, seed=seed)
+    states = await draw(root, range(n), policy, envs, temperature=temperature, seed=seed)
     if not states:
         raise TaskFailure(f"all {n} samples of {task.key} were lost to environment faults, or grew too long")
     candidates = tuple(Candidate(state, math.nan, sample=i) for i, state in states.items())
