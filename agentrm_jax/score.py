@@ -26,7 +26,7 @@ from agentrm_jax import places
 from agentrm_jax.data import conversations
 from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.spec import EnvSpec
-from agentrm_jax.models.card import Card, read_card, reward_specs
+from agentrm_jax.models.card import READ_AT, Card, ReadAt, read_card, reward_specs
 from agentrm_jax.models.pretrained import open_pretrained
 from agentrm_jax.prompts import told_as_policy
 from agentrm_jax.run import command
@@ -37,6 +37,11 @@ from agentrm_jax.types import UserError
 
 if TYPE_CHECKING:
     from agentrm_jax.models.opening import LoadedModel
+
+_PLACES: Mapping[ReadAt, str] = {
+    "end_of_turn": "the end-of-turn token of every step",
+    "last_token": "the last token of the conversation up to every step, as transformers pools it",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--step-reward",
+        choices=("accumulated", "single"),
         default="accumulated",
         help="of an implicit reward model: accumulated, the sum up to a step (default), or single, its own reward",
     )
@@ -62,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
     parser.add_argument(
         "--chat-template", default="", help="chatml, or a file with the template, instead of the tokenizer's own"
+    )
+    parser.add_argument(
+        "--read-at", choices=READ_AT, help="where a step's value is read (default: what the model's folder says)"
     )
     parser.add_argument(
         "--env", action="append", default=[], metavar="MODULE", help="your own environment of our records"
@@ -83,8 +92,6 @@ def _run(args: argparse.Namespace) -> int:
     for name in ("rows", "row_length", "max_length"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}={getattr(args, name)}: use a positive number")
-    if args.step_reward not in ("accumulated", "single"):
-        raise UserError(f"--step-reward={args.step_reward}: use accumulated or single")
     place = places.read(args.rm)
     card = read_card(Path(place.place)) if isinstance(place, places.Model) else None
     aggregate = args.aggregate or (card.aggregate if card else "last")
@@ -98,6 +105,8 @@ def _run(args: argparse.Namespace) -> int:
     accelerator()
     loaded, ratio = _load(place, card, args)
     options = {"row_length": args.row_length, "rows": args.rows, "max_length": args.max_length, "ratio": ratio}
+    read_at: ReadAt = "end_of_turn" if ratio else args.read_at or loaded.read_at
+    options["read_at"] = read_at
     done: list[Scored] = []
     began = time.monotonic()
     with _output(args.out) as out:
@@ -106,6 +115,10 @@ def _run(args: argparse.Namespace) -> int:
         ):
             done.append(dataclasses.replace(one, error=_here(one.error)))
             print(json.dumps(done[-1].to_json(), allow_nan=False), file=out, flush=True)
+    if ratio:
+        print(f"log-ratios are those of the tokens of every step, times {ratio.beta:g}", file=sys.stderr)
+    else:
+        print(f"values were read at {_PLACES[read_at]} (--read-at={read_at})", file=sys.stderr)
     _report(done, args.max_length or loaded.model.config.max_length, time.monotonic() - began)
     failed = any(one.error for one in done)
     return 2 if failed and (args.strict or all(math.isnan(one.score) for one in done)) else 0

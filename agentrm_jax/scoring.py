@@ -19,6 +19,7 @@ from agentrm_jax import parallel, tree
 from agentrm_jax.chat import Chat
 from agentrm_jax.data import conversations
 from agentrm_jax.data.conversations import Conversation
+from agentrm_jax.models.card import ReadAt
 from agentrm_jax.models.transformer import Transformer, token_logprobs, values
 from agentrm_jax.search import aggregate as aggregation
 from agentrm_jax.tree import FlatTree
@@ -78,6 +79,7 @@ def score(
     row_length: int = 1024,
     rows: int = 8,
     max_length: int | None = None,
+    read_at: ReadAt = "end_of_turn",
     dtype: jnp.dtype = jnp.float32,
     ratio: LogRatio | None = None,
 ) -> Iterator[Scored]:
@@ -89,6 +91,7 @@ def score(
       max_length: tokens of the longest path to read, by default the model's own limit. Steps that lie within it are read in
         one pass; each step beyond it is read without the oldest turns, as a search does.
       ratio: `model` is a policy whose log-ratio is the reward; otherwise it has a value head.
+      read_at: where the value of a step is read (`models.card.Card`).
 
     A trajectory that cannot be rendered, or of which prompt and one turn alone are too long, has an `error` and no scores.
 
@@ -101,7 +104,7 @@ def score(
     models = jax.device_put((model, ratio.reference if ratio else None), NamedSharding(mesh, PartitionSpec()))
     before: list[_Prepared] = []
     coming: Iterator[list[float]] = iter(())
-    prepared = (_prepare(one, chat, limit, model.config.max_length) for one in trajectories)
+    prepared = (_prepare(one, chat, limit, model.config.max_length, read_at) for one in trajectories)
     windows = _windows(prepared, _PASSES * rows * row_length)
     for window in itertools.chain(windows, [[]]):  # a window is begun before the one before it is waited for
         passes = _passes([r.flat for one in window for r in one.readings], row_length, rows)
@@ -145,10 +148,12 @@ class _Prepared:
     error: str = ""
 
 
-def _prepare(one: Conversation, chat: Chat, limit: int, longest: int) -> _Prepared:
+def _prepare(one: Conversation, chat: Chat, limit: int, longest: int, read_at: ReadAt) -> _Prepared:
     """A conversation within `limit` tokens, of a model that reads up to `longest`."""
     try:
-        found = Window(limit).steps(conversations.segments(one, chat))
+        found = Window(limit).steps(
+            conversations.segments(one, chat), chat.closing if read_at == "last_token" else None
+        )
         readings = [_reading(r) for r in found]
     except TooLong as error:
         advice = f"raise --max-length, up to {longest}" if limit < longest else "the model reads no more: shorten them"
@@ -159,9 +164,8 @@ def _prepare(one: Conversation, chat: Chat, limit: int, longest: int) -> _Prepar
 
 
 def _reading(found: Reading) -> _Reading:
-    sizes = np.array([len(s.tokens) for s in found.segments])
-    scored = np.isin(np.cumsum(sizes) - 1, found.ends)
-    return _Reading(tree.flatten(tree.path_tree(found.segments)), found.ends, sizes[scored])
+    sizes = [len(s.tokens) for s in found.segments if s.loss]
+    return _Reading(tree.flatten(tree.path_tree(found.segments)), found.ends, np.array(sizes[-len(found.ends) :], np.int32))
 
 
 def _windows(prepared: Iterable[_Prepared], tokens: int) -> Iterator[list[_Prepared]]:

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.models.config import ModelConfig
@@ -34,6 +35,10 @@ class Texts:
         return hashlib.blake2b("\0".join(self.instructions).encode(), digest_size=8).hexdigest()
 
 
+ReadAt = Literal["end_of_turn", "last_token"]
+READ_AT: tuple[ReadAt, ...] = ("end_of_turn", "last_token")
+
+
 @dataclasses.dataclass(frozen=True)
 class Card:
     """A trained model.
@@ -49,6 +54,7 @@ class Card:
         card holds its text.
       date: the day that a template which reads the clock is told, ISO format; empty for other templates.
       aggregate: how the scores of a trajectory's steps become its score.
+      read_at: where a value is read: at the end-of-turn token of the last turn, or at the last token of the rendered conversation.
       texts: environment name -> what it was told.
       beta: of an implicit reward model: what log-ratios are multiplied by.
       reference: of an implicit reward model: place or name of the model that its log-probabilities are compared with.
@@ -64,6 +70,7 @@ class Card:
     template: str = ""
     date: str = ""
     aggregate: str = "last"
+    read_at: ReadAt = "end_of_turn"
     texts: Mapping[str, Texts] = dataclasses.field(default_factory=dict)
     beta: float | None = None
     reference: str = ""
