@@ -83,7 +83,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         progress = ProgressLine(total, done=len(log.finished), name="task", period=config.log_seconds)
 
         def on_done(done: search.Done[search.Result]) -> None:
-            log.record(done, meter, ranked=method.keeps)
+            log.record(done, meter, ranked=method.keeps, notes=journal.notes_of(reward_model, done.task))
             spent = meter.total()
             speed = spent.policy_tokens / max(spent.seconds, 1e-9)
             progress.show(
@@ -94,7 +94,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 final=len(log.finished) == total,
             )
 
-        async with EnvironmentPool(environments.pool_options, config.env.workers, config.env.step_timeout) as pool:
+        pool_of = functools.partial(EnvironmentPool, environments.pool_options)
+        async with search.closing(policy, reward_model), pool_of(config.env.workers, config.env.step_timeout) as pool:
             parts = [meter.policy(policy), meter.environments(pool)]
             if reward_model is not None:
                 parts.append(meter.reward_model(reward_model))

@@ -114,9 +114,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     sizes = {"rows": rows, "row_length": config.row_length}
     if objective.reference and base:
         start = functools.partial(init_state, make_model, optax.set_to_zero(), mesh, config.seed, base.read)
-        trees, unseen = reference.attach(
-            trees, unseen, workdir / "data", start=start, mesh=mesh, dtype=dtype, **sizes
-        )
+        trees, unseen = reference.attach(trees, unseen, workdir / "data", start=start, mesh=mesh, dtype=dtype, **sizes)
     predict = evaluation.make_predict(graphdef, objective, dtype, mesh, unseen, rows) if unseen else None
 
     # --- Batches: this process's share of the trees, packed into rows ---------------------------------------------------

@@ -3,10 +3,10 @@
     python -m agentrm_jax.score RM TRAJECTORIES      {"id": "webshop_12", "step_scores": [0.41, 0.77], "score": 0.77}
 
 RM is a training workdir or a Hugging Face folder: any *ForSequenceClassification with one label; or `implicit:TUNED@BASE`, a
-policy and the one that it was tuned from, whose log-ratio is the score. TRAJECTORIES is a file in any
-format that `agentrm_jax.data.conversations` reads (ETO, AgentGym, TRL, ours). Steps are the trained assistant turns; a step's
-score is the value at its end-of-turn token, of an implicit reward model its log-ratio (`--step-reward`). A trajectory that cannot be scored has a line with `"score": null` and the reason as
-`error`.
+policy and the one that it was tuned from, whose log-ratio is the score. TRAJECTORIES is a file in any format that
+`agentrm_jax.data.conversations` reads (ETO, AgentGym, TRL, ours). Steps are the trained assistant turns; a step's score is the value
+at its end-of-turn token, of an implicit reward model its log-ratio (`--step-reward`). A trajectory that cannot be scored has a line
+with `"score": null` and the reason as `error`.
 """
 
 import argparse
@@ -164,7 +164,9 @@ def _require_reward_model(place: places.Place, card: Card | None) -> None:
                     f"configs/implicit.py, a *ForSequenceClassification folder with one label, or implicit:{where}@BASE"
                 )
         case _:
-            raise UserError(f"{place} cannot be read by this command; name a workdir, a model folder or implicit:TUNED@BASE")
+            raise UserError(
+                f"{place} cannot be read by this command; name a workdir, a model folder or implicit:TUNED@BASE"
+            )
 
 
 def _output(path: Path | None) -> contextlib.AbstractContextManager[IO[str]]:

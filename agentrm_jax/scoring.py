@@ -165,7 +165,9 @@ def _prepare(one: Conversation, chat: Chat, limit: int, longest: int, read_at: R
 
 def _reading(found: Reading) -> _Reading:
     sizes = [len(s.tokens) for s in found.segments if s.loss]
-    return _Reading(tree.flatten(tree.path_tree(found.segments)), found.ends, np.array(sizes[-len(found.ends) :], np.int32))
+    return _Reading(
+        tree.flatten(tree.path_tree(found.segments)), found.ends, np.array(sizes[-len(found.ends) :], np.int32)
+    )
 
 
 def _windows(prepared: Iterable[_Prepared], tokens: int) -> Iterator[list[_Prepared]]:
@@ -207,9 +209,7 @@ def _passes(paths: Sequence[FlatTree], row_length: int, rows: int) -> list[_Pass
     return [_Pass(part, [[paths[i] for i in row] for row in part], length) for part in parts]
 
 
-def _start(
-    model: Transformer, reference: Transformer | None, mesh: Mesh, one: _Pass, dtype: jnp.dtype
-) -> jax.Array:
+def _start(model: Transformer, reference: Transformer | None, mesh: Mesh, one: _Pass, dtype: jnp.dtype) -> jax.Array:
     """Begins a forward pass; its number of rows is rounded up so that few programs are compiled: float32[b, t]."""
     count = 1 << (len(one.flat) - 1).bit_length()
     count += -count % mesh.size
@@ -252,9 +252,7 @@ def _values(model: Transformer, batch: dict[str, jax.Array], *, dtype: jnp.dtype
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def _ratios(
-    model: Transformer, reference: Transformer, batch: dict[str, jax.Array], *, dtype: jnp.dtype
-) -> jax.Array:
+def _ratios(model: Transformer, reference: Transformer, batch: dict[str, jax.Array], *, dtype: jnp.dtype) -> jax.Array:
     """log pi - log pi_ref of every token: float32[b, t]."""
 
     def logprobs(one: Transformer) -> jax.Array:

@@ -67,7 +67,9 @@ def outcomes(
     sizes = [len(f) for f in flat]
     print(f"{len(chosen)} tasks, {ended - lost} outcomes, {len(flat)} token trees of {sum(sizes)} tokens")
     if lost:
-        print(f"{lost} trajectories are longer than {row_length} tokens and are left out; --config.row_length raises it")
+        print(
+            f"{lost} trajectories are longer than {row_length} tokens and are left out; --config.row_length raises it"
+        )
 
     def measured() -> Iterator[tuple[SearchTree, list[Node]]]:
         for one in kept_out:

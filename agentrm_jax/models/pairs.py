@@ -18,7 +18,9 @@ def load_pair(tuned: Path | str, reference: str = "", **how: Any) -> tuple[Loade
     if not named:
         card = read_card(Path(tuned))
         if card is None or not card.reference:
-            raise UserError(f"{tuned} names no reference; write implicit:{tuned}@BASE, or train with configs/implicit.py")
+            raise UserError(
+                f"{tuned} names no reference; write implicit:{tuned}@BASE, or train with configs/implicit.py"
+            )
         named = card.reference
     first = load_model(tuned, **how)
     try:

@@ -64,6 +64,8 @@ RERANKING = (
 SAMPLING = (*RERANKING, "mcts", "sample")
 TREES = ("mcts", "guided_mcts")
 MODELS = "a workdir, a Hugging Face folder, a .gguf file, or smollm2"
+POLICIES = f"{MODELS}; openai:MODEL@URL; or MODULE:FUNCTION"
+REWARD_MODELS = f"{MODELS}; implicit:TUNED@BASE; judge:PLACE of a policy; or MODULE:FUNCTION"
 DTYPES = Choice(("float32", "bfloat16"))
 OUTCOMES = Choice(("reward", "progress", "success"))
 IMPLICIT_LOSSES = ("implicit_regression", "implicit_cross_entropy", "implicit_brier")
@@ -186,8 +188,8 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
             of=SEARCH,
             identity=True,
         ),
-        Key("policy", Text(MODELS), "the policy", of=SEARCH),
-        Key("reward_model", Text(f"{MODELS}; implicit:TUNED@BASE"), "the reward model", of=RERANKING),
+        Key("policy", Text(POLICIES), "the policy", of=SEARCH),
+        Key("reward_model", Text(REWARD_MODELS), "the reward model", of=RERANKING),
         Key(
             "step_reward",
             Choice(("accumulated", "single")),
@@ -258,6 +260,39 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
             of=("best_of_n", "beam", "adaptive", "dvts", "sharing_beam", "particle"),
         ),
         Key("search.all_steps", Flag(), "every step is scored, for the report", of=("best_of_n",)),
+    ),
+    "Judge (reward_model=judge:PLACE)": (
+        Key(
+            "judge.compare",
+            Choice(("trajectories", "steps")),
+            "what is compared: all trajectories of a task, or turns after one history",
+            of=RERANKING,
+        ),
+        Key(
+            "judge.orders",
+            COUNT,
+            "orders in which the candidates are shown, at most as many as there are",
+            of=RERANKING,
+        ),
+    ),
+    "Server (openai:MODEL@URL)": (
+        Key("server.key_variable", Text("a name"), "environment variable that holds the key", of=SEARCH, steady=True),
+        Key(
+            "server.tokenizer",
+            Text("a workdir, a folder with tokenizer files, a .gguf file, or smollm2", optional=True),
+            "renders conversations here, which then go as token ids to /completions; empty: messages to /chat/completions",
+            of=SEARCH,
+        ),
+        Key(
+            "server.context",
+            SOME,
+            "tokens that the model reads, where the server does not say; 0: as it says",
+            unit="tokens",
+            of=SEARCH,
+        ),
+        Key("server.timeout", POSITIVE, "time that one try may take", unit="seconds", of=SEARCH, steady=True),
+        Key("server.retries", SOME, "further tries of a request", of=SEARCH, steady=True),
+        Key("server.concurrency", COUNT, "requests in flight", unit="requests", of=SEARCH, steady=True),
     ),
     "Engine": (
         Key("engine.cache_tokens", COUNT, "size of the key/value cache", unit="tokens", of=SEARCH, steady=True),

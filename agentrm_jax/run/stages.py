@@ -45,6 +45,7 @@ STAGES: Mapping[str, Stage] = {
         Stage("implicit", "train.py", "the implicit reward model learns the outcomes", ("reward_model",)),
         Stage("greedy", "search.py", "held-out tasks: the policy alone"),
         Stage("best_of_n", "search.py", "held-out tasks: best of 5 by the reward model"),
+        Stage("judge", "search.py", "held-out tasks: best of 5 by a language model that is asked"),
         Stage("lookahead", "search.py", "held-out tasks: the best of 5 turns at every step"),
         Stage("beam", "search.py", "held-out tasks: 5 x 5 beam by the reward model"),
         Stage("adaptive", "search.py", "held-out tasks: best of up to 5, fewer where the reward model is content"),

@@ -20,7 +20,6 @@ from agentrm_jax.data.datasets import Joined
 from agentrm_jax.data.heldout import HeldOut
 from agentrm_jax.files import replacing
 from agentrm_jax.models.transformer import token_logprobs
-from agentrm_jax.models.weights import Params
 from agentrm_jax.training.evaluation import filled
 from agentrm_jax.training.objectives import Batch, hidden_states
 from agentrm_jax.training.step import TrainState

@@ -44,7 +44,9 @@ def test_leaves_of_a_search_tree_count_once_however_they_were_reached(encoder):
 
     root = TreeNode(-1, None, Outcome("A door."), 3, 1.5, 0.0, 0.0, 1.0)
     tree = SearchTree(
-        Task("hall", "1", "train", 5), "leave", (root, node(0, "up", 1, False), node(1, "on", 0, True), node(0, "down", 1, True))
+        Task("hall", "1", "train", 5),
+        "leave",
+        (root, node(0, "up", 1, False), node(1, "on", 0, True), node(0, "down", 1, True)),
     )
     assert [n.value_weight for n in outcome_tree(encoder, tree) if n.segment.loss] == [0.0, 1.0, 1.0]
 
@@ -59,7 +61,16 @@ def test_a_dataset_says_which_tokens_are_actions_and_holds_out_whole_tasks(encod
     source = outcomes(samples(10), encoder, tmp_path, **HOW, heldout_fraction=0.2)
     assert len(source) == 8
     one = source[0]
-    assert set(one) == {"tokens", "positions", "subtree_end", "previous", "loss_weight", "value", "value_weight", "action"}
+    assert set(one) == {
+        "tokens",
+        "positions",
+        "subtree_end",
+        "previous",
+        "loss_weight",
+        "value",
+        "value_weight",
+        "action",
+    }
     turns = [encoder.chat.action(f"Action: {word}").tokens for word in ("up", "left", "right")]
     assert one["action"].sum() == sum(len(t) for t in turns)
     assert set(one["tokens"][one["action"] > 0]) == set(np.concatenate(turns))

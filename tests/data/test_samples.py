@@ -45,7 +45,9 @@ def test_the_return_is_the_field_that_is_asked_for():
 def test_equal_turns_with_other_answers_or_tokens_are_not_shared():
     one, two = trajectory("up", "left", reward=1.0), trajectory("up", "left", reward=1.0)
     other = Trajectory(TASK, "leave", "A door.", (Step(Action("Action: up"), Outcome("you fall")), *two.steps[1:]))
-    sampled = Trajectory(TASK, "leave", "A door.", (Step(Action("Action: up", (5, 6)), Outcome("you up")), *two.steps[1:]))
+    sampled = Trajectory(
+        TASK, "leave", "A door.", (Step(Action("Action: up", (5, 6)), Outcome("you up")), *two.steps[1:])
+    )
     [tree] = sample_trees([one, other, sampled])
     assert len(tree.nodes) == 7
 
@@ -73,5 +75,7 @@ def test_they_are_read_from_a_workdir_or_a_file(tmp_path):
     formats.append_jsonl(tmp_path / "trajectories.jsonl", rows)
     assert read_samples(tmp_path) == read_samples(tmp_path / "trajectories.jsonl")
     assert len(read_samples(tmp_path)) == 1
-    with pytest.raises(UserError, match=r"holds no trajectories; make some with: python search.py --config=configs/sample"):
+    with pytest.raises(
+        UserError, match=r"holds no trajectories; make some with: python search.py --config=configs/sample"
+    ):
         read_samples(tmp_path / "nowhere")

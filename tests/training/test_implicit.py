@@ -115,7 +115,9 @@ def test_rewards_are_linear_in_beta(given_logprobs):
 @given(parents=st.lists(st.integers(-1, 11), min_size=1, max_size=12), seed=st.integers(0, 99))
 def test_sums_along_paths_are_those_added_up_one_by_one(parents, seed):
     rng = np.random.default_rng(seed)
-    nodes = [Node(Segment(np.ones(rng.integers(1, 5), np.int32), "action"), min(p, i - 1)) for i, p in enumerate(parents)]
+    nodes = [
+        Node(Segment(np.ones(rng.integers(1, 5), np.int32), "action"), min(p, i - 1)) for i, p in enumerate(parents)
+    ]
     row = tree.to_row([tree.flatten(nodes)], LENGTH)
     x = rng.normal(size=LENGTH).astype(np.float32)
     want = np.zeros(LENGTH)
@@ -154,7 +156,9 @@ def whole() -> list[Node]:
     nodes = tree.merge_paths(path for path, _ in PATHS)
     values = {path[-1].tokens.tobytes(): value for path, value in PATHS}
     return [
-        dataclasses.replace(n, value=values[key], value_weight=1.0) if (key := n.segment.tokens.tobytes()) in values else n
+        dataclasses.replace(n, value=values[key], value_weight=1.0)
+        if (key := n.segment.tokens.tobytes()) in values
+        else n
         for n in nodes
     ]
 

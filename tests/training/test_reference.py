@@ -63,7 +63,11 @@ def start(lora: LoRA | None = None):
 
 
 def _same(wanted, given):
-    return {k: _same(v, given[k]) for k, v in wanted.items() if k in given} if isinstance(wanted, dict) else jnp.array(given)
+    return (
+        {k: _same(v, given[k]) for k, v in wanted.items() if k in given}
+        if isinstance(wanted, dict)
+        else jnp.array(given)
+    )
 
 
 def attach(source, held, folder, begin, mesh):
@@ -73,7 +77,11 @@ def attach(source, held, folder, begin, mesh):
 def alone(path: list[int]) -> np.ndarray:
     """log p of each token of a path, read by itself; 0 for the first."""
     logits = dense_logits(MODEL, path)[:-1]
-    logp = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
+    logp = (
+        logits
+        - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - logits.max(-1, keepdims=True)
+    )
     return np.concatenate([[0], logp[np.arange(len(path) - 1), path[1:]]])
 
 
@@ -81,7 +89,9 @@ def alone(path: list[int]) -> np.ndarray:
 def test_every_token_has_the_log_probability_it_has_on_its_path_alone(source, tmp_path, lora):
     """Of adapters it is that of their base."""
     joined, held = attach(source, held_out(), tmp_path, *start(lora))
-    kept = {joined[i]["tokens"].tobytes(): joined[i]["reference"] for i in range(len(joined))}  # in an order of their own
+    kept = {
+        joined[i]["tokens"].tobytes(): joined[i]["reference"] for i in range(len(joined))
+    }  # in an order of their own
     assert len(kept) == len(DOCUMENTS)
     for flat, paths in DOCUMENTS:
         for branch, path in enumerate(paths, 1):
