@@ -28,6 +28,16 @@ def opening(spec: EnvSpec, goal: str, observation: str, *, reader: Reader, examp
     return [Message("user", spec.instruction), Message("assistant", "OK"), *spec.example, Message("user", task)]
 
 
+def told_as_policy(spec: EnvSpec) -> EnvSpec:
+    """A spec of which a reward model reads what a policy does (without examples): for log-ratios of two policies."""
+    told = spec.told
+    return dataclasses.replace(
+        spec,
+        rm_instruction=f"{spec.instruction}\n\nYour task: {GOAL}",
+        told=None if told is None else lambda task: told_as_policy(told(task)),
+    )
+
+
 def messages(
     state: State, spec: EnvSpec, *, reader: Reader = "policy", examples: int = 0, last: int | None = None
 ) -> list[Message]:

@@ -127,6 +127,8 @@ def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.
         log_seconds=10.0,
     )
     if reward_model:
+        # what an implicit reward model gives for a state: the sum over its path; single: its last step's reward alone
+        config.step_reward = "accumulated"
         whole = method in ("best_of_n", "particle")  # methods whose candidates have different histories
         config.judge = config_dict(compare="trajectories" if whole else "steps", orders=5)
     return config

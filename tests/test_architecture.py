@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "cli": {"types", "run"},
     "export": _BASE | {"models", "run"},
     "scoring": _BASE | {"models", "data", "search"},
-    "score": {"types", "envs", "models", "data", "search", "scoring", "run"},
+    "score": {"types", "places", "prompts", "envs", "models", "data", "search", "scoring", "run"},
     "compilers": {"types"},
     "plan": _BASE | {"models", "engine", "training", "run", "compilers"},
 }

@@ -27,7 +27,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, value in values.items():
         if known := keys.find(name, roles):
             _check_value(known, name, value)
-    for together in (_places, _judge, _mesh, _model, _engine, _simulations):
+    for together in (_places, _judge, _outcomes, _mesh, _model, _engine, _simulations):
         together(config)
 
 
@@ -39,6 +39,11 @@ def show(value: Any) -> str:
 def _check_value(key: keys.Key, name: str, value: Any) -> None:
     if not key.range.allows(value):
         raise UserError(f"--config.{name}={show(value)}: must be {key.range.words()}")
+
+
+def _outcomes(config: ml_collections.ConfigDict) -> None:
+    if "samples" in config and not (config.samples or config.trees):
+        raise UserError("--config.samples and --config.trees are both empty; name trajectories, search trees, or both")
 
 
 def _places(config: ml_collections.ConfigDict) -> None:

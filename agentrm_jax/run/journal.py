@@ -150,7 +150,7 @@ class Journal:
 
         Args:
           meter: what the run has spent so far.
-          ranked: the method chose among its candidates, which are then kept as samples.
+          ranked: the method chose among its candidates, or drew them to be kept: they are kept as samples.
           notes: what the reward model has to say about its scores of the task.
         """
         row: dict[str, JSON] = {"task": done.task.key, "env": done.task.env}

@@ -34,6 +34,18 @@ def cross_entropy(
     return weighted_mean(losses, weights)
 
 
+def value_metrics(
+    predicted: Float[Array, "b t"], targets: Float[Array, "b t"], weights: Float[Array, "b t"]
+) -> dict[str, Array]:
+    """Error of predicted outcomes, beside the error of always predicting the batch's mean target."""
+    mean = weighted_mean(targets, weights)
+    return {
+        "squared_error": regression(predicted, targets, weights),
+        "target_variance": regression(jnp.broadcast_to(mean, targets.shape), targets, weights),
+        "states": jnp.sum(weights > 0, dtype=jnp.int32),
+    }
+
+
 def _masked(x: jax.Array, weights: jax.Array) -> jax.Array:
     """`x` with 0 where the weight is 0, so that a NaN there reaches neither the loss nor its gradient."""
     return jnp.where(weights > 0, x, 0.0)
