@@ -112,7 +112,7 @@ class ServerGenerator:
             finally:
                 for task in left:
                     task.cancel()
-        return [Action(c.text, c.tokens, c.logprob, c.finish) for c in samples]
+        return [Action(self._text(c), c.tokens, c.logprob, c.finish) for c in samples]
 
     async def choose(self, prompt: Prompt, options: Sequence[str], *, name: str = "") -> Answer | None:
         """As `Generator.choose`: from the log-probabilities of the first token, if the options are among the likely ones; else from a
@@ -179,6 +179,10 @@ class ServerGenerator:
             return prompt
         assert self.chat is not None
         return self.chat.prompt(prompt).tokens
+
+    def _text(self, choice: Choice) -> str:
+        """The text of a reply: of its ids as our engine would give it, so that the ids are known again as its own."""
+        return self.chat.decode(choice.tokens) if self.chat and choice.tokens else choice.text
 
     def _payload(self, prompt: Prompt, max_tokens: int | None, temperature: float) -> dict[str, JSON]:
         asked: dict[str, JSON] = {

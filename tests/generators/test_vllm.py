@@ -19,11 +19,11 @@ from agentrm_jax.generators.http import Client, Settings
 from agentrm_jax.generators.native import load_engine_generator
 from agentrm_jax.generators.openai import ServerGenerator
 from agentrm_jax.policies.loading import load_policy
-from agentrm_jax.rewards.judge import softmax
 from agentrm_jax.search import greedy
 from agentrm_jax.testing.inline import InlineEnvironments
 from agentrm_jax.testing.tiny import tiny_model
 from agentrm_jax.testing.toy_env import SPEC, make_task
+from agentrm_jax.text import clean
 from agentrm_jax.types import Message
 
 PYTHON = os.environ.get("AGENTRM_VLLM", "")
@@ -44,7 +44,6 @@ pytestmark = pytest.mark.skipif(not PYTHON, reason="AGENTRM_VLLM does not name a
 @pytest.fixture(scope="module")
 def folder(tokenizer, chat, tmp_path_factory):
     """A small model as a Hugging Face folder."""
-    import jax.tree_util
     from flax import nnx
 
     out = tmp_path_factory.mktemp("vllm") / "tiny"
@@ -60,7 +59,15 @@ def url(folder):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", "tiny"]
+    command = [
+        PYTHON,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(folder),
+        "--served-model-name",
+        "tiny",
+    ]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "512"]
     command += ["--enforce-eager", "--max-num-seqs", "8"]
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
@@ -117,7 +124,7 @@ def test_a_turn_over_chat_messages_is_that_of_our_engine(folder, url):
     policy = served(url)
     assert policy.generator.context == 512  # as the server says
     [theirs, *_] = play(policy, task)
-    assert (theirs.text, theirs.finish) == (ours.text, ours.finish)
+    assert (theirs.text, theirs.finish) == (clean(ours.text), ours.finish)
     np.testing.assert_allclose(theirs.logprob, ours.logprob, atol=1e-2)
     assert policy.usage[task.key].completion > 0
 
@@ -142,15 +149,24 @@ def test_several_samples_differ_and_come_again_with_their_seed(url):
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_a_judge_is_as_sure_as_on_our_engine(folder, url, monkeypatch):
-    question, options = [Message("user", "Which is best, 1, 2 or 3?")], ["1", "2", "3"]
-    ours = asyncio.run(load_engine_generator(folder, SIZES).choose(question, options))
-    generator = ServerGenerator("tiny", Client(url, Settings(retries=1)), max_tokens=8)
-    theirs = run(generator, generator.choose(question, options))
-    if theirs is None or theirs.how != "logprobs":  # no number is among the 20 likeliest of this model's tokens
-        assert max(ours.logprobs) < -2
-        return
-    listed = [i for i, p in enumerate(theirs.logprobs) if np.isfinite(p)]
-    np.testing.assert_allclose(
-        softmax([theirs.logprobs[i] for i in listed]), softmax([ours.logprobs[i] for i in listed]), atol=1e-3
+def test_a_judge_is_as_sure_as_on_our_engine(folder, url):
+    """Of random weights no number need be among the likely first tokens: the first question for which some are is compared."""
+    ours, generator = (
+        load_engine_generator(folder, SIZES),
+        ServerGenerator("tiny", Client(url, Settings(retries=1)), max_tokens=8),
     )
+    options = [str(i) for i in range(1, 10)]
+
+    async def compare():
+        try:
+            for i in range(40):
+                question = [Message("user", f"Which is best, {i} or {i + 1}?")]
+                theirs = await generator.choose(question, options)
+                if theirs is not None and theirs.how == "logprobs":
+                    return (await ours.choose(question, options)).logprobs, theirs.logprobs
+        finally:
+            await generator.aclose()
+
+    here, there = asyncio.run(compare())
+    listed = [i for i, p in enumerate(there) if np.isfinite(p)]
+    np.testing.assert_allclose([there[i] for i in listed], [here[i] for i in listed], atol=1e-2)
