@@ -125,8 +125,8 @@ class ServerGenerator:
         single = all(len(option) == 1 for option in options)  # of "12" the first token may be "1"
         if single and "logprobs" not in self._without:
             [choice, *_] = (await self._complete(asked | self._reporting(_TOP), name)).choices
-            if (logprobs := first_token_logprobs(choice.first, options)) is not None:
-                return Answer(logprobs, "logprobs")
+            if (found := first_token_logprobs(choice.first, options)) is not None:
+                return Answer(found[0], "logprobs", found[1])
             if (number := chosen(choice.text, len(options))) is not None:
                 return _one(number, options, "text")
         if "tools" not in self._without and "messages" in asked:
