@@ -16,7 +16,6 @@ import numpy as np
 from flax import nnx
 
 from agentrm_jax.engine.requests import EngineConfig, ScoreRequest
-from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.testing.tiny import TINY
 from benchmarks import peers, workloads
@@ -24,7 +23,7 @@ from benchmarks.options import SystemOptions
 from benchmarks.ours import Ours
 from benchmarks.roofline import Machine
 from benchmarks.same_weights import prepare
-from benchmarks.side_by_side import OURS, Case, Comparison, System, compare_all, fact
+from benchmarks.side_by_side import Case, Comparison, System, compare_all, fact
 
 
 def run(options: SystemOptions) -> Iterator[Comparison]:

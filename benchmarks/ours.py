@@ -23,7 +23,7 @@ class Ours:
         self._service = EngineService(self.engine)
 
     def ask(self, **question: Any) -> dict[str, Any]:
-        do = {"generate": self._generate, "score": self._score, "episodes": self._episodes}[question.pop("do")]
+        do: Any = {"generate": self._generate, "score": self._score, "episodes": self._episodes}[question.pop("do")]
         before, programs = self._computed(), self.engine.compilations
         answer: dict[str, Any] = do(**question)
         computed = self._computed() - before - answer.pop("last", 0)

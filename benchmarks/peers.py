@@ -132,7 +132,7 @@ class Peer:
                 env=environment(),
                 start_new_session=True,
             )
-        self._buffer = b""
+        self._buffer, self._over = b"", ""
         self._read()
         self.seconds_to_start = time.perf_counter() - begin
         self._signal(signal.SIGSTOP)
@@ -143,20 +143,21 @@ class Peer:
         Raises:
           PeerDied: there is none; the process is ended.
         """
+        if self._over:
+            raise PeerDied(self._over)
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
-        try:
+        with contextlib.suppress(OSError):  # reading says why
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
-        except OSError:
-            pass  # said by the next line
         answer = self._read()
         self._signal(signal.SIGSTOP)
         return answer
 
     def close(self) -> None:
         """Ends the process and all that it started."""
-        self._signal(signal.SIGKILL)
+        if self._process.returncode is None:  # else its number may be another process's
+            self._signal(signal.SIGKILL)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
@@ -185,6 +186,7 @@ class Peer:
 
     def _fail(self, why: str) -> None:
         self.close()
+        self._over = why
         raise PeerDied(why)
 
     def _signal(self, number: int) -> None:

@@ -1,6 +1,7 @@
 """What the machine can do, measured between the repetitions: a matrix product's rate, and the rate at which memory is read."""
 
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ class Machine:
         return flops, max(_rate(run) for run in (read, copy) for _ in range(tries))
 
 
-def _rate(run) -> float:  # type: ignore[no-untyped-def]
+def _rate(run: Callable[[], float]) -> float:
     begin = time.perf_counter()
     amount = run()
     return amount / (time.perf_counter() - begin)

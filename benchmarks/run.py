@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         for row in source:
             rows.append(row)
-            print(_table(name)([row]), flush=True)
+            print(side_by_side.line(row) if name in PROGRAMS else measure.table([row]).splitlines()[-1], flush=True)
             _save(file, rows, settings)
             if arguments.write is not None:
                 _write(arguments.write, name, rows, settings)

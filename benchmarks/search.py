@@ -38,7 +38,8 @@ _SERVERS, _LOOP = "two vLLM servers", "transformers loop"
 
 def run(options: SystemOptions) -> Iterator[Comparison]:
     work = options.workload["search"]
-    case_name = f"beam {work['width']} x {work['branch']} in {work['environment']}, {work['tasks']} tasks at once, {work['turns']} turns of {work['new']} tokens"
+    shape = f"{work['width']} x {work['branch']} in {work['environment']}, {work['tasks']} tasks at once"
+    case_name = f"beam {shape}, {work['turns']} turns of {work['new']} tokens"
     if options.workload["model"] == "toy" or not options.wants(case_name):
         return
     made = prepare(options.models)

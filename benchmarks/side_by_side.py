@@ -16,6 +16,7 @@ from benchmarks.roofline import Machine
 
 Question = dict[str, Any]
 OURS = "ours"
+_AGAIN = 1000  # what is asked again must differ: a cache would know it
 
 
 class System(Protocol):
@@ -57,7 +58,13 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """How one system did: its rate, how many times as good ours is (median over the repetitions), and tokens computed for each unique one; or why not."""
+    """How one system did, or why not.
+
+    Attributes:
+      rate: work a second, or what `fact` says.
+      ratio: how many times as good ours is, the median over the repetitions.
+      computed: tokens computed for each one that is new.
+    """
 
     rate: Spread | None = None
     ratio: float | None = None
@@ -125,7 +132,7 @@ def compare_all(
         for system in taking_part:
             if system.name not in gone:
                 questions, amount = case.few.get(system.name, (case.questions, case.amount))
-                done = _guarded(system, lambda: _repetition(system, questions(number), amount), gone)  # noqa: B023
+                done = _guarded(system, lambda: _repetition(system, questions, number, amount), gone)  # noqa: B023
                 if done is not None:
                     found[system.name].append(done)
     return _comparison(benchmark, case, found, gone, rates)
@@ -142,11 +149,13 @@ class _Repetition:
         return self.amount / sum(self.seconds)
 
 
-def _repetition(system: System, questions: Sequence[Question], amount: float) -> _Repetition:
-    """One repetition; done again, once, if programs had to be compiled for it."""
+def _repetition(
+    system: System, questions: Callable[[int], Sequence[Question]], number: int, amount: float
+) -> _Repetition:
+    """One repetition; another one in its place if programs had to be compiled for it."""
     for attempt in range(2):
         spent, computed, compiled, told = [], 0.0, False, 0.0
-        for question in questions:
+        for question in questions(number + attempt * _AGAIN):
             begin = time.perf_counter()
             answer = system.ask(**question)
             spent.append(time.perf_counter() - begin)
@@ -220,6 +229,13 @@ def fact(benchmark: str, case: str, unit: str, ours: float, others: Mapping[str,
     systems = {OURS: Standing(Spread.of([ours]))}
     systems |= {name: Standing(Spread.of([x]), x / ours) for name, x in others.items()}
     return Comparison(benchmark, case, unit, systems, 1)
+
+
+def line(row: Comparison) -> str:
+    """A row for a reader who waits for the next one."""
+    cells = [f"{name} {_cell(s) if s.rate else s.why}" for name, s in row.systems.items()]
+    share = [] if row.roofline is None else [f"{row.roofline:.0%} of the roofline"]
+    return f"{row.case}, {row.unit}: " + "; ".join(cells + share + ([row.remark] if row.remark else []))
 
 
 def table(rows: Iterable[Comparison]) -> str:

@@ -4,7 +4,7 @@ Tokens are drawn from a generator seeded by what they are for, so a workload is 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from benchmarks.roofline import kv_numbers, layer_parameters, output_parameters
 from benchmarks.side_by_side import Case, Question
 
 _FILE = Path(__file__).with_name("workloads.json")
-_FIRST_ID, _LAST_ID = 20, 255  # ids below are special tokens of SmolLM2; toy models have 256
+_FIRST_ID, _LAST_ID = 20, 96  # ids below are special tokens of SmolLM2; the toy model has 97
 
 Path_ = list[int]
 
@@ -155,7 +155,7 @@ def scoring(shape: dict[str, int], model: ModelConfig, slow: Sequence[str] = ("t
     )
 
 
-def later_turns(seconds: dict[str, list[float]]) -> str:
+def later_turns(seconds: Mapping[str, list[float]]) -> str:
     """What the last turn costs, as a multiple of the second."""
     if any(len(turns) < 2 for turns in seconds.values()):
         return ""

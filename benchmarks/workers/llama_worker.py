@@ -29,7 +29,7 @@ def main():
     memory = ll.llama_get_memory(context)
     words = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(model))
     batch = ll.llama_batch_init(_BATCH, 0, 1)
-    held = [[] for _ in range(job["sequences"])]
+    held: list[list[int]] = [[] for _ in range(job["sequences"])]
 
     def read(entries):
         """Reads (sequence, position, token, whether its logits are wanted); the most likely next token of those, in order."""

@@ -1,6 +1,6 @@
-"""The other end of `benchmarks.peers.Peer`: answers questions on a pipe. Imported by the workers beside it, which import nothing else of ours.
+"""The other end of `benchmarks.peers.Peer`: answers questions on a pipe. The workers beside it import it, and nothing else of ours.
 
-A question is a line of JSON with the name of a handler (`do`) and its arguments; an answer is a line of JSON: the handler's result, or
+A question is a line of JSON with the name of a handler (`do`) and its arguments; an answer is one too: the handler's result, or
 `{"error": TEXT}`. Whatever else a library prints goes to standard error.
 """
 

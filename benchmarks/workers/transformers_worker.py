@@ -4,6 +4,8 @@ Needs torch and transformers. Sequences of one length are generated together; pa
 values kept. With `one_by_one` every sample and every score is a call of its own that reads its whole path.
 """
 
+from typing import Any
+
 import pipe
 import torch
 import transformers
@@ -16,13 +18,14 @@ def main():
     torch.manual_seed(0)
     policy = AutoModelForCausalLM.from_pretrained(job["policy"], dtype=torch.float32).eval()
     reward = AutoModelForSequenceClassification.from_pretrained(job["reward"], dtype=torch.float32).eval()
-    kept = {"paths": None, "cache": None}
+    kept: dict[str, Any] = {"paths": None, "cache": None}
 
     @torch.inference_mode()
     def generate(paths, new, n=1, temperature=0.0, one_by_one=False):
         paths = [path for path in paths for _ in range(n)]
         groups = [[path] for path in paths] if one_by_one else [paths]
-        tokens, read = [], 0
+        tokens: list[list[int]] = []
+        read = 0
         for group in groups:
             found, computed = continued(group, new, temperature, keep=not one_by_one)
             tokens, read = tokens + found, read + computed
