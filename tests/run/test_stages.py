@@ -90,6 +90,19 @@ def test_everything_that_a_config_names_is_made_in_the_order_of_the_loop(command
     assert [c[-1] for c in commands] == ["--workdir=runs/nano/sft", "--workdir=runs/nano/mcts"]
 
 
+def test_what_acts_or_judges_from_elsewhere_needs_no_run_and_a_judge_of_ours_needs_its_policy(commands):
+    config = ml_collections.ConfigDict(
+        {"size": "nano", "policy": "openai:gpt@http://x/v1", "reward_model": "mine:make"}
+    )
+    stages.require_named(config)
+    config.reward_model = "judge:openai:gpt@http://x/v1"
+    stages.require_named(config)
+    assert commands == []
+    config.reward_model = "judge:runs/nano/sft"
+    stages.require_named(config)
+    assert [command[-1] for command in commands] == ["--workdir=runs/nano/sft"]
+
+
 def test_the_table_has_every_config_and_its_main():
     names = {p.stem for p in (ROOT / "configs").glob("*.py")} - {"common"}
     assert names == set(stages.STAGES)
