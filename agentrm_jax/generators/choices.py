@@ -62,7 +62,7 @@ def read(answer: dict[str, JSON]) -> Answered:
 def chosen(text: str, count: int) -> int | None:
     """The one number from 1 to `count` that the last line of a reply names; None if it names none, several, or another."""
     lines = [line for line in _THOUGHT.sub("", text, count=1).splitlines() if line.strip()]
-    numbers = {int(number) for number in re.findall(r"(?<![\d.])\d{1,6}(?![\d])", lines[-1])} if lines else set()
+    numbers = {int(number) for number in re.findall(r"(?<![\d.])\d{1,6}(?!\.?\d)", lines[-1])} if lines else set()
     [number] = numbers if len(numbers) == 1 else [0]
     return number if 1 <= number <= count else None
 

@@ -147,11 +147,11 @@ class ServerGenerator:
         """
         try:
             try:
-                rows = await self._client.ask("/models", None, _rows)
+                rows = await self._client.ask("/models", None, _rows, retries=1)
             except (Refused, GoneError, GenerationFailure):
                 rows = []  # not every server lists its models
             known = {str(row.get("id")): row for row in rows}
-            if self.model in known:
+            if self.model in known:  # some servers take names that they do not list
                 length = known[self.model].get("max_model_len")
                 self.context = self.context or (length if isinstance(length, int) and length > 0 else 0)
                 return

@@ -54,7 +54,7 @@ def _places(config: ml_collections.ConfigDict) -> None:
                 if isinstance(place, places.Maker):
                     place.find()
             except UserError as error:
-                raise UserError(f"--config.{key}={config[key]}: {error}") from error
+                raise UserError(f"--config.{key}: {error}") from error
 
 
 def _judge(config: ml_collections.ConfigDict) -> None:

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 
 def weighted_mean(x: Float[Array, "*shape"], weights: Float[Array, "*shape"]) -> Float[Array, ""]:
@@ -36,7 +36,7 @@ def cross_entropy(
 
 def value_metrics(
     predicted: Float[Array, "b t"], targets: Float[Array, "b t"], weights: Float[Array, "b t"]
-) -> dict[str, Array]:
+) -> dict[str, Num[Array, ""]]:
     """Error of predicted outcomes, beside the error of always predicting the batch's mean target."""
     mean = weighted_mean(targets, weights)
     return {

@@ -128,7 +128,9 @@ POLICY = uniform_policy("abc")
 @pytest.mark.parametrize("aggregate", ["last", "min", "mean", "sum", "prod", "max"])
 def test_every_aggregate_chooses_among_whole_trajectories(make, step, aggregate):
     model = make(step)
-    result = asyncio.run(best_of_n(TASK, POLICY, InlineEnvironments(SPEC), model, n=4, aggregate=aggregate, all_steps=True))
+    result = asyncio.run(
+        best_of_n(TASK, POLICY, InlineEnvironments(SPEC), model, n=4, aggregate=aggregate, all_steps=True)
+    )
     scores = [c.score for c in result.candidates]
     assert result.chosen == int(np.argmax(scores))
     assert result.counts["unscored"] == 0
@@ -137,7 +139,9 @@ def test_every_aggregate_chooses_among_whole_trajectories(make, step, aggregate)
 
 
 @pytest.mark.parametrize(
-    "search", [functools.partial(beam, width=2, branch=2), functools.partial(lookahead, samples=2)], ids=["beam", "lookahead"]
+    "search",
+    [functools.partial(beam, width=2, branch=2), functools.partial(lookahead, samples=2)],
+    ids=["beam", "lookahead"],
 )
 def test_it_guides_searches_step_by_step(make, search):
     result = asyncio.run(search(TASK, POLICY, InlineEnvironments(SPEC), make()))
