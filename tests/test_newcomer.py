@@ -62,7 +62,9 @@ def test_it_is_imitated_explored_learned_searched_and_scored(folder):
     assert json.loads((best / "results.json").read_text())["tasks"]["guess"]["n"] == 2
     sampled = main(folder, "search.py", "sample", *searching, few[0], "--config.search.n=3")
     assert len((sampled / "trajectories.jsonl").read_text().splitlines()) == 6
-    assert {"random", "shortest", "ended", "oracle"} <= json.loads((sampled / "results.json").read_text())["rows"].keys()
+    assert {"random", "shortest", "ended", "oracle"} <= json.loads((sampled / "results.json").read_text())[
+        "rows"
+    ].keys()
     outcomes = (f"--config.init={sft}", f"--config.samples={sampled}", f"--config.trees={mcts}", *TRAIN)
     implicit = main(folder, "train.py", "implicit", *outcomes, "--config.heldout=0.5", "--config.eval_steps=3")
     card = json.loads((implicit / "model.json").read_text())

@@ -39,7 +39,9 @@ def workdir(folder: Path, model, tokenizer, **about) -> Path:
     """A finished training run."""
     folder.mkdir()
     head = hasattr(model, "value_d")
-    card = Card(**{"kind": "policy", "loss": "imitation", "config": model.config, "lm_head": True, "value_head": head} | about)
+    card = Card(
+        **{"kind": "policy", "loss": "imitation", "config": model.config, "lm_head": True, "value_head": head} | about
+    )
     (folder / "model.json").write_text(json.dumps(card.to_json()))
     tokenizer.save_pretrained(folder / "tokenizer")
     flat = tree.flatten(tree.path_tree([tree.Segment(np.arange(4), "action")]))
@@ -62,7 +64,10 @@ def headless(model):
 def runs(tmp_path_factory, tokenizer) -> Path:
     """`base` and `tuned`, two policies, and `implicit`, which is `tuned` compared with `base`."""
     folder = tmp_path_factory.mktemp("runs")
-    tuned, base = headless(tiny_model(vocab_size=330, max_length=512)), headless(tiny_model(1, vocab_size=330, max_length=512))
+    tuned, base = (
+        headless(tiny_model(vocab_size=330, max_length=512)),
+        headless(tiny_model(1, vocab_size=330, max_length=512)),
+    )
     workdir(folder / "base", base, tokenizer)
     workdir(folder / "tuned", tuned, tokenizer)
     told = texts_of(SPECS, [TASK], "", reader="reward")
