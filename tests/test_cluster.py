@@ -28,7 +28,10 @@ def test_a_script_parses_and_says_what_it_lacks(script):
 @pytest.mark.parametrize("name", ["slurm.sbatch", "slurm-search.sbatch"])
 @pytest.mark.parametrize(("code", "requeued"), [(0, False), (143, True), (2, False)])
 def test_a_job_that_was_told_to_stop_queues_itself_again(tmp_path, name, code, requeued):
-    for tool, body in (("srun", f'echo "$@" > {tmp_path}/ran; exit {code}'), ("scontrol", f'echo "$@" > {tmp_path}/again')):
+    for tool, body in (
+        ("srun", f'echo "$@" > {tmp_path}/ran; exit {code}'),
+        ("scontrol", f'echo "$@" > {tmp_path}/again'),
+    ):
         (tmp_path / tool).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / tool).chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"

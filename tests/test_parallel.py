@@ -30,5 +30,5 @@ def test_a_process_joins_others_where_a_launcher_says_so(env, told):
 
 @pytest.mark.parametrize("more", [{}, {"JAX_NUM_PROCESSES": "2"}, {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "x"}])
 def test_a_variable_that_is_missing_is_named(more):
-    with pytest.raises(UserError, match="JAX_(NUM_PROCESSES|PROCESS_ID) as a number"):
+    with pytest.raises(UserError, match=r"JAX_(NUM_PROCESSES|PROCESS_ID) as a number"):
         launcher({"JAX_COORDINATOR_ADDRESS": "a:1"} | more)

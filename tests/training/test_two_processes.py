@@ -163,7 +163,9 @@ def test_a_process_that_is_killed_ends_the_other_and_the_same_command_goes_on_to
 
 
 if __name__ == "__main__":
-    patient = jax.distributed.initialize  # with ten seconds, not a hundred, a process that is gone is missed in time for a test
+    patient = (
+        jax.distributed.initialize
+    )  # with ten seconds, not a hundred, a process that is gone is missed in time for a test
     jax.distributed.initialize = functools.partial(patient, heartbeat_timeout_seconds=10)
     parallel.start_distributed()
     assert jax.process_count() == int(os.environ.get("JAX_NUM_PROCESSES", "1"))
