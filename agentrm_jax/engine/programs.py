@@ -31,7 +31,7 @@ empty_state = jax.jit(batch.empty_state, static_argnums=(0, 1, 2))
 read_trunk = jax.jit(batch.read_trunk, static_argnums=0)
 admit = jax.jit(batch.admit, static_argnums=(0, 1), donate_argnums=3)
 keep_rows = jax.jit(batch.keep_rows, static_argnums=0)
-decode = jax.jit(decoding.decode, static_argnums=(1, 2), donate_argnums=3)
+decode = jax.jit(decoding.decode, static_argnums=(1, 2, 3), donate_argnums=4)
 store = jax.jit(batch.store, static_argnums=(0, 1), donate_argnums=2)
 
 _ALL = (prefill, write, empty_state, read_trunk, admit, keep_rows, decode, store)
@@ -92,7 +92,7 @@ def planned_prefill(
 def largest_batch(sizes: Mapping[str, Any]) -> DecodeShape:
     """The decode batch that takes most memory."""
     e = _config(sizes)
-    return DecodeShape(e.rows[-1], e.samples, e.context[-1], e.max_new)
+    return DecodeShape(e.rows[-1], e.samples, e.context[-1], e.max_new, draft=e.draft)
 
 
 def planned_state(model: ModelConfig, sizes: Mapping[str, Any]) -> Planned:
@@ -104,7 +104,7 @@ def planned_decode(
     model: ModelConfig, sizes: Mapping[str, Any], weights: Any, pool: Any, state: Any, mesh: jax.sharding.Mesh
 ) -> dict[str, Planned]:
     """What is done with the largest decode batch, by name, given the shapes of weights, pool and state."""
-    shape = largest_batch(sizes)
+    e, shape = _config(sizes), largest_batch(sizes)
     arguments = _shapes(
         joining_rows(DecodeBatch(shape, [], np.zeros(0, np.int32)), [], model.vocab_size, 0, shape.max_new), mesh
     )
@@ -112,7 +112,7 @@ def planned_decode(
     return {
         "admit": Planned(admit, (model, shape, pool, state, *arguments), (state, arguments)),
         "decode": Planned(
-            decode, (weights, model, shape, state, None, stopped, np.int32(batch.STEPS)), (state, stopped)
+            decode, (weights, model, shape, e.draft > 0, state, None, stopped, np.int32(batch.STEPS)), (state, stopped)
         ),
     }
 

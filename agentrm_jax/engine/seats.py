@@ -137,7 +137,8 @@ class Seats:
         c, shared = self._config, len(trunk) if begins_with(sequence.target, trunk) else 0
         columns = bucket(len(sequence.target) - shared, c.context)
         shaped = sequence.params.shaped
-        return DecodeShape(0, self._samples(sequence), columns, c.max_new, shaped, c.trunk if shared else 0)
+        draft = 0 if shaped else c.draft  # a penalty depends on what was drawn just before
+        return DecodeShape(0, self._samples(sequence), columns, c.max_new, shaped, c.trunk if shared else 0, draft)
 
     def _batch_for(self, wanted: DecodeShape, trunk: np.ndarray, count: int) -> DecodeBatch | None:
         """A batch with room for some of `count` more rows: one that grows, or another one, as far as all may have rows."""
