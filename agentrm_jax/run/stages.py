@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ml_collections
 
+from agentrm_jax import places
 from agentrm_jax.run.workdirs import is_finished
 from agentrm_jax.types import UserError
 
@@ -54,15 +55,23 @@ STAGES: Mapping[str, Stage] = {
 
 
 def home() -> Path:
-    """The folder of the mains and their configs: that of the program being run, of the package, or the current one.
+    """The folder of the mains and their configs: that of the program being run, of a checkout or the installed package, or the
+    current one.
 
     Raises:
       UserError: the mains are nowhere to be found.
     """
-    for folder in (Path(sys.argv[0]).resolve().parent, Path(__file__).resolve().parents[2], Path.cwd()):
+    package = Path(__file__).resolve().parents[1]
+    for folder in (Path(sys.argv[0]).resolve().parent, package.parent, package / "mains", Path.cwd()):
         if all((folder / name).is_file() for name in MAINS) and (folder / "configs").is_dir():
             return folder
     raise UserError("train.py, search.py and configs/ are not here; start in a checkout of agentrm_jax")
+
+
+def spoken(main: str) -> str:
+    """How a user starts a main: `python train.py` in a checkout, `agentrm train` where the package is installed without one."""
+    installed = home() == Path(__file__).resolve().parents[1] / "mains"
+    return f"agentrm {Path(main).stem}" if installed else f"python {main}"
 
 
 def workdir_of(name: str, size: str) -> Path:
@@ -77,12 +86,25 @@ def arguments_of(name: str, size: str, workdir: Path | None = None) -> list[str]
     return command if workdir is None else [*command, f"--workdir={workdir}"]
 
 
+def shown(arguments: Sequence[str]) -> str:
+    """A command line of `arguments_of` as a user would type it."""
+    main, *rest = arguments
+    start = spoken(main)
+    return " ".join(
+        [start, *(word.replace(f"{home()}/", "") if start.startswith("agentrm") else word for word in rest)]
+    )
+
+
 def require_named(config: ml_collections.ConfigDict) -> None:
     """Makes sure that all runs which a config names as what it builds on are there (`require`). Raises UserError."""
     for stage in STAGES.values():
         for key in stage.named_by:
             if config.get(key):
-                require(config[key], stage.name, config.size)
+                place, name = places.read(config[key]), stage.name
+                if isinstance(place, places.Judge):
+                    place, name = place.policy, "sft"
+                if isinstance(place, places.Model):
+                    require(place.place, name, config.size)
 
 
 def require(place: str, name: str, size: str) -> None:
@@ -99,7 +121,7 @@ def require(place: str, name: str, size: str) -> None:
     if workdir != workdir_of(name, size):
         raise UserError(f"{place} (needed as {name}) {_missing(place)}")
     arguments = arguments_of(name, size, workdir)
-    print(f"{workdir} is missing or unfinished; making it first: python {' '.join(arguments)}", flush=True)
+    print(f"{workdir} is missing or unfinished; making it first: {shown(arguments)}", flush=True)
     workdir.parent.mkdir(parents=True, exist_ok=True)
     if code := run(arguments, alone=True):
         raise UserError(f"making {workdir} failed with exit code {code}; see the lines above")
