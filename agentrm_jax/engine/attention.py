@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from agentrm_jax.engine.batch import DecodeShape, DecodeState, Trunk
 from agentrm_jax.engine.memory import MASK_VALUE, by_heads
+from agentrm_jax.engine.paged import Part
 
 
 class Columns:
@@ -73,11 +74,11 @@ def attend(
     trunk: tuple[jax.Array, jax.Array] | None,
     bias: jax.Array,
     trunk_bias: jax.Array | None,
-) -> jax.Array:
+) -> Part:
     """Attention of n samples a row over keys [k * u, b, h, w] and values [k * u, b * w, h], and over a trunk: [u, n, heads, h].
 
-    This is the one place that decides how decode reads the cache. Shapes are those of the caches: a reshape of what was just
-    written would make XLA copy it.
+    Beside it stands the log-sum-exp of the scores, for what is read elsewhere (`histories`). Shapes are those of the caches: a
+    reshape of what was just written would make XLA copy it.
     """
     u, n, heads, h = q_unxh.shape
     _, blocks, _, width = keys.shape
@@ -102,4 +103,5 @@ def attend(
         common = jnp.matmul(shared.astype(vals.dtype).reshape(kv, u * n * g, -1), trunk[1])
         out += common.reshape(out.shape)
     out = out / total
-    return out.reshape(kv, u, n, g, h).transpose(1, 2, 0, 3, 4).reshape(u, n, heads, h).astype(q_unxh.dtype)
+    lse = (high.reshape(kv, u, n, g) + jnp.log(total).reshape(kv, u, n, g)).transpose(1, 2, 0, 3).reshape(u, n, heads)
+    return out.reshape(kv, u, n, g, h).transpose(1, 2, 0, 3, 4).reshape(u, n, heads, h).astype(q_unxh.dtype), lse

@@ -36,6 +36,7 @@ class DecodeShape:
       max_new: tokens a sample can be given while its row stays.
       shaped: whether samples may have filters, penalties and top log-probabilities.
       trunk: columns of the trunk, 0 for none.
+      in_place: the kernel that reads histories where they lie in the pool (see `histories`); empty where rows have copies of them.
     """
 
     rows: int
@@ -44,6 +45,7 @@ class DecodeShape:
     max_new: int
     shaped: bool = False
     trunk: int = 0
+    in_place: str = ""
 
     @property
     def width(self) -> int:
@@ -52,7 +54,8 @@ class DecodeShape:
 
     @property
     def history_blocks(self) -> int:
-        return -(-self.columns // self.width)
+        """Key blocks of a row's copy of its history."""
+        return 0 if self.in_place else -(-self.columns // self.width)
 
     @property
     def ring_blocks(self) -> int:
@@ -99,13 +102,16 @@ class DecodeState:
     """A decode batch on the device. Donate it to every program that returns a new one.
 
     Attributes:
-      caches: keys [k * u, b, h, w] and values [k * u, b * w, h] of every layer.
+      caches: keys [k * u, b, h, w] and values [k * u, b * w, h] of every layer: copies of the histories, if there are any, and
+        then the ring.
+      table: int32[u, c] the pool's slots of the histories that are read in place, or None.
       at: int32[] steps since the batch was opened; the next is written at `at % ring`.
       joined: int32[u] value of `at` when each row joined.
       rows: the rest, by row.
     """
 
     caches: Entries
+    table: jax.Array | None
     at: jax.Array
     joined: jax.Array
     rows: RowState
@@ -114,10 +120,17 @@ class DecodeState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trunk:
-    """What every row's history begins with: keys [k, h, s] and values [k, s, h] of every layer, and int32[] its length."""
+    """What every row's history begins with.
+
+    Attributes:
+      caches: copies, keys [k, h, s] and values [k, s, h] of every layer; none if it is read in place.
+      length: int32[].
+      slots: int32[s] where it lies in the pool.
+    """
 
     caches: Entries
-    length: jax.Array
+    length: Array
+    slots: Array
 
 
 @jax.tree_util.register_dataclass
@@ -171,18 +184,20 @@ def empty_state(config: ModelConfig, shape: DecodeShape, dtype: jnp.dtype) -> De
         if shape.shaped
         else None,
     )
-    return DecodeState([caches() for _ in range(config.num_layers)], whole((), jnp.int32), whole((u,), jnp.int32), rows)
+    table = whole((u, shape.columns), jnp.int32) if shape.in_place else None
+    at, joined = whole((), jnp.int32), whole((u,), jnp.int32)
+    return DecodeState([caches() for _ in range(config.num_layers)], table, at, joined, rows)
 
 
 def read_trunk(config: ModelConfig, pool: Entries, slots: jax.Array, length: jax.Array) -> Trunk:
-    """The trunk in the pool's `slots` int32[s], of which `length` count."""
+    """A copy of the trunk in the pool's `slots` int32[s], of which `length` count."""
     kv = config.num_kv_heads
 
     def collect(keys: jax.Array, vals: jax.Array) -> tuple[jax.Array, jax.Array]:
         k, v = gather(keys, slots[None], kv)[0], gather(vals, slots[None], kv)[0]
         return by_heads(k.transpose(1, 2, 0), kv, 0), by_heads(v.transpose(1, 0, 2), kv, 0)
 
-    return Trunk([collect(*layer) for layer in pool], length)
+    return Trunk([collect(*layer) for layer in pool], length, slots)
 
 
 def admit(
@@ -224,7 +239,10 @@ def admit(
             )
         return out
 
-    caches = jax.lax.fori_loop(0, number, put, state.caches)
+    if shape.in_place:
+        caches, table = state.caches, everywhere(state.table.at[at_rows].set(context, mode="drop"))
+    else:
+        caches, table = jax.lax.fori_loop(0, number, put, state.caches), None
 
     def join(old: jax.Array, new: Array) -> jax.Array:
         new = jnp.asarray(new)
@@ -233,7 +251,7 @@ def admit(
         return everywhere(old.at[at_rows].set(new, mode="drop"))
 
     joined = everywhere(state.joined.at[at_rows].set(jnp.broadcast_to(state.at, (u,)), mode="drop"))
-    return DecodeState(caches, everywhere(state.at), joined, jax.tree.map(join, state.rows, joining))
+    return DecodeState(caches, table, everywhere(state.at), joined, jax.tree.map(join, state.rows, joining))
 
 
 def keep_rows(config: ModelConfig, state: DecodeState, rows: jax.Array) -> DecodeState:
@@ -247,8 +265,9 @@ def keep_rows(config: ModelConfig, state: DecodeState, rows: jax.Array) -> Decod
     by_row = jax.tree.map(lambda x: everywhere(x[chosen]), state.rows)
     done = everywhere(by_row.done | (rows < 0)[:, None])
     caches = jax.tree.map(take, state.caches)
+    table = None if state.table is None else everywhere(state.table[chosen])
     return DecodeState(
-        caches, everywhere(state.at), everywhere(state.joined[chosen]), dataclasses.replace(by_row, done=done)
+        caches, table, everywhere(state.at), everywhere(state.joined[chosen]), dataclasses.replace(by_row, done=done)
     )
 
 

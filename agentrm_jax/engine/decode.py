@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from agentrm_jax.engine.attention import Columns, attend
 from agentrm_jax.engine.batch import STEPS, DecodeShape, DecodeState, Steps, Trunk
+from agentrm_jax.engine.histories import InPlace
 from agentrm_jax.engine.memory import Entries, Weights, everywhere, logits, rotates, window
+from agentrm_jax.engine.paged import join
 from agentrm_jax.engine.requests import SamplingParams
 from agentrm_jax.engine.sampling import Shaping, most_likely, sample
 from agentrm_jax.models.config import ModelConfig
@@ -21,6 +23,7 @@ def decode(
     weights: Weights,
     config: ModelConfig,
     shape: DecodeShape,
+    pool: Entries,
     state: DecodeState,
     trunk: Trunk | None,
     stopped: jax.Array,
@@ -31,11 +34,18 @@ def decode(
     A row that has no room for more steps is done as well: `count` says that it is below its limit.
 
     Args:
+      pool: read for histories that are not copied.
       stopped: bool[u, n] samples that are done from now on.
     """
     u, n = shape.rows, shape.samples
     fixed = state.rows
     columns = Columns(shape, state, trunk)
+    histories = None
+    if state.table is not None:
+        length = jnp.where(
+            (fixed.done | stopped).all(1), 0, fixed.context_length
+        )  # nothing is read for a row that is over
+        histories = InPlace(shape.in_place, state.table, length, trunk)
     windows = {window(config, l) for l in range(config.num_layers)}
     few = SamplingParams.MOST_LOGPROBS if shape.shaped else 0
 
@@ -54,8 +64,13 @@ def decode(
             def look(q: jax.Array, k: jax.Array, v: jax.Array, l=l) -> jax.Array:
                 cache = columns.put(caches[l], k, v, at)
                 written.append(cache)
+                limit = window(config, l)
+                bias, trunk_bias = biases[limit]
+                if histories is not None:
+                    parts = histories.attend(q, pool[l], positions, limit)
+                    return join([*parts, attend(q, *cache, None, bias, None)]).astype(q.dtype)
                 shared = trunk.caches[l] if trunk is not None else None
-                return attend(q, *cache, shared, *biases[window(config, l)])
+                return attend(q, *cache, shared, bias, trunk_bias)[0]
 
             x = block(x, positions, look, rotates(config, l))
         hidden = rms_norm(x, weights.final_norm_d, config.norm_eps)
@@ -102,7 +117,7 @@ def decode(
         shaping = dataclasses.replace(fixed.shaping, seen=seen)
     rows = dataclasses.replace(fixed, token=token, count=count, done=done, shaping=shaping)
     rows, steps, at = jax.tree.map(everywhere, (rows, steps, at))
-    return DecodeState(caches, at, jax.tree.map(everywhere, state.joined), rows), steps
+    return DecodeState(caches, state.table, at, jax.tree.map(everywhere, state.joined), rows), steps
 
 
 def _by_sample(shaping: Shaping, n: int) -> Shaping:

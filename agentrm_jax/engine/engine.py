@@ -16,8 +16,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from agentrm_jax import parallel
-from agentrm_jax.engine import layout, programs
-from agentrm_jax.engine.batch import STEPS
+from agentrm_jax.engine import histories, layout, programs
+from agentrm_jax.engine.batch import STEPS, Trunk
 from agentrm_jax.engine.facts import SlotFacts
 from agentrm_jax.engine.prefix import PrefixCache
 from agentrm_jax.engine.requests import (
@@ -75,8 +75,11 @@ class Engine:
         with self._placed():
             self._weights = programs.lay_out(model, self._dtype)
             self._pool = programs.empty_pool(model.config, config.cache_tokens, self._dtype)
+            self._reader = histories.choose_reader(
+                parallel.platform(), model.config, config.cache_tokens, config.tensor
+            )
         self.cache, self._facts = PrefixCache(config.cache_tokens), SlotFacts(config.cache_tokens)
-        self.scheduler = Scheduler(config, self.cache, self._facts)
+        self.scheduler = Scheduler(config, self.cache, self._facts, self._reader)
 
     @property
     def compilations(self) -> int:
@@ -196,7 +199,9 @@ class Engine:
         cached = max(len(row.cached) for row in work.rows)
         columns = layout.bucket(cached, c.context) if cached else 0
         batch, at = layout.tiles(work.rows, work.slots, (padded, tile), new, columns, nowhere=c.cache_tokens)
-        facts, entries = programs.prefill(self._weights, self.model_config, self._pool, batch, logprobs=work.logprobs)
+        facts, entries = programs.prefill(
+            self._weights, self.model_config, self._pool, batch, logprobs=work.logprobs, in_place=self._reader
+        )
         self._pool = programs.write(self._pool, at, entries)
         real = at < c.cache_tokens
         if self._weights.value_d is not None:
@@ -234,7 +239,7 @@ class Engine:
                 stopped[row, j] = lane.ended
         most = np.int32(STEPS)
         batch.state, steps = programs.decode(
-            self._weights, model, batch.shape, batch.state, batch.shared, stopped, most
+            self._weights, model, batch.shape, self._pool, batch.state, batch.shared, stopped, most
         )
         over = take_steps(batch, jax.device_get(steps), self.end_id, self.text)
         self.stats.decode_steps += int(steps.ran)
@@ -248,7 +253,10 @@ class Engine:
         assert sequence.lock is not None
         slots = np.zeros(batch.shape.trunk, np.int32)
         slots[: len(batch.trunk)] = sequence.lock.slots[: len(batch.trunk)]
-        return programs.read_trunk(self.model_config, self._pool, slots, np.int32(len(batch.trunk)))
+        length = np.int32(len(batch.trunk))
+        if batch.shape.in_place:
+            return Trunk([], length, slots)
+        return programs.read_trunk(self.model_config, self._pool, slots, length)
 
     def _retire(self, batch: DecodeBatch, rows: list[int]) -> None:
         """Ends rows: what their samples have written is cached, those that have ended are handed over, others wait again."""

@@ -2,7 +2,7 @@
 
 A row's queries (of all its samples, or of a chunk of new tokens) attend to its history together, so that every cached token is
 read once for all of them. What they see besides (their own tokens, a trunk) is a part of its own; parts are joined by their
-log-sum-exps. The kernels are `paged_gpu` and `paged_tpu`; `engine/attention.py` says when they are used.
+log-sum-exps. The kernels are `paged_gpu` and `paged_tpu`; `histories` says when they are used.
 
 Letters: u rows, m queries of a row, n query heads, k key/value heads, g query heads per key/value head, h head dim, c columns
 (places in a history), q the m * g queries that share a key/value head.
@@ -49,7 +49,7 @@ def attend(
 
     Under a mesh every device reads its own heads.
     """
-    u, m, heads, h = q_umnh.shape
+    u, m, _, h = q_umnh.shape
     kv = pool[0].shape[1] // h
     split = _heads_axis(kv)
 

@@ -22,7 +22,7 @@ from agentrm_jax.models.attention_fused import product, product_t, softmax_step
 PAGE = 16  # slots: rows of a tile of bfloat16, two tiles of float32
 _PAGES = 8  # pages of a block: as many slots as a vector register has lanes
 _SLOTS = PAGE * _PAGES
-_LANES = 128
+LANES = 128
 _QUERIES = 256  # queries of a program at most
 
 
@@ -38,7 +38,7 @@ def prepare(table_uc: jax.Array, length_u: jax.Array) -> tuple[jax.Array, jax.Ar
     follows = table_uc[:, 1:] == table_uc[:, :-1] + 1
     new = jnp.pad(~follows, ((0, 0), (1, 0)), constant_values=True) | (table_uc % PAGE == 0)
     number = jnp.cumsum(new & inside, axis=1) - 1
-    size = c + _PAGES + 1 + -(c + _PAGES + 1) % _LANES
+    size = c + _PAGES + 1 + -(c + _PAGES + 1) % LANES
     at = jnp.where(new & inside, number, size)
     row = jnp.arange(u)[:, None]
 
@@ -92,8 +92,8 @@ def attend(
                 pltpu.VMEM((2, _SLOTS, vals.shape[1]), vals.dtype),
                 pltpu.SemaphoreType.DMA((2, 2)),
                 pltpu.VMEM((k, size, h), jnp.float32),
-                pltpu.VMEM((k, size, _LANES), jnp.float32),
-                pltpu.VMEM((k, size, _LANES), jnp.float32),
+                pltpu.VMEM((k, size, LANES), jnp.float32),
+                pltpu.VMEM((k, size, LANES), jnp.float32),
             ],
         ),
         out_shape=[

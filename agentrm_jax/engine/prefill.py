@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agentrm_jax.engine.histories import InPlace
 from agentrm_jax.engine.memory import MASK_VALUE, Entries, Weights, gather, output_map, rotates, window
+from agentrm_jax.engine.paged import join
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.layers import rms_norm
 from agentrm_jax.models.vocabulary import log_probabilities
@@ -55,15 +57,23 @@ class TokenFacts:
 
 
 def prefill(
-    weights: Weights, config: ModelConfig, pool: Entries, batch: PrefillBatch, *, logprobs: bool
+    weights: Weights, config: ModelConfig, pool: Entries, batch: PrefillBatch, *, logprobs: bool, in_place: str = ""
 ) -> tuple[TokenFacts, Entries]:
-    """Reads a batch; its tokens' keys and values are [u, w, k * h] a layer. Log-probabilities cost the vocabulary map, so
-    they are computed only if asked for.
+    """Reads a batch; its tokens' keys and values are [u, w, k * h] a layer.
+
+    Args:
+      logprobs: whether log-probabilities are computed, which costs the vocabulary map.
+      in_place: the kernel that reads histories where they lie in the pool (see `histories`); empty to copy them for every layer.
     """
     (u, w), s, r = batch.tokens.shape, batch.context.shape[1], batch.subtree_end.shape[1]
+    histories = None
+    if in_place:
+        if s:
+            histories = InPlace(in_place, jnp.asarray(batch.context), jnp.asarray(batch.context_length))
+        s = 0  # columns that are copied
     kv, h, g = config.num_kv_heads, config.head_dim, config.num_heads // config.num_kv_heads
     query = jnp.asarray(batch.query)[:, :, None]
-    positions, context = jnp.asarray(batch.positions), jnp.asarray(batch.context)
+    positions, context = jnp.asarray(batch.positions), jnp.asarray(batch.context)[:, :s]
     new = (jnp.arange(r) <= query) & (query < jnp.asarray(batch.subtree_end)[:, None])
     old = jnp.broadcast_to((jnp.arange(s)[None] < batch.context_length[:, None])[:, None], (u, w, s))
     seen = jnp.concatenate([old, new], axis=2)
@@ -87,12 +97,16 @@ def prefill(
             ]
             keys = both[0].transpose(2, 0, 3, 1).reshape(kv * u, h, s + r)
             vals = both[1].transpose(2, 0, 1, 3).reshape(kv * u, s + r, h)
-            q = (q * h**-0.5).reshape(u, w, kv, g, h).transpose(2, 0, 1, 3, 4).reshape(kv * u, w * g, h)
+            rows, q = q, (q * h**-0.5).reshape(u, w, kv, g, h).transpose(2, 0, 1, 3, 4).reshape(kv * u, w * g, h)
             scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32).reshape(kv, u, w, g, s + r)
             scores = jnp.where(mask[:, :, None], scores, MASK_VALUE)
             shares = jax.nn.softmax(scores, axis=-1).astype(vals.dtype).reshape(kv * u, w * g, s + r)
-            out = (shares @ vals).reshape(kv, u, w, g, h)
-            return out.transpose(1, 2, 0, 3, 4).reshape(u, w, config.num_heads, h)
+            out = (shares @ vals).reshape(kv, u, w, g, h).transpose(1, 2, 0, 3, 4).reshape(u, w, config.num_heads, h)
+            if histories is None:
+                return out
+            lse = jax.nn.logsumexp(scores, axis=-1).transpose(1, 2, 0, 3).reshape(u, w, config.num_heads)
+            parts = histories.attend(rows, pool[l], positions, window(config, l))
+            return join([*parts, (out, lse)]).astype(rows.dtype)
 
         x = block(x, positions, attend, rotates(config, l))
     hidden = rms_norm(x, weights.final_norm_d, config.norm_eps)

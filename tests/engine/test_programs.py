@@ -163,7 +163,9 @@ class Batch:
         while ran < steps:
             before = np.asarray(self.state.rows.count)
             most = np.int32(min(steps - ran, batches.STEPS))
-            self.state, out = DECODE(self.cache.weights, self.config, self.shape, self.state, self.trunk, stopped, most)
+            self.state, out = DECODE(
+                self.cache.weights, self.config, self.shape, self.cache.pool, self.state, self.trunk, stopped, most
+            )
             for (i, j), tokens in self.tokens.items():
                 gained = int(out.count[i, j]) - int(before[i, j])
                 tokens += np.asarray(out.tokens)[:gained, i, j].tolist()
