@@ -2,11 +2,12 @@
 
 A row's samples are siblings in a token tree: they share the columns of their history, and each token they write is one more
 column that only its own sample sees. Columns for what is written form a ring that all rows write at the same place, whatever
-their age: a row sees as many of the last columns as it has lived steps. So a step writes one slice, and nothing is scattered.
+their age, so a step writes one slice and nothing is scattered; beside each column stands the offset of its token in the sample,
+-1 where there is none (tokens that were drafted and refused, columns of rows that have left).
 What all rows of a batch begin with (the instruction of an environment, say) may lie in a `Trunk` that is read once for all.
 
-Letters: u rows, n samples of a row, c columns in b blocks of w, s columns of a trunk, k key/value heads, h head dim, v
-vocabulary. Where heads and rows share an axis it is [k * u], heads first: on a mesh each device holds whole heads.
+Letters: u rows, n samples of a row, c columns in b blocks of w, s columns of a trunk, t known tokens, k key/value heads, h head
+dim, v vocabulary. Where heads and rows share an axis it is [k * u], heads first: on a mesh each device holds whole heads.
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ class DecodeShape:
       max_new: tokens a sample can be given while its row stays.
       shaped: whether samples may have filters, penalties and top log-probabilities.
       trunk: columns of the trunk, 0 for none.
+      draft: tokens that a step may propose for every sample and verify.
       in_place: the kernel that reads histories where they lie in the pool (see `histories`); empty where rows have copies of them.
     """
 
@@ -45,12 +47,14 @@ class DecodeShape:
     max_new: int
     shaped: bool = False
     trunk: int = 0
+    draft: int = 0
     in_place: str = ""
 
     @property
     def width(self) -> int:
         """Columns of a key block: whole steps of n samples."""
-        return self.samples * max(_BLOCK // self.samples, 1)
+        step = self.samples * (self.draft + 1)
+        return step * max(_BLOCK // step, 1)
 
     @property
     def history_blocks(self) -> int:
@@ -58,14 +62,23 @@ class DecodeShape:
         return 0 if self.in_place else -(-self.columns // self.width)
 
     @property
+    def spare(self) -> int:
+        """Places that rows write between two looks of the host: one that is done stays so long, and must not be overwritten."""
+        return STEPS * (self.draft + 1) + self.draft
+
+    @property
     def ring_blocks(self) -> int:
-        """A row that has reached `max_new` is given up to `STEPS` more steps before it leaves, and must not be overwritten."""
-        return -(-(self.max_new + STEPS) * self.samples // self.width)
+        return -(-(self.max_new * (self.draft + 1) + self.spare) * self.samples // self.width)
 
     @property
     def ring(self) -> int:
-        """Steps after which the same columns are written again."""
+        """Places of n columns, one for each sample, after which the same columns are written again."""
         return self.ring_blocks * self.width // self.samples
+
+    @property
+    def known(self) -> int:
+        """Tokens of a path and its sample."""
+        return self.trunk + self.columns + 1 + self.ring
 
 
 @jax.tree_util.register_dataclass
@@ -78,11 +91,12 @@ class RowState:
       temperature: float32[u].
       stops: int32[u, MOST_STOP_IDS] tokens that end a sample, padded with -1.
       token: int32[u, n] the last token so far, whose keys and values are not known yet.
-      count: int32[u, n] tokens that a sample has.
+      count: int32[u, n] tokens that a sample has; `base`: those that it had when its row joined.
       limit: int32[u, n] tokens that it may have.
       done: bool[u, n] it is not continued (nor was it wanted, perhaps).
       seeds: uint32[u, n].
       shaping: filters of rows (`seen` is bool[u, n, v]), or None.
+      known: int32[u, n, t] tokens of the path and the sample where tokens are drafted, or None.
     """
 
     context_length: Array
@@ -90,10 +104,12 @@ class RowState:
     stops: Array
     token: Array
     count: Array
+    base: Array
     limit: Array
     done: Array
     seeds: Array
     shaping: Shaping | None
+    known: Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -105,8 +121,9 @@ class DecodeState:
       caches: keys [k * u, b, h, w] and values [k * u, b * w, h] of every layer: copies of the histories, if there are any, and
         then the ring.
       table: int32[u, c] the pool's slots of the histories that are read in place, or None.
-      at: int32[] steps since the batch was opened; the next is written at `at % ring`.
+      at: int32[] places written since the batch was opened; the next is `at % ring`.
       joined: int32[u] value of `at` when each row joined.
+      offset: int32[u, ring * n] of each column's token after the one its sample came with; -1 for no token.
       rows: the rest, by row.
     """
 
@@ -114,6 +131,7 @@ class DecodeState:
     table: jax.Array | None
     at: jax.Array
     joined: jax.Array
+    offset: jax.Array
     rows: RowState
 
 
@@ -129,7 +147,7 @@ class Trunk:
     """
 
     caches: Entries
-    length: Array
+    length: Array | np.int32
     slots: Array
 
 
@@ -139,10 +157,11 @@ class Steps:
     """What some steps have brought: tokens of sample j of row i are `tokens[:gained, i, j]`.
 
     Attributes:
-      tokens, logprobs: int32 and float32[STEPS, u, n].
+      tokens, logprobs: int32 and float32[STEPS * (draft + 1), u, n].
       top: int32 and float32[STEPS, u, n, MOST_LOGPROBS] of shaped batches, or None.
       count, done: int32 and bool[u, n] as in the state.
       ran: int32[] steps run.
+      drafted, accepted: int32[] tokens that were proposed, and those of them that were right.
     """
 
     tokens: Array
@@ -151,6 +170,8 @@ class Steps:
     count: Array
     done: Array
     ran: Array
+    drafted: Array
+    accepted: Array
 
 
 def empty_state(config: ModelConfig, shape: DecodeShape, dtype: jnp.dtype) -> DecodeState:
@@ -171,6 +192,7 @@ def empty_state(config: ModelConfig, shape: DecodeShape, dtype: jnp.dtype) -> De
         stops=whole((u, SamplingParams.MOST_STOP_IDS), jnp.int32),
         token=whole((u, n), jnp.int32),
         count=whole((u, n), jnp.int32),
+        base=whole((u, n), jnp.int32),
         limit=whole((u, n), jnp.int32),
         done=everywhere(jnp.ones((u, n), bool)),
         seeds=whole((u, n), jnp.uint32),
@@ -183,10 +205,12 @@ def empty_state(config: ModelConfig, shape: DecodeShape, dtype: jnp.dtype) -> De
         )
         if shape.shaped
         else None,
+        known=whole((u, n, shape.known), jnp.int32) if shape.draft else None,
     )
-    table = whole((u, shape.columns), jnp.int32) if shape.in_place else None
     at, joined = whole((), jnp.int32), whole((u,), jnp.int32)
-    return DecodeState([caches() for _ in range(config.num_layers)], table, at, joined, rows)
+    offset = everywhere(jnp.full((u, shape.ring * n), -1, jnp.int32))
+    table = whole((u, shape.columns), jnp.int32) if shape.in_place else None
+    return DecodeState([caches() for _ in range(config.num_layers)], table, at, joined, offset, rows)
 
 
 def read_trunk(config: ModelConfig, pool: Entries, slots: jax.Array, length: jax.Array) -> Trunk:
@@ -215,7 +239,7 @@ def admit(
     Args:
       at_rows: int32[u] which rows, u itself for padding; the first `number` of them count.
       context: int32[u, columns] pool slots of the histories, the trunk's left out.
-      joining: as many rows; `seen` is bool[u, v], the same for all samples of a row.
+      joining: as many rows; `seen` is bool[u, v] and `known` int32[u, t], the same for all samples of a row.
     """
     u, kv, h, width = shape.rows, config.num_kv_heads, config.head_dim, shape.width
     blocks, pad = shape.history_blocks, shape.history_blocks * shape.width - shape.columns
@@ -239,19 +263,20 @@ def admit(
             )
         return out
 
-    if shape.in_place:
+    if state.table is not None:
         caches, table = state.caches, everywhere(state.table.at[at_rows].set(context, mode="drop"))
     else:
         caches, table = jax.lax.fori_loop(0, number, put, state.caches), None
 
     def join(old: jax.Array, new: Array) -> jax.Array:
         new = jnp.asarray(new)
-        if new.ndim < old.ndim:  # `seen`
+        if new.ndim < old.ndim:  # `seen` and `known`
             new = jnp.broadcast_to(new[:, None], old.shape)
         return everywhere(old.at[at_rows].set(new, mode="drop"))
 
     joined = everywhere(state.joined.at[at_rows].set(jnp.broadcast_to(state.at, (u,)), mode="drop"))
-    return DecodeState(caches, table, everywhere(state.at), joined, jax.tree.map(join, state.rows, joining))
+    offset = everywhere(state.offset.at[at_rows].set(-1, mode="drop"))
+    return DecodeState(caches, table, everywhere(state.at), joined, offset, jax.tree.map(join, state.rows, joining))
 
 
 def keep_rows(config: ModelConfig, state: DecodeState, rows: jax.Array) -> DecodeState:
@@ -266,9 +291,8 @@ def keep_rows(config: ModelConfig, state: DecodeState, rows: jax.Array) -> Decod
     done = everywhere(by_row.done | (rows < 0)[:, None])
     caches = jax.tree.map(take, state.caches)
     table = None if state.table is None else everywhere(state.table[chosen])
-    return DecodeState(
-        caches, table, everywhere(state.at), everywhere(state.joined[chosen]), dataclasses.replace(by_row, done=done)
-    )
+    joined, offset = everywhere(state.joined[chosen]), everywhere(state.offset[chosen])
+    return DecodeState(caches, table, everywhere(state.at), joined, offset, dataclasses.replace(by_row, done=done))
 
 
 def store(
@@ -284,22 +308,23 @@ def store(
 
     Args:
       rows: int32[u]; the first `number` of them count.
-      slots: int32[u, n, ring] where the tokens go that a sample has written since its row joined, first the one it came with;
-        past the pool's end for those that are to be dropped.
+      slots: int32[u, n, ring] where the tokens go that a sample has written since its row joined, by offset: first the one it
+        came with; past the pool's end for those that are to be dropped.
     """
     u, n, kv, h, ring = shape.rows, shape.samples, config.num_kv_heads, config.head_dim, shape.ring
     first, width = shape.history_blocks, shape.width
 
     def put(i: jax.Array, pool: Entries) -> Entries:
         row = rows[i]
-        order = (state.joined[row] + jnp.arange(ring)) % ring
-        at = slots[i].T.reshape(-1)  # [ring * n]
+        offset = state.offset[row].reshape(ring, n)
+        at = jnp.take_along_axis(slots[i].T, jnp.maximum(offset, 0), axis=0)
+        at = jnp.where(offset >= 0, at, pool[0][0].shape[0]).reshape(-1)
         out = []
         for (pool_k, pool_v), (keys, vals) in zip(pool, state.caches, strict=True):
             k = keys.reshape(kv, u, *keys.shape[1:])[:, row, first:]  # [k, b, h, w]
             v = vals.reshape(kv, u, *vals.shape[1:])[:, row, first * width :]
-            k = k.transpose(1, 3, 0, 2).reshape(ring, n, kv * h)[order].reshape(-1, kv * h)
-            v = v.transpose(1, 0, 2).reshape(ring, n, kv * h)[order].reshape(-1, kv * h)
+            k = k.transpose(1, 3, 0, 2).reshape(ring * n, kv * h)
+            v = v.transpose(1, 0, 2).reshape(ring * n, kv * h)
             out.append((pool_k.at[at].set(k, mode="drop"), pool_v.at[at].set(v, mode="drop")))
         return out
 

@@ -4,8 +4,10 @@ The scheduler decides, the programs compute; here one is told what the other has
 after warm-up nothing is compiled; paths that share a beginning share its cache.
 """
 
+import collections
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +19,8 @@ from jax.sharding import Mesh
 
 from agentrm_jax import parallel
 from agentrm_jax.engine import histories, layout, programs
-from agentrm_jax.engine.batch import STEPS, Trunk
+from agentrm_jax.engine.batch import STEPS, DecodeShape, Trunk
+from agentrm_jax.engine.drafting import Pace
 from agentrm_jax.engine.facts import SlotFacts
 from agentrm_jax.engine.prefix import PrefixCache
 from agentrm_jax.engine.requests import (
@@ -80,6 +83,7 @@ class Engine:
             )
         self.cache, self._facts = PrefixCache(config.cache_tokens), SlotFacts(config.cache_tokens)
         self.scheduler = Scheduler(config, self.cache, self._facts, self._reader)
+        self._paces: dict[DecodeShape, Pace] = collections.defaultdict(Pace)
 
     @property
     def compilations(self) -> int:
@@ -237,13 +241,18 @@ class Engine:
         for row, sequence in enumerate(batch.rows):
             for j, lane in enumerate(sequence.lanes if sequence is not None else ()):
                 stopped[row, j] = lane.ended
-        most = np.int32(STEPS)
+        pace = self._paces[batch.shape]
+        drafting = batch.shape.draft > 0 and pace.choose()
+        begin, before = time.perf_counter(), _tokens(batch)
         batch.state, steps = programs.decode(
-            self._weights, model, batch.shape, self._pool, batch.state, batch.shared, stopped, most
+            self._weights, model, batch.shape, drafting, self._pool, batch.state, batch.shared, stopped, np.int32(STEPS)
         )
         over = take_steps(batch, jax.device_get(steps), self.end_id, self.text)
+        pace.record(drafting, _tokens(batch) - before, time.perf_counter() - begin)
         self.stats.decode_steps += int(steps.ran)
         self.stats.rows += int(steps.ran) * batch.live
+        self.stats.drafted += int(steps.drafted)
+        self.stats.accepted += int(steps.accepted)
         if over:
             self._retire(batch, over)
 
@@ -309,6 +318,11 @@ def _sample(lane: Lane, most: int, ends: tuple[int, ...]) -> Completion:
     tokens = np.array(lane.tokens, np.int32)
     finished = lane.stop is not None or lane.tokens[-1] in ends
     return Completion(tokens, np.array(lane.logprobs, np.float32), finished, lane.stop, top)
+
+
+def _tokens(batch: DecodeBatch) -> int:
+    """Tokens of all samples of a batch."""
+    return sum(len(lane.tokens) for sequence in batch.rows if sequence is not None for lane in sequence.lanes)
 
 
 def _padded(rows: list[int], size: int) -> np.ndarray:

@@ -72,9 +72,8 @@ def attend(
 def join(parts: list[Part]) -> jax.Array:
     """Attention [u, m, n, h] over the keys of all parts together, float32."""
     high = jnp.stack([lse for _, lse in parts]).max(0)
-    shares = [jnp.exp(lse - high)[..., None] for _, lse in parts]
-    out = sum(out.astype(jnp.float32) * share for (out, _), share in zip(parts, shares, strict=True))
-    return out / sum(shares)
+    shares = jnp.stack([jnp.exp(lse - high)[..., None] for _, lse in parts])
+    return (jnp.stack([out.astype(jnp.float32) for out, _ in parts]) * shares).sum(0) / shares.sum(0)
 
 
 def finish(acc: jax.Array, top: jax.Array, total: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -163,7 +163,7 @@ def _kernel(
             copy.start()
 
     @pl.loop(low, high)
-    def _(block: Any) -> None:
+    def step(block: Any) -> None:
         @pl.when(block + 1 < high)
         def _() -> None:
             for copy in copies(block + 1):

@@ -32,7 +32,7 @@ empty_state = jax.jit(batch.empty_state, static_argnums=(0, 1, 2))
 read_trunk = jax.jit(batch.read_trunk, static_argnums=0)
 admit = jax.jit(batch.admit, static_argnums=(0, 1), donate_argnums=3)
 keep_rows = jax.jit(batch.keep_rows, static_argnums=0)
-decode = jax.jit(decoding.decode, static_argnums=(1, 2), donate_argnums=4)
+decode = jax.jit(decoding.decode, static_argnums=(1, 2, 3), donate_argnums=5)
 store = jax.jit(batch.store, static_argnums=(0, 1), donate_argnums=2)
 
 _ALL = (prefill, write, empty_state, read_trunk, admit, keep_rows, decode, store)
@@ -95,8 +95,8 @@ def planned_prefill(
 
 def largest_batch(model: ModelConfig, sizes: Mapping[str, Any], mesh: jax.sharding.Mesh) -> DecodeShape:
     """The decode batch that takes most memory."""
-    e = _config(sizes)
-    return DecodeShape(e.rows[-1], e.samples, e.context[-1], e.max_new, in_place=_reader(model, sizes, mesh))
+    e, reader = _config(sizes), _reader(model, sizes, mesh)
+    return DecodeShape(e.rows[-1], e.samples, e.context[-1], e.max_new, draft=e.draft, in_place=reader)
 
 
 def planned_state(model: ModelConfig, sizes: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Planned:
@@ -108,7 +108,7 @@ def planned_decode(
     model: ModelConfig, sizes: Mapping[str, Any], weights: Any, pool: Any, state: Any, mesh: jax.sharding.Mesh
 ) -> dict[str, Planned]:
     """What is done with the largest decode batch, by name, given the shapes of weights, pool and state."""
-    shape = largest_batch(model, sizes, mesh)
+    e, shape = _config(sizes), largest_batch(model, sizes, mesh)
     arguments = _shapes(
         joining_rows(DecodeBatch(shape, [], np.zeros(0, np.int32)), [], model.vocab_size, 0, shape.max_new), mesh
     )
@@ -116,7 +116,9 @@ def planned_decode(
     return {
         "admit": Planned(admit, (model, shape, pool, state, *arguments), (state, arguments)),
         "decode": Planned(
-            decode, (weights, model, shape, pool, state, None, stopped, np.int32(batch.STEPS)), (state, stopped)
+            decode,
+            (weights, model, shape, e.draft > 0, pool, state, None, stopped, np.int32(batch.STEPS)),
+            (state, stopped),
         ),
     }
 

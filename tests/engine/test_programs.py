@@ -42,7 +42,7 @@ WRITE = jax.jit(memory.write)
 EMPTY = jax.jit(batches.empty_state, static_argnums=(0, 1, 2))
 TRUNK = jax.jit(batches.read_trunk, static_argnums=0)
 ADMIT = jax.jit(batches.admit, static_argnums=(0, 1))
-DECODE = jax.jit(decoding.decode, static_argnums=(1, 2))
+DECODE = jax.jit(decoding.decode, static_argnums=(1, 2, 3))
 KEEP_ROWS = jax.jit(batches.keep_rows, static_argnums=0)
 STORE = jax.jit(batches.store, static_argnums=(0, 1))
 
@@ -143,6 +143,7 @@ class Batch:
             stops=np.full((u, 8), END, np.int32),
             token=np.full((u, n), token, np.int32),
             count=np.zeros((u, n), np.int32),
+            base=np.zeros((u, n), np.int32),
             limit=np.full((u, n), self.shape.max_new if limit is None else limit, np.int32),
             done=np.zeros((u, n), bool) if wanted is None else ~wanted,
             seeds=np.arange(u * n, dtype=np.uint32).reshape(u, n)[list(rows) + [0] * (u - len(rows))],
@@ -164,7 +165,15 @@ class Batch:
             before = np.asarray(self.state.rows.count)
             most = np.int32(min(steps - ran, batches.STEPS))
             self.state, out = DECODE(
-                self.cache.weights, self.config, self.shape, self.cache.pool, self.state, self.trunk, stopped, most
+                self.cache.weights,
+                self.config,
+                self.shape,
+                False,
+                self.cache.pool,
+                self.state,
+                self.trunk,
+                stopped,
+                most,
             )
             for (i, j), tokens in self.tokens.items():
                 gained = int(out.count[i, j]) - int(before[i, j])
