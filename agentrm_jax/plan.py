@@ -241,7 +241,7 @@ def _engine_memory(
     weights, pool = _engine_shapes(model, sizes, policy, mesh)
     planned = programs.planned_prefill(model, sizes, weights, pool, mesh)
     if policy:
-        state = _results(_lowered(programs.planned_state(model, sizes), mesh))
+        state = _results(_lowered(programs.planned_state(model, sizes, mesh), mesh))
         planned |= programs.planned_decode(model, sizes, weights, pool, state, mesh)
     return {name: _needs(_lowered(each, mesh), each.passing) for name, each in planned.items()}
 

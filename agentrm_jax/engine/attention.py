@@ -1,8 +1,8 @@
 """How decode reads the cache: which columns a sample sees, and attention over them.
 
 Letters: u rows, n samples of a row, p places of a step, t = p * n queries of a row, b blocks of w columns, s columns of a trunk,
-k key/value heads, g query heads per key/value head, h head dim. Attention is written as plain batched matrix products over key blocks of about 64 columns, [b, h, w]: XLA's CPU
-backend multiplies a few rows by such blocks twice as fast as by one wide matrix.
+k key/value heads, g query heads per key/value head, h head dim. Attention is written as plain batched matrix products over key
+blocks of about 64 columns, [b, h, w]: XLA's CPU backend multiplies a few rows by such blocks twice as fast as by one wide matrix.
 """
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from agentrm_jax.engine.batch import DecodeShape, DecodeState, Trunk
 from agentrm_jax.engine.memory import MASK_VALUE, by_heads
+from agentrm_jax.engine.paged import Part
 
 
 class Columns:
@@ -39,9 +40,7 @@ class Columns:
         """bool[u]: whether a row has room for another call whose first place is `at`."""
         return at - self._joined < self._shape.ring - self._shape.spare
 
-    def bias(
-        self, offset: jax.Array, written: jax.Array, limit: int | None
-    ) -> tuple[jax.Array, jax.Array | None]:
+    def bias(self, offset: jax.Array, written: jax.Array, limit: int | None) -> tuple[jax.Array, jax.Array | None]:
         """float32[u, b, t, w] for a row's columns, and [1 or u, 1 or t, s] for the trunk's: 0 where a query sees one.
 
         Args:
@@ -92,11 +91,11 @@ def attend(
     trunk: tuple[jax.Array, jax.Array] | None,
     bias: jax.Array,
     trunk_bias: jax.Array | None,
-) -> jax.Array:
+) -> Part:
     """Attention of t queries a row over keys [k * u, b, h, w] and values [k * u, b * w, h], and over a trunk: [u, t, heads, h].
 
-    This is the one place that decides how decode reads the cache. Shapes are those of the caches: a reshape of what was just
-    written would make XLA copy it.
+    Beside it stands the log-sum-exp of the scores, for what is read elsewhere (`histories`). Shapes are those of the caches: a
+    reshape of what was just written would make XLA copy it.
     """
     u, t, heads, h = q_utxh.shape
     _, blocks, _, width = keys.shape
@@ -121,4 +120,5 @@ def attend(
         common = jnp.matmul(shared.astype(vals.dtype).reshape(kv, u * t * g, -1), trunk[1])
         out += common.reshape(out.shape)
     out = out / total
-    return out.reshape(kv, u, t, g, h).transpose(1, 2, 0, 3, 4).reshape(u, t, heads, h).astype(q_utxh.dtype)
+    lse = (high.reshape(kv, u, t, g) + jnp.log(total).reshape(kv, u, t, g)).transpose(1, 2, 0, 3).reshape(u, t, heads)
+    return out.reshape(kv, u, t, g, h).transpose(1, 2, 0, 3, 4).reshape(u, t, heads, h).astype(q_utxh.dtype), lse

@@ -38,6 +38,7 @@ class DecodeShape:
       shaped: whether samples may have filters, penalties and top log-probabilities.
       trunk: columns of the trunk, 0 for none.
       draft: tokens that a step may propose for every sample and verify.
+      in_place: the kernel that reads histories where they lie in the pool (see `histories`); empty where rows have copies of them.
     """
 
     rows: int
@@ -47,6 +48,7 @@ class DecodeShape:
     shaped: bool = False
     trunk: int = 0
     draft: int = 0
+    in_place: str = ""
 
     @property
     def width(self) -> int:
@@ -56,7 +58,8 @@ class DecodeShape:
 
     @property
     def history_blocks(self) -> int:
-        return -(-self.columns // self.width)
+        """Key blocks of a row's copy of its history."""
+        return 0 if self.in_place else -(-self.columns // self.width)
 
     @property
     def spare(self) -> int:
@@ -115,7 +118,9 @@ class DecodeState:
     """A decode batch on the device. Donate it to every program that returns a new one.
 
     Attributes:
-      caches: keys [k * u, b, h, w] and values [k * u, b * w, h] of every layer.
+      caches: keys [k * u, b, h, w] and values [k * u, b * w, h] of every layer: copies of the histories, if there are any, and
+        then the ring.
+      table: int32[u, c] the pool's slots of the histories that are read in place, or None.
       at: int32[] places written since the batch was opened; the next is `at % ring`.
       joined: int32[u] value of `at` when each row joined.
       offset: int32[u, ring * n] of each column's token after the one its sample came with; -1 for no token.
@@ -123,6 +128,7 @@ class DecodeState:
     """
 
     caches: Entries
+    table: jax.Array | None
     at: jax.Array
     joined: jax.Array
     offset: jax.Array
@@ -132,10 +138,17 @@ class DecodeState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trunk:
-    """What every row's history begins with: keys [k, h, s] and values [k, s, h] of every layer, and int32[] its length."""
+    """What every row's history begins with.
+
+    Attributes:
+      caches: copies, keys [k, h, s] and values [k, s, h] of every layer; none if it is read in place.
+      length: int32[].
+      slots: int32[s] where it lies in the pool.
+    """
 
     caches: Entries
-    length: jax.Array
+    length: Array | np.int32
+    slots: Array
 
 
 @jax.tree_util.register_dataclass
@@ -196,18 +209,19 @@ def empty_state(config: ModelConfig, shape: DecodeShape, dtype: jnp.dtype) -> De
     )
     at, joined = whole((), jnp.int32), whole((u,), jnp.int32)
     offset = everywhere(jnp.full((u, shape.ring * n), -1, jnp.int32))
-    return DecodeState([caches() for _ in range(config.num_layers)], at, joined, offset, rows)
+    table = whole((u, shape.columns), jnp.int32) if shape.in_place else None
+    return DecodeState([caches() for _ in range(config.num_layers)], table, at, joined, offset, rows)
 
 
 def read_trunk(config: ModelConfig, pool: Entries, slots: jax.Array, length: jax.Array) -> Trunk:
-    """The trunk in the pool's `slots` int32[s], of which `length` count."""
+    """A copy of the trunk in the pool's `slots` int32[s], of which `length` count."""
     kv = config.num_kv_heads
 
     def collect(keys: jax.Array, vals: jax.Array) -> tuple[jax.Array, jax.Array]:
         k, v = gather(keys, slots[None], kv)[0], gather(vals, slots[None], kv)[0]
         return by_heads(k.transpose(1, 2, 0), kv, 0), by_heads(v.transpose(1, 0, 2), kv, 0)
 
-    return Trunk([collect(*layer) for layer in pool], length)
+    return Trunk([collect(*layer) for layer in pool], length, slots)
 
 
 def admit(
@@ -249,7 +263,10 @@ def admit(
             )
         return out
 
-    caches = jax.lax.fori_loop(0, number, put, state.caches)
+    if state.table is not None:
+        caches, table = state.caches, everywhere(state.table.at[at_rows].set(context, mode="drop"))
+    else:
+        caches, table = jax.lax.fori_loop(0, number, put, state.caches), None
 
     def join(old: jax.Array, new: Array) -> jax.Array:
         new = jnp.asarray(new)
@@ -259,7 +276,7 @@ def admit(
 
     joined = everywhere(state.joined.at[at_rows].set(jnp.broadcast_to(state.at, (u,)), mode="drop"))
     offset = everywhere(state.offset.at[at_rows].set(-1, mode="drop"))
-    return DecodeState(caches, everywhere(state.at), joined, offset, jax.tree.map(join, state.rows, joining))
+    return DecodeState(caches, table, everywhere(state.at), joined, offset, jax.tree.map(join, state.rows, joining))
 
 
 def keep_rows(config: ModelConfig, state: DecodeState, rows: jax.Array) -> DecodeState:
@@ -273,8 +290,9 @@ def keep_rows(config: ModelConfig, state: DecodeState, rows: jax.Array) -> Decod
     by_row = jax.tree.map(lambda x: everywhere(x[chosen]), state.rows)
     done = everywhere(by_row.done | (rows < 0)[:, None])
     caches = jax.tree.map(take, state.caches)
+    table = None if state.table is None else everywhere(state.table[chosen])
     joined, offset = everywhere(state.joined[chosen]), everywhere(state.offset[chosen])
-    return DecodeState(caches, everywhere(state.at), joined, offset, dataclasses.replace(by_row, done=done))
+    return DecodeState(caches, table, everywhere(state.at), joined, offset, dataclasses.replace(by_row, done=done))
 
 
 def store(

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from agentrm_jax.engine.attention import Columns, attend
 from agentrm_jax.engine.batch import STEPS, DecodeShape, DecodeState, RowState, Steps, Trunk
 from agentrm_jax.engine.drafting import propose
+from agentrm_jax.engine.histories import InPlace
 from agentrm_jax.engine.memory import Entries, Weights, everywhere, logits, rotates, window
+from agentrm_jax.engine.paged import join
 from agentrm_jax.engine.requests import SamplingParams
 from agentrm_jax.engine.sampling import Shaping, most_likely, sample
 from agentrm_jax.models.config import ModelConfig
@@ -26,6 +28,7 @@ def decode(
     config: ModelConfig,
     shape: DecodeShape,
     drafting: bool,
+    pool: Entries,
     state: DecodeState,
     trunk: Trunk | None,
     stopped: jax.Array,
@@ -36,11 +39,16 @@ def decode(
     A row that has no room for more steps is done as well: `count` says that it is below its limit.
 
     Args:
+      pool: read for histories that are not copied.
       drafting: steps verify `shape.draft` proposed tokens of every sample.
       stopped: bool[u, n] samples that are done from now on.
     """
     p = shape.draft + 1 if drafting else 1
     columns = Columns(shape, state, trunk)
+    histories = None
+    if state.table is not None:  # of a row that is over nothing is read
+        length = jnp.where((state.rows.done | stopped).all(1), 0, state.rows.context_length)
+        histories = InPlace(shape.in_place, state.table, length, trunk)
     windows = {window(config, l) for l in range(config.num_layers)}
     begin = state.rows.count
 
@@ -65,8 +73,13 @@ def decode(
             def look(q: jax.Array, k: jax.Array, v: jax.Array, l=l) -> jax.Array:
                 cache = columns.put(state.caches[l], k, v, state.at)
                 caches.append(cache)
+                limit = window(config, l)
+                bias, trunk_bias = biases[limit]
+                if histories is not None:
+                    parts = histories.attend(q, pool[l], positions.reshape(shape.rows, -1), limit)
+                    return join([*parts, attend(q, *cache, None, bias, None)]).astype(q.dtype)
                 shared = trunk.caches[l] if trunk is not None else None
-                return attend(q, *cache, shared, *biases[window(config, l)])
+                return attend(q, *cache, shared, bias, trunk_bias)[0]
 
             x = block(x, positions.reshape(shape.rows, -1), look, rotates(config, l))
         hidden = rms_norm(x, weights.final_norm_d, config.norm_eps)
@@ -76,9 +89,8 @@ def decode(
         room = columns.room(state.at + p)[:, None]
         rows, gained = _settle(rows, read, chosen, room)
         kept = jnp.arange(p)[:, None] < gained[:, None]
-        state = DecodeState(
-            caches, state.at + p, state.joined, columns.mark(written, jnp.where(kept, offset, -1), state.at), rows
-        )
+        written = columns.mark(written, jnp.where(kept, offset, -1), state.at)
+        state = DecodeState(caches, state.table, state.at + p, state.joined, written, rows)
         if rows.known is not None:
             at = (positions[:, 0] + 1)[..., None]
             new = [x[..., None] for x in (chosen, kept)]

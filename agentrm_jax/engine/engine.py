@@ -18,8 +18,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from agentrm_jax import parallel
-from agentrm_jax.engine import layout, programs
-from agentrm_jax.engine.batch import STEPS, DecodeShape
+from agentrm_jax.engine import histories, layout, programs
+from agentrm_jax.engine.batch import STEPS, DecodeShape, Trunk
 from agentrm_jax.engine.drafting import Pace
 from agentrm_jax.engine.facts import SlotFacts
 from agentrm_jax.engine.prefix import PrefixCache
@@ -78,8 +78,11 @@ class Engine:
         with self._placed():
             self._weights = programs.lay_out(model, self._dtype)
             self._pool = programs.empty_pool(model.config, config.cache_tokens, self._dtype)
+            self._reader = histories.choose_reader(
+                parallel.platform(), model.config, config.cache_tokens, config.tensor
+            )
         self.cache, self._facts = PrefixCache(config.cache_tokens), SlotFacts(config.cache_tokens)
-        self.scheduler = Scheduler(config, self.cache, self._facts)
+        self.scheduler = Scheduler(config, self.cache, self._facts, self._reader)
         self._paces: dict[DecodeShape, Pace] = collections.defaultdict(Pace)
 
     @property
@@ -198,7 +201,9 @@ class Engine:
         count = sum(-(-len(row.tokens) // tile) for row in work.rows)
         padded = -(-layout.bucket(count * tile, c.batch_tokens) // tile)
         batch, at = layout.tiles(work.rows, work.slots, (padded, tile), new, c.context[-1], nowhere=c.cache_tokens)
-        facts, entries = programs.prefill(self._weights, self.model_config, self._pool, batch, logprobs=work.logprobs)
+        facts, entries = programs.prefill(
+            self._weights, self.model_config, self._pool, batch, logprobs=work.logprobs, in_place=self._reader
+        )
         self._pool = programs.write(self._pool, at, entries)
         real = at < c.cache_tokens
         if self._weights.value_d is not None:
@@ -238,7 +243,7 @@ class Engine:
         drafting = batch.shape.draft > 0 and pace.choose()
         begin, before = time.perf_counter(), _tokens(batch)
         batch.state, steps = programs.decode(
-            self._weights, model, batch.shape, drafting, batch.state, batch.shared, stopped, np.int32(STEPS)
+            self._weights, model, batch.shape, drafting, self._pool, batch.state, batch.shared, stopped, np.int32(STEPS)
         )
         over = take_steps(batch, jax.device_get(steps), self.end_id, self.text)
         pace.record(drafting, _tokens(batch) - before, time.perf_counter() - begin)
@@ -255,7 +260,10 @@ class Engine:
         assert sequence.lock is not None
         slots = np.zeros(batch.shape.trunk, np.int32)
         slots[: len(batch.trunk)] = sequence.lock.slots[: len(batch.trunk)]
-        return programs.read_trunk(self.model_config, self._pool, slots, np.int32(len(batch.trunk)))
+        length = np.int32(len(batch.trunk))
+        if batch.shape.in_place:
+            return Trunk([], length, slots)
+        return programs.read_trunk(self.model_config, self._pool, slots, length)
 
     def _retire(self, batch: DecodeBatch, rows: list[int]) -> None:
         """Ends rows: what their samples have written is cached, those that have ended are handed over, others wait again."""

@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agentrm_jax.engine.histories import InPlace
 from agentrm_jax.engine.memory import MASK_VALUE, Entries, Weights, gather, output_map, rotates, window
+from agentrm_jax.engine.paged import join
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.layers import rms_norm
 from agentrm_jax.models.vocabulary import log_probabilities
@@ -60,12 +62,18 @@ class TokenFacts:
 
 
 def prefill(
-    weights: Weights, config: ModelConfig, pool: Entries, batch: PrefillBatch, *, logprobs: bool
+    weights: Weights, config: ModelConfig, pool: Entries, batch: PrefillBatch, *, logprobs: bool, in_place: str = ""
 ) -> tuple[TokenFacts, Entries]:
-    """Reads a batch; its tokens' keys and values are [u, w, k * h] a layer. Log-probabilities cost the vocabulary map, so
-    they are computed only if asked for.
+    """Reads a batch; its tokens' keys and values are [u, w, k * h] a layer.
+
+    Args:
+      logprobs: whether log-probabilities are computed, which costs the vocabulary map.
+      in_place: the kernel that reads histories where they lie in the pool (see `histories`); empty to copy them for every layer.
     """
     (u, w), r = batch.tokens.shape, batch.subtree_end.shape[1]
+    histories = None
+    if in_place:
+        histories = InPlace(in_place, jnp.asarray(batch.context), jnp.asarray(batch.context_length))
     kv, h, g = config.num_kv_heads, config.head_dim, config.num_heads // config.num_kv_heads
     positions, index = jnp.asarray(batch.positions), jnp.asarray(batch.new)
     query = jnp.asarray(batch.query)[:, :, None]
@@ -83,9 +91,14 @@ def prefill(
             limit = window(config, l)
             q_kuqh = (q * h**-0.5).reshape(u, w, kv, g, h).transpose(2, 0, 1, 3, 4).reshape(kv * u, w * g, h)
             part = _attend(q_kuqh, keys, vals, seen if limit is None else seen & (back < limit))
-            part = _attend_to_history(part, q_kuqh, pool[l], batch, limit)
-            out = (part.sums / part.total).astype(x.dtype).reshape(kv, u, w, g, h)
-            return out.transpose(1, 2, 0, 3, 4).reshape(u, w, config.num_heads, h)
+            if histories is None:
+                part = _attend_to_history(part, q_kuqh, pool[l], batch, limit)
+            out, lse = (x.reshape(kv, u, w, g, -1).transpose(1, 2, 0, 3, 4) for x in part.finished())
+            out = out.reshape(u, w, config.num_heads, h)
+            if histories is not None:
+                parts = histories.attend(q, pool[l], positions, limit)
+                out = join([*parts, (out, lse.reshape(u, w, config.num_heads))])
+            return out.astype(q.dtype)
 
         x = block(x, positions, attend, rotates(config, l))
     hidden = rms_norm(x, weights.final_norm_d, config.norm_eps)
@@ -112,6 +125,10 @@ class _Part(NamedTuple):
         high = jnp.maximum(self.high, other.high)
         a, b = jnp.exp(self.high - high), jnp.exp(other.high - high)
         return _Part(high, a * self.total + b * other.total, a * self.sums + b * other.sums)
+
+    def finished(self) -> tuple[jax.Array, jax.Array]:
+        """Attention [k * u, q, h] and the log-sum-exp of the scores [k * u, q, 1]."""
+        return self.sums / self.total, self.high + jnp.log(self.total)
 
 
 def _attend(q: jax.Array, keys_uskh: jax.Array, vals_uskh: jax.Array, seen_uws: jax.Array) -> _Part:

@@ -17,6 +17,7 @@ from agentrm_jax.engine import batch, layout, memory
 from agentrm_jax.engine import decode as decoding
 from agentrm_jax.engine import prefill as reading
 from agentrm_jax.engine.batch import DecodeShape
+from agentrm_jax.engine.histories import choose_reader
 from agentrm_jax.engine.requests import EngineConfig
 from agentrm_jax.engine.rows import joining_rows
 from agentrm_jax.engine.seats import DecodeBatch
@@ -25,13 +26,13 @@ from agentrm_jax.models.transformer import Transformer
 
 lay_out = jax.jit(memory.Weights, static_argnums=1)
 empty_pool = jax.jit(memory.empty_pool, static_argnums=(0, 1, 2))
-prefill = jax.jit(reading.prefill, static_argnums=1, static_argnames="logprobs")
+prefill = jax.jit(reading.prefill, static_argnums=1, static_argnames=("logprobs", "in_place"))
 write = jax.jit(memory.write, donate_argnums=0)
 empty_state = jax.jit(batch.empty_state, static_argnums=(0, 1, 2))
 read_trunk = jax.jit(batch.read_trunk, static_argnums=0)
 admit = jax.jit(batch.admit, static_argnums=(0, 1), donate_argnums=3)
 keep_rows = jax.jit(batch.keep_rows, static_argnums=0)
-decode = jax.jit(decoding.decode, static_argnums=(1, 2, 3), donate_argnums=4)
+decode = jax.jit(decoding.decode, static_argnums=(1, 2, 3), donate_argnums=5)
 store = jax.jit(batch.store, static_argnums=(0, 1), donate_argnums=2)
 
 _ALL = (prefill, write, empty_state, read_trunk, admit, keep_rows, decode, store)
@@ -84,27 +85,30 @@ def planned_prefill(
         tiles = -(-e.batch_tokens[-1] // tile), tile
         new_tokens = _shapes(layout.tiles([], [], tiles, new, e.context[-1], nowhere=0)[0], mesh)
         planned[f"prefill {new}"] = Planned(
-            prefill, (weights, model, pool, new_tokens), new_tokens, {"logprobs": False}
+            prefill,
+            (weights, model, pool, new_tokens),
+            new_tokens,
+            {"logprobs": False, "in_place": _reader(model, sizes, mesh)},
         )
     return planned
 
 
-def largest_batch(sizes: Mapping[str, Any]) -> DecodeShape:
+def largest_batch(model: ModelConfig, sizes: Mapping[str, Any], mesh: jax.sharding.Mesh) -> DecodeShape:
     """The decode batch that takes most memory."""
-    e = _config(sizes)
-    return DecodeShape(e.rows[-1], e.samples, e.context[-1], e.max_new, draft=e.draft)
+    e, reader = _config(sizes), _reader(model, sizes, mesh)
+    return DecodeShape(e.rows[-1], e.samples, e.context[-1], e.max_new, draft=e.draft, in_place=reader)
 
 
-def planned_state(model: ModelConfig, sizes: Mapping[str, Any]) -> Planned:
+def planned_state(model: ModelConfig, sizes: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Planned:
     """The program that makes the state of the largest decode batch."""
-    return Planned(empty_state, (model, largest_batch(sizes), jnp.dtype(sizes["dtype"])))
+    return Planned(empty_state, (model, largest_batch(model, sizes, mesh), jnp.dtype(sizes["dtype"])))
 
 
 def planned_decode(
     model: ModelConfig, sizes: Mapping[str, Any], weights: Any, pool: Any, state: Any, mesh: jax.sharding.Mesh
 ) -> dict[str, Planned]:
     """What is done with the largest decode batch, by name, given the shapes of weights, pool and state."""
-    e, shape = _config(sizes), largest_batch(sizes)
+    e, shape = _config(sizes), largest_batch(model, sizes, mesh)
     arguments = _shapes(
         joining_rows(DecodeBatch(shape, [], np.zeros(0, np.int32)), [], model.vocab_size, 0, shape.max_new), mesh
     )
@@ -112,9 +116,16 @@ def planned_decode(
     return {
         "admit": Planned(admit, (model, shape, pool, state, *arguments), (state, arguments)),
         "decode": Planned(
-            decode, (weights, model, shape, e.draft > 0, state, None, stopped, np.int32(batch.STEPS)), (state, stopped)
+            decode,
+            (weights, model, shape, e.draft > 0, pool, state, None, stopped, np.int32(batch.STEPS)),
+            (state, stopped),
         ),
     }
+
+
+def _reader(model: ModelConfig, sizes: Mapping[str, Any], mesh: jax.sharding.Mesh) -> str:
+    platform = mesh.devices.flat[0].platform
+    return choose_reader(platform, model, sizes["cache_tokens"], sizes["tensor"])
 
 
 def _config(sizes: Mapping[str, Any]) -> EngineConfig:

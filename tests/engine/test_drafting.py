@@ -14,7 +14,14 @@ from agentrm_jax.testing.tiny import dense_greedy, tiny_model
 END = 3
 MODEL = tiny_model()
 SIZES = EngineConfig(
-    cache_tokens=2048, rows=(2, 4), batch_tokens=(96,), new_tokens=(24, 48), context=(64, 128), samples=3, max_new=24, draft=3
+    cache_tokens=2048,
+    rows=(2, 4),
+    batch_tokens=(96,),
+    new_tokens=(24, 48),
+    context=(64, 128),
+    samples=3,
+    max_new=24,
+    draft=3,
 )
 PROPOSE = jax.jit(propose, static_argnums=2)
 

@@ -190,7 +190,17 @@ class Batch:
         while ran < steps:
             before = np.asarray(self.state.rows.count)
             most = np.int32(min(steps - ran, batches.STEPS))
-            self.state, out = DECODE(self.cache.weights, self.config, self.shape, False, self.state, self.trunk, stopped, most)
+            self.state, out = DECODE(
+                self.cache.weights,
+                self.config,
+                self.shape,
+                False,
+                self.cache.pool,
+                self.state,
+                self.trunk,
+                stopped,
+                most,
+            )
             for (i, j), tokens in self.tokens.items():
                 gained = int(out.count[i, j]) - int(before[i, j])
                 tokens += np.asarray(out.tokens)[:gained, i, j].tolist()
