@@ -68,7 +68,9 @@ class DecodeShape:
 
     @property
     def ring_blocks(self) -> int:
-        return -(-(self.max_new * (self.draft + 1) + self.spare) * self.samples // self.width)
+        """With drafts there are two places a token: where so few are right that a row needs more, it leaves and comes back."""
+        places = self.max_new * (2 if self.draft else 1) + self.spare
+        return -(-places * self.samples // self.width)
 
     @property
     def ring(self) -> int:
@@ -161,7 +163,8 @@ class Steps:
       top: int32 and float32[STEPS, u, n, MOST_LOGPROBS] of shaped batches, or None.
       count, done: int32 and bool[u, n] as in the state.
       ran: int32[] steps run.
-      drafted, accepted: int32[] tokens that were proposed, and those of them that were right.
+      read: int32[] how many samples all steps together have continued.
+      drafted, accepted: int32[] tokens that were proposed for them, and those of them that were right.
     """
 
     tokens: Array
@@ -170,6 +173,7 @@ class Steps:
     count: Array
     done: Array
     ran: Array
+    read: Array
     drafted: Array
     accepted: Array
 

@@ -150,7 +150,7 @@ def _no_steps(shape: DecodeShape, p: int, rows: RowState) -> Steps:
     if shape.shaped:
         few = SamplingParams.MOST_LOGPROBS
         top = jnp.zeros((STEPS, u, n, few), jnp.int32), jnp.zeros((STEPS, u, n, few), jnp.float32)
-    return Steps(nothing, nothing.astype(jnp.float32), top, rows.count, rows.done, zero, zero, zero)
+    return Steps(nothing, nothing.astype(jnp.float32), top, rows.count, rows.done, zero, zero, zero, zero)
 
 
 def _report(
@@ -179,6 +179,7 @@ def _report(
         rows.count,
         rows.done,
         steps.ran + 1,
+        steps.read + kept[:, 0].sum(dtype=jnp.int32),
         steps.drafted + drafted,
         steps.accepted + kept[:, 1:].sum(dtype=jnp.int32),
     )

@@ -8,13 +8,16 @@ Letters: r samples, t known tokens.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 
 NGRAM = 3  # tokens at most that have to agree with the last ones
-_AGAIN = 24  # calls after which the slower way is tried once more
-_FORGET = 0.8  # weight of all earlier calls beside a new one
+_UNTIMED, _FIRST = 1, 3  # calls of either way that may have been compiled, and those by which they are first compared
+_FORGET = 0.7  # weight of an earlier call beside the next one
+_STALE = 1.02  # by how much a cost grows with every call that does not confirm it
+_PAUSE, _LONGEST_PAUSE = 32, 512  # calls before the slower way is tried again, twice as many whenever that was in vain
 
 
 def propose(known_rt: jax.Array, length_r: jax.Array, count: int) -> jax.Array:
@@ -41,30 +44,40 @@ def propose(known_rt: jax.Array, length_r: jax.Array, count: int) -> jax.Array:
 
 @dataclasses.dataclass
 class Pace:
-    """Whether proposals pay in the batches of one shape: both ways are timed, the faster is taken and the other tried at times.
+    """Whether proposals pay in the batches of one shape: whether they bring more tokens a step, by as much as such a step costs more.
 
     Attributes:
-      tokens, seconds: of recent calls without and with proposals, older ones counting less.
+      tokens, reads: of recent calls with proposals, tokens that they brought and steps of samples that took; older calls count less.
+      cost: seconds of a step without and with proposals, the least of late: whatever else a machine does makes it longer only.
     """
 
-    tokens: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0])
-    seconds: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0])
+    tokens: float = 0.0
+    reads: float = 0.0
+    cost: list[float] = dataclasses.field(default_factory=lambda: [math.inf, math.inf])
     _calls: list[int] = dataclasses.field(default_factory=lambda: [0, 0])
-    _since: int = 0
+    _since: list[int] = dataclasses.field(default_factory=lambda: [0, 0])  # calls since the last of either way
+    _pause: int = _PAUSE
+
+    @property
+    def pays(self) -> bool:
+        return self.tokens * self.cost[False] >= self.reads * self.cost[True]
 
     def choose(self) -> bool:
-        """Whether the next call makes proposals."""
-        untimed = [way for way in (True, False) if self._calls[way] < 2]
-        if untimed:
-            return untimed[0]
-        best = self.tokens[True] * self.seconds[False] >= self.tokens[False] * self.seconds[True]
-        return best if self._since < _AGAIN else not best
+        """Whether the next call makes proposals: the faster way, at times the other one to see."""
+        for way in (True, False):
+            if self._calls[way] < _UNTIMED + _FIRST:
+                return way
+        return self._since[False] < _PAUSE if self.pays else self._since[True] >= self._pause
 
-    def record(self, drafting: bool, tokens: int, seconds: float) -> None:
-        """Records what a call has brought. The first one of either way may have been compiled, so it is not timed."""
-        best = self.tokens[True] * self.seconds[False] >= self.tokens[False] * self.seconds[True]
-        self._since = self._since + 1 if drafting == best else 0
+    def record(self, drafting: bool, steps: int, reads: int, accepted: int, seconds: float) -> None:
+        """Records a call: how many samples its steps continued, all told, and how many proposed tokens were right."""
+        paid = self.pays
         self._calls[drafting] += 1
-        if self._calls[drafting] > 1:
-            self.tokens[drafting] = _FORGET * self.tokens[drafting] + tokens
-            self.seconds[drafting] = _FORGET * self.seconds[drafting] + seconds
+        self._since = [count + 1 for count in self._since]
+        self._since[drafting] = 0
+        if self._calls[drafting] > _UNTIMED and steps:
+            self.cost[drafting] = min(_STALE * self.cost[drafting], seconds / steps)
+        if drafting:
+            self.tokens = _FORGET * self.tokens + reads + accepted
+            self.reads = _FORGET * self.reads + reads
+            self._pause = _PAUSE if self.pays else min(2 * self._pause, _LONGEST_PAUSE) if not paid else self._pause

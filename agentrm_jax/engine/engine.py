@@ -241,16 +241,18 @@ class Engine:
                 stopped[row, j] = lane.ended
         pace = self._paces[batch.shape]
         drafting = batch.shape.draft > 0 and pace.choose()
-        begin, before = time.perf_counter(), _tokens(batch)
+        begin = time.perf_counter()
         batch.state, steps = programs.decode(
             self._weights, model, batch.shape, drafting, self._pool, batch.state, batch.shared, stopped, np.int32(STEPS)
         )
-        over = take_steps(batch, jax.device_get(steps), self.end_id, self.text)
-        pace.record(drafting, _tokens(batch) - before, time.perf_counter() - begin)
-        self.stats.decode_steps += int(steps.ran)
-        self.stats.rows += int(steps.ran) * batch.live
+        steps = jax.device_get(steps)
+        over = take_steps(batch, steps, self.end_id, self.text)
+        ran, accepted = int(steps.ran), int(steps.accepted)
+        pace.record(drafting, ran, int(steps.read), accepted, time.perf_counter() - begin)
+        self.stats.decode_steps += ran
+        self.stats.rows += ran * batch.live
         self.stats.drafted += int(steps.drafted)
-        self.stats.accepted += int(steps.accepted)
+        self.stats.accepted += accepted
         if over:
             self._retire(batch, over)
 
@@ -316,11 +318,6 @@ def _sample(lane: Lane, most: int, ends: tuple[int, ...]) -> Completion:
     tokens = np.array(lane.tokens, np.int32)
     finished = lane.stop is not None or lane.tokens[-1] in ends
     return Completion(tokens, np.array(lane.logprobs, np.float32), finished, lane.stop, top)
-
-
-def _tokens(batch: DecodeBatch) -> int:
-    """Tokens of all samples of a batch."""
-    return sum(len(lane.tokens) for sequence in batch.rows if sequence is not None for lane in sequence.lanes)
 
 
 def _padded(rows: list[int], size: int) -> np.ndarray:

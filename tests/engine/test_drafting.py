@@ -47,29 +47,32 @@ def test_proposals_follow_the_latest_of_the_longest_runs():
 
 
 def test_the_faster_way_is_taken_and_the_other_tried_now_and_then():
-    pace, ways = Pace(), []
-    for _ in range(200):
-        way = pace.choose()
-        ways.append(way)
-        pace.record(way, 8 if way else 4, 3.0 if way else 1.0)  # twice the tokens in thrice the time
-    assert 0 < sum(ways[10:]) < 20
-    for _ in range(200):
-        way = pace.choose()
-        ways.append(way)
-        pace.record(way, 8 if way else 4, 1.5 if way else 1.0)
-    assert sum(ways[-60:]) > 50
+    """With proposals a step takes twice as long, 8 samples a call; in between the machine is busy."""
+
+    def run(calls, accepted):
+        ways = []
+        for i in range(calls):
+            ways.append(pace.choose())
+            busy = 5.0 if i % 3 == 0 else 1.0
+            pace.record(ways[-1], 4, 8, accepted * ways[-1], busy * (2.0 if ways[-1] else 1.0))
+        return ways
+
+    pace = Pace()
+    assert 0 < sum(run(400, accepted=4)[10:]) < 12, "half a token more is too little"
+    assert sum(run(600, accepted=16)[-100:]) > 90, "two more are enough"
+    assert sum(run(400, accepted=0)[10:]) < 12
 
 
 class Always(Pace):
     """Proposals in every call, or in every other one."""
 
-    every = 1
+    every, calls = 1, 0
 
     def choose(self):
-        return self._since % self.every == 0
+        return self.calls % self.every == 0
 
-    def record(self, drafting, tokens, seconds):
-        self._since += 1
+    def record(self, *call):
+        self.calls += 1
 
 
 class EveryOther(Always):
