@@ -33,8 +33,9 @@ MAY_IMPORT = {
     "data": {"types", "files", "tree", "rendering", "chat", "tokenizer", "prompts", "envs"},
     "engine": {"types", "tree", "chat", "models", "parallel"},
     "training": _BASE | {"models", "data", "evaluation"},
-    "policies": _BASE | {"envs", "models", "engine", "places"},
-    "rewards": _BASE | {"envs", "models", "engine", "places"},
+    "generators": _BASE | {"models", "engine", "places"},
+    "policies": _BASE | {"envs", "models", "engine", "places", "generators"},
+    "rewards": _BASE | {"envs", "models", "engine", "places", "generators"},
     "evaluation": {"types", "files", "search", "data"},
     "run": {"types", "files", "parallel", "places", "search", "data", "evaluation"},
     "testing": _BASE | {"templates", "envs", "models", "data", "search"},
@@ -44,9 +45,9 @@ MAY_IMPORT = {
     "cli": {"types", "run"},
     "export": _BASE | {"models", "run"},
     "scoring": _BASE | {"models", "data", "search"},
-    "score": {"types", "envs", "models", "data", "search", "scoring", "run"},
+    "score": {"types", "places", "prompts", "envs", "models", "data", "search", "scoring", "run"},
     "compilers": {"types"},
-    "plan": _BASE | {"models", "engine", "training", "run", "compilers"},
+    "plan": _BASE | {"places", "models", "engine", "training", "run", "compilers"},
 }
 # Rooms without model code, and what would bring it in.
 FREE = (
