@@ -13,10 +13,10 @@ from agentrm_jax.testing.tiny import tiny_model
 
 SIZES = EngineConfig(
     cache_tokens=512,
-    rows=(2, 4),
-    batch_tokens=(24, 96),
-    new_tokens=(8, 24),
-    context=(32, 64),
+    rows=(4,),
+    batch_tokens=(48,),
+    new_tokens=(24,),
+    context=(64,),
     samples=3,
     max_new=6,
     trunk=8,
