@@ -200,9 +200,7 @@ class Engine:
         tile = layout.tile(new)
         count = sum(-(-len(row.tokens) // tile) for row in work.rows)
         padded = -(-layout.bucket(count * tile, c.batch_tokens) // tile)
-        cached = max(len(row.cached) for row in work.rows)
-        columns = layout.bucket(cached, c.context) if cached else 0
-        batch, at = layout.tiles(work.rows, work.slots, (padded, tile), new, columns, nowhere=c.cache_tokens)
+        batch, at = layout.tiles(work.rows, work.slots, (padded, tile), new, c.context[-1], nowhere=c.cache_tokens)
         facts, entries = programs.prefill(
             self._weights, self.model_config, self._pool, batch, logprobs=work.logprobs, in_place=self._reader
         )

@@ -1,6 +1,7 @@
 """Prefill against a cache, and decode of rows that come and go, give what one dense pass gives."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from agentrm_jax import tree
 from agentrm_jax.engine import batch as batches
 from agentrm_jax.engine import decode as decoding
-from agentrm_jax.engine import memory
+from agentrm_jax.engine import layout, memory
 from agentrm_jax.engine import prefill as reading
 from agentrm_jax.engine.batch import DecodeShape, RowState
 from agentrm_jax.engine.prefill import PrefillBatch
@@ -97,6 +98,31 @@ class Cache:
         self.pool = WRITE(self.pool, tiled(out, SLOTS), entries)
         self.slots = np.concatenate([self.slots, slots])
         return result.value.reshape(-1)[:total], result.logprob.reshape(-1)[:total]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_history_is_read_in_blocks_as_far_as_it_goes(name, monkeypatch):
+    """Histories of one batch end in different blocks, one has none; windows begin in later ones. One program for all lengths."""
+    monkeypatch.setattr(reading, "BLOCK", 4)
+    read = jax.jit(functools.partial(reading.prefill, logprobs=True), static_argnums=1)
+    model, paths = tiny_model(**VARIANTS[name]), [ids(size, seed=size) for size in (33, 9, 12, 5)]
+    for cached in ((29, 4, 3, 0), (8, 1, 11, 4)):
+        cache = Cache(model, [])
+        rows, slots = [], []
+        for path, known in zip(paths, cached, strict=True):
+            cache.slots = np.zeros(0, np.int32)
+            if known:
+                cache.read(tree.flatten([tree.Node(segment(path[:known]), -1)]))
+            index = np.arange(len(path) - known, dtype=np.int32)
+            end = np.full(len(index), len(index), np.int32)
+            rows.append(layout.PrefillRow(cache.slots, path[known:], index, end, [path], [index]))
+            slots.append(np.arange(len(index)))
+        batch, at = layout.tiles(rows, slots, (12, 8), 40, 38, nowhere=SLOTS)
+        facts, _ = read(cache.weights, model.config, cache.pool, batch)
+        got = np.asarray(facts.value)[at < SLOTS]
+        want = [dense_values(model, path)[known:] for path, known in zip(paths, cached, strict=True)]
+        np.testing.assert_allclose(got, np.concatenate(want), atol=1e-4)
+    assert read._cache_size() == 1
 
 
 @pytest.mark.parametrize("name", VARIANTS)
