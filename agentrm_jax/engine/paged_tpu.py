@@ -158,14 +158,14 @@ def _kernel(
         return column, there == 1
 
     @pl.when(low < high)
-    def _() -> None:
+    def begin() -> None:
         for copy in copies(low):
             copy.start()
 
     @pl.loop(low, high)
     def step(block: Any) -> None:
         @pl.when(block + 1 < high)
-        def _() -> None:
+        def ahead() -> None:
             for copy in copies(block + 1):
                 copy.start()
 
