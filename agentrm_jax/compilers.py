@@ -42,6 +42,21 @@ def target_devices(name: str) -> list[jax.Device]:
     raise UserError(f"--target={name}: known are {_EXAMPLES}")
 
 
+def bytes_accessed(program: Any) -> int:
+    """Bytes that a compiled program moves by XLA's own account, a loop counted once.
+
+    On TPUs it holds what kernels of ours say of themselves, and traffic to and from vector memory as well. On GPUs it leaves
+    kernels out; only the generic analysis is there without a device.
+    """
+    cost = program.cost_analysis()
+    if not cost:
+        from jaxlib import _jax
+
+        module = program.runtime_executable().hlo_modules()[0]
+        cost = _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
+    return int(cost["bytes accessed"])
+
+
 def _topology(platform: str, name: str, package: str, **options: str) -> list[jax.Device]:
     from jax.experimental import topologies
 

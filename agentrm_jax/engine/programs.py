@@ -4,6 +4,7 @@ They are made once for a process, so engines of one kind share what is compiled.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from agentrm_jax.engine import decode as decoding
 from agentrm_jax.engine import prefill as reading
 from agentrm_jax.engine.batch import DecodeShape
 from agentrm_jax.engine.histories import choose_reader
+from agentrm_jax.engine.paged import bytes_read
 from agentrm_jax.engine.requests import EngineConfig
 from agentrm_jax.engine.rows import joining_rows
 from agentrm_jax.engine.seats import DecodeBatch
@@ -121,6 +123,29 @@ def planned_decode(
             (state, stopped),
         ),
     }
+
+
+def decode_traffic(
+    model: ModelConfig, sizes: Mapping[str, Any], weights: Any, itemsize: int, mesh: jax.sharding.Mesh
+) -> tuple[int, int, int]:
+    """Bytes of one device and one step of the largest decode batch with full rows, as far as they follow from shapes.
+
+    Returns: what a step has to read at least (weights, and every row's keys and values once); what kernels of ours move that
+    XLA does not look into on GPUs; the embeddings, of which a step looks up a few rows and XLA counts all.
+    """
+    e, shape = _config(sizes), largest_batch(model, sizes, mesh)
+    kv = model.num_kv_heads // e.tensor if model.num_kv_heads % e.tensor == 0 else model.num_kv_heads
+    own = e.max_new * e.samples
+    cached = 2 * shape.rows * (shape.columns + own) * kv * model.head_dim * itemsize * model.num_layers
+    embeddings = _of_one_device(weights.embed_vd)
+    read = _of_one_device(weights) - (0 if model.tie_embeddings else embeddings)
+    queries = shape.samples * (e.draft + 1) * (model.num_heads // model.num_kv_heads)
+    kernel = bytes_read((shape.rows, kv, queries, model.head_dim), shape.columns, itemsize) if shape.in_place else 0
+    return read + cached, kernel * model.num_layers, embeddings
+
+
+def _of_one_device(tree: Any) -> int:
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _reader(model: ModelConfig, sizes: Mapping[str, Any], mesh: jax.sharding.Mesh) -> str:
