@@ -42,19 +42,16 @@ def target_devices(name: str) -> list[jax.Device]:
     raise UserError(f"--target={name}: known are {_EXAMPLES}")
 
 
-def bytes_accessed(program: Any) -> int:
-    """Bytes that a compiled program moves by XLA's own account, a loop counted once.
+def bytes_accessed(program: jax.stages.Compiled) -> int:
+    """Bytes that a program compiled for a GPU moves by XLA's own account: a loop is counted once, a kernel of ours not at all.
 
-    On TPUs it holds what kernels of ours say of themselves, and traffic to and from vector memory as well. On GPUs it leaves
-    kernels out; only the generic analysis is there without a device.
+    There is no such account for TPUs: theirs counts a weight again for every piece of it that is copied to vector memory.
     """
-    cost = program.cost_analysis()
-    if not cost:
-        from jaxlib import _jax
+    from jaxlib import _jax  # compiled for a target, a program has no `cost_analysis` of its own
 
-        module = program.runtime_executable().hlo_modules()[0]
-        cost = _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
-    return int(cost["bytes accessed"])
+    executable: Any = program.runtime_executable()
+    modules = executable.hlo_modules()
+    return int(_jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, modules[0])["bytes accessed"])
 
 
 def _topology(platform: str, name: str, package: str, **options: str) -> list[jax.Device]:

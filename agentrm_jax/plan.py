@@ -56,7 +56,7 @@ class Plan:
       parameters: of each model, by name.
       bytes: by what they are for; they are needed at the same time.
       decode_step: bytes that a step of the largest decode batch moves by the compiler's account, and the least it could; empty
-        where nothing is decoded or no target is given.
+        where nothing is decoded or the target is no GPU.
       notes: what the reader should know about these figures.
     """
 
@@ -168,7 +168,7 @@ def plan_search(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
     if held["loading"]:
         notes.insert(0, "loading: what is needed more while a model's stacked layers are laid out for its engine")
     if step:
-        notes.insert(-1, "decode step: of full rows; what stays in caches or vector memory is counted as well")
+        notes.insert(-1, "decode step: of full rows; what stays in the GPU's caches is counted as well")
     return Plan(facts, parameters, held, _notes(notes, devices[0], e.dtype, False, model), step)
 
 
@@ -250,7 +250,7 @@ def _engine_memory(
 ) -> dict[str, int]:
     """Bytes that each of the engine's larger programs needs beside weights and pool: its batch, temporaries and results.
 
-    For accelerators there are also the bytes that a decode step moves, by the names in `_STEP`.
+    For GPUs there are also the bytes that a decode step moves, by the names in `_STEP`.
     """
     weights, pool = _engine_shapes(model, sizes, policy, mesh)
     planned = programs.planned_prefill(model, sizes, weights, pool, mesh)
@@ -259,11 +259,10 @@ def _engine_memory(
         planned |= programs.planned_decode(model, sizes, weights, pool, state, mesh)
     compiled = {name: _lowered(each, mesh) for name, each in planned.items()}
     found = {name: _needs(compiled[name], each.passing) for name, each in planned.items()}
-    platform = mesh.devices.flat[0].platform
-    if policy and platform != "cpu":
+    if policy and mesh.devices.flat[0].platform == "gpu":
         itemsize = jnp.dtype(sizes["dtype"]).itemsize
         least, kernels, embeddings = programs.decode_traffic(model, sizes, weights, itemsize, mesh)
-        moved = bytes_accessed(compiled["decode"]) - embeddings + (kernels if platform == "gpu" else 0)
+        moved = bytes_accessed(compiled["decode"]) - embeddings + kernels
         found |= dict(zip(_STEP, (moved, least), strict=True))
     return found
 

@@ -130,8 +130,8 @@ def decode_traffic(
 ) -> tuple[int, int, int]:
     """Bytes of one device and one step of the largest decode batch with full rows, as far as they follow from shapes.
 
-    Returns: what a step has to read at least (weights, and every row's keys and values once); what kernels of ours move that
-    XLA does not look into on GPUs; the embeddings, of which a step looks up a few rows and XLA counts all.
+    Returns: what a step has to read at least (weights, and every row's keys and values once); what kernels of ours move, which
+    XLA does not look into; the embeddings, of which a step looks up a few rows and XLA counts all.
     """
     e, shape = _config(sizes), largest_batch(model, sizes, mesh)
     kv = model.num_kv_heads // e.tensor if model.num_kv_heads % e.tensor == 0 else model.num_kv_heads
