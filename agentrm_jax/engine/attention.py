@@ -22,7 +22,7 @@ class Columns:
     def __init__(self, shape: DecodeShape, state: DecodeState, trunk: Trunk | None):
         self._shape, self._base, self._joined = shape, jnp.asarray(state.rows.base), state.joined
         self._length = jnp.asarray(state.rows.context_length)
-        self._before = trunk.length if trunk is not None else jnp.int32(0)
+        self._before = jnp.asarray(trunk.length) if trunk is not None else jnp.int32(0)
         history = jnp.arange(shape.history_blocks * shape.width)
         self._history_position = self._before + history
         self._past = history < self._length[:, None]

@@ -22,7 +22,7 @@ from agentrm_jax.engine.requests import SamplingParams
 from agentrm_jax.engine.sampling import Shaping
 from agentrm_jax.models.config import ModelConfig
 
-Array = jax.Array | np.ndarray
+Array = Any  # jax's on the device, numpy's on the way there and back
 STEPS = 4  # decode steps of one dispatch at most: the host looks at the tokens after them
 _BLOCK = 64  # columns of a key block
 

@@ -93,8 +93,8 @@ def decode(
         state = DecodeState(caches, state.table, state.at + p, state.joined, written, rows)
         if rows.known is not None:
             at = (positions[:, 0] + 1)[..., None]
-            new = [x[..., None] for x in (chosen, kept)]
-            rows = dataclasses.replace(rows, known=_put(rows.known, jnp.arange(shape.known), *new, at))
+            known = _put(rows.known, jnp.arange(shape.known), chosen[..., None], kept[..., None], at)
+            rows = dataclasses.replace(rows, known=known)
         return dataclasses.replace(state, rows=rows), _report(steps, rows, begin, scores, read, chosen, logprob, kept)
 
     rows = dataclasses.replace(state.rows, done=state.rows.done | stopped)
@@ -138,7 +138,7 @@ def _settle(rows: RowState, read: jax.Array, chosen: jax.Array, room: jax.Array)
     shaping = rows.shaping
     if shaping is not None:
         u, n = token.shape
-        seen = shaping.seen.at[jnp.arange(u)[:, None], jnp.arange(n)[None], token].set(True)
+        seen = jnp.asarray(shaping.seen).at[jnp.arange(u)[:, None], jnp.arange(n)[None], token].set(True)
         shaping = dataclasses.replace(shaping, seen=jnp.where(rows.done[..., None], shaping.seen, seen))
     return dataclasses.replace(rows, token=token, count=count, done=done, shaping=shaping), gained
 

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 NGRAM = 3  # tokens at most that have to agree with the last ones
-_UNTIMED, _FIRST = 1, 3  # calls of either way that may have been compiled, and those by which they are first compared
-_FORGET = 0.7  # weight of an earlier call beside the next one
+_UNTIMED, _TRIAL = 1, 3  # calls of a way that may have been compiled, and those by which it is judged
+_FORGET = 0.9  # weight of an earlier call beside the next one
 _STALE = 1.02  # by how much a cost grows with every call that does not confirm it
-_PAUSE, _LONGEST_PAUSE = 32, 512  # calls before the slower way is tried again, twice as many whenever that was in vain
+_PAUSE, _LONGEST_PAUSE = 64, 512  # calls before the slower way is tried again, twice as many whenever that was in vain
 
 
 def propose(known_rt: jax.Array, length_r: jax.Array, count: int) -> jax.Array:
@@ -46,38 +46,54 @@ def propose(known_rt: jax.Array, length_r: jax.Array, count: int) -> jax.Array:
 class Pace:
     """Whether proposals pay in the batches of one shape: whether they bring more tokens a step, by as much as such a step costs more.
 
+    Both ways are tried for some calls; then the faster one is taken, and the other tried again after ever longer pauses.
+
     Attributes:
-      tokens, reads: of recent calls with proposals, tokens that they brought and steps of samples that took; older calls count less.
+      drafting: whether the next call makes proposals.
+      tokens, reads: tokens that calls with proposals brought of late, and steps of samples that it took; older calls count less.
       cost: seconds of a step without and with proposals, the least of late: whatever else a machine does makes it longer only.
     """
 
+    drafting: bool = True
     tokens: float = 0.0
     reads: float = 0.0
     cost: list[float] = dataclasses.field(default_factory=lambda: [math.inf, math.inf])
-    _calls: list[int] = dataclasses.field(default_factory=lambda: [0, 0])
-    _since: list[int] = dataclasses.field(default_factory=lambda: [0, 0])  # calls since the last of either way
+    _best: bool | None = None  # None until both ways have been tried
+    _untimed: list[int] = dataclasses.field(default_factory=lambda: [_UNTIMED, _UNTIMED])
+    _left: int = _TRIAL  # calls before the way is chosen anew
     _pause: int = _PAUSE
 
-    @property
-    def pays(self) -> bool:
-        return self.tokens * self.cost[False] >= self.reads * self.cost[True]
-
-    def choose(self) -> bool:
-        """Whether the next call makes proposals: the faster way, at times the other one to see."""
-        for way in (True, False):
-            if self._calls[way] < _UNTIMED + _FIRST:
-                return way
-        return self._since[False] < _PAUSE if self.pays else self._since[True] >= self._pause
-
-    def record(self, drafting: bool, steps: int, reads: int, accepted: int, seconds: float) -> None:
+    def record(self, steps: int, reads: int, accepted: int, seconds: float) -> None:
         """Records a call: how many samples its steps continued, all told, and how many proposed tokens were right."""
-        paid = self.pays
-        self._calls[drafting] += 1
-        self._since = [count + 1 for count in self._since]
-        self._since[drafting] = 0
-        if self._calls[drafting] > _UNTIMED and steps:
-            self.cost[drafting] = min(_STALE * self.cost[drafting], seconds / steps)
-        if drafting:
+        way = self.drafting
+        if self._untimed[way]:
+            self._untimed[way] -= 1
+            return
+        self.cost[way] = min(_STALE * self.cost[way], seconds / max(steps, 1))
+        if way:
             self.tokens = _FORGET * self.tokens + reads + accepted
             self.reads = _FORGET * self.reads + reads
-            self._pause = _PAUSE if self.pays else min(2 * self._pause, _LONGEST_PAUSE) if not paid else self._pause
+        self._left -= 1
+        if way != self._best:  # a trial
+            if not self._left:
+                self._try(not way) if math.inf in self.cost else self._settle()
+        elif way and not self._pays:
+            self._settle()
+        elif not self._left:
+            self._try(not way)
+
+    @property
+    def _pays(self) -> bool:
+        return self.tokens * self.cost[False] >= self.reads * self.cost[True]
+
+    def _settle(self) -> None:
+        """Takes the way that is faster by what is known."""
+        before, self._best = self._best, self._pays
+        self._pause = _PAUSE if self._best != before else min(2 * self._pause, _LONGEST_PAUSE)
+        self.drafting, self._left = self._best, self._pause
+
+    def _try(self, way: bool) -> None:
+        """Tries a way for some calls, by which alone it is judged."""
+        self.drafting, self._left, self.cost[way] = way, _TRIAL, math.inf
+        if way:
+            self.tokens = self.reads = 0.0

@@ -240,7 +240,7 @@ class Engine:
             for j, lane in enumerate(sequence.lanes if sequence is not None else ()):
                 stopped[row, j] = lane.ended
         pace = self._paces[batch.shape]
-        drafting = batch.shape.draft > 0 and pace.choose()
+        drafting = batch.shape.draft > 0 and pace.drafting
         begin = time.perf_counter()
         batch.state, steps = programs.decode(
             self._weights, model, batch.shape, drafting, self._pool, batch.state, batch.shared, stopped, np.int32(STEPS)
@@ -248,7 +248,8 @@ class Engine:
         steps = jax.device_get(steps)
         over = take_steps(batch, steps, self.end_id, self.text)
         ran, accepted = int(steps.ran), int(steps.accepted)
-        pace.record(drafting, ran, int(steps.read), accepted, time.perf_counter() - begin)
+        if batch.shape.draft:
+            pace.record(ran, int(steps.read), accepted, time.perf_counter() - begin)
         self.stats.decode_steps += ran
         self.stats.rows += ran * batch.live
         self.stats.drafted += int(steps.drafted)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec as P
 
 from agentrm_jax.engine.memory import MASK_VALUE
@@ -74,6 +75,22 @@ def join(parts: list[Part]) -> jax.Array:
     high = jnp.stack([lse for _, lse in parts]).max(0)
     shares = jnp.stack([jnp.exp(lse - high)[..., None] for _, lse in parts])
     return (jnp.stack([out.astype(jnp.float32) for out, _ in parts]) * shares).sum(0) / shares.sum(0)
+
+
+def bytes_read(shape_ukqh: tuple[int, ...], columns: int, itemsize: int) -> int:
+    """Bytes that a kernel moves for full histories: keys and values once, queries, outputs and log-sum-exps."""
+    u, k, q, h = shape_ukqh
+    return u * k * (2 * columns * h * itemsize + q * (h * (itemsize + 4) + 4))
+
+
+def cost_estimate(shape_ukqh: tuple[int, ...], columns: int, itemsize: int) -> pl.CostEstimate:
+    """The same for XLA, which cannot look into a kernel."""
+    u, k, q, h = shape_ukqh
+    return pl.CostEstimate(
+        flops=4 * u * k * q * columns * h,
+        bytes_accessed=bytes_read(shape_ukqh, columns, itemsize),
+        transcendentals=u * k * q * columns,
+    )
 
 
 def finish(acc: jax.Array, top: jax.Array, total: jax.Array) -> tuple[jax.Array, jax.Array]:

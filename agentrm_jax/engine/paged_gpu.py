@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from agentrm_jax.engine.memory import MASK_VALUE
-from agentrm_jax.engine.paged import NOTHING, finish
+from agentrm_jax.engine.paged import NOTHING, cost_estimate, finish
 from agentrm_jax.models.attention_fused import product, product_t, softmax_step
 
 _BLOCK = 64  # columns that are gathered at once
@@ -68,6 +68,7 @@ def attend(
             jax.ShapeDtypeStruct((u, k, divisions, q + pad), jnp.float32),
         ],
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        cost_estimate=cost_estimate(q_ukqh.shape, table.shape[1], keys.dtype.itemsize),
         interpret=interpret,
         name="paged_attention",
     )(rows, keys, vals, table, first, length)

@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from agentrm_jax.engine.memory import MASK_VALUE
-from agentrm_jax.engine.paged import NOTHING, finish
+from agentrm_jax.engine.paged import NOTHING, cost_estimate, finish
 from agentrm_jax.models.attention_fused import product, product_t, softmax_step
 
 PAGE = 16  # slots: rows of a tile of bfloat16, two tiles of float32
@@ -64,6 +64,7 @@ def attend(
     """See `paged.Kernel`."""
     u, k, q, h = q_ukqh.shape
     spans, count = prepared
+    columns = spans.shape[2] - _PAGES - 1
     size = min(_QUERIES, q + -q % 16)
     pad = -q % size
     rows = jnp.pad(q_ukqh, ((0, 0), (0, 0), (0, pad), (0, 0)))
@@ -101,6 +102,7 @@ def attend(
             jax.ShapeDtypeStruct((u, k, q + pad, 1), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        cost_estimate=cost_estimate(q_ukqh.shape, columns, keys.dtype.itemsize),
         interpret=interpret,
         name="paged_attention",
     )(count, passed // _PAGES, spans, rows, first[:, :, None], keys, vals)
@@ -158,14 +160,14 @@ def _kernel(
         return column, there == 1
 
     @pl.when(low < high)
-    def _() -> None:
+    def begin() -> None:
         for copy in copies(low):
             copy.start()
 
     @pl.loop(low, high)
     def step(block: Any) -> None:
         @pl.when(block + 1 < high)
-        def _() -> None:
+        def ahead() -> None:
             for copy in copies(block + 1):
                 copy.start()
 

@@ -162,6 +162,7 @@ def _attend_to_history(
         seen = jnp.broadcast_to(column < length, (*positions.shape[:2], size))
         if limit is not None:
             seen &= positions - column < limit
-        return part + _attend(q, *(gather(x, slots, kv) for x in pool), seen)
+        keys, vals = (gather(x, slots, kv) for x in pool)
+        return part + _attend(q, keys, vals, seen)
 
     return jax.lax.fori_loop(begin, -(-length.max() // size), add, part)

@@ -4,6 +4,7 @@ They are made once for a process, so engines of one kind share what is compiled.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from agentrm_jax.engine import decode as decoding
 from agentrm_jax.engine import prefill as reading
 from agentrm_jax.engine.batch import DecodeShape
 from agentrm_jax.engine.histories import choose_reader
+from agentrm_jax.engine.paged import bytes_read
 from agentrm_jax.engine.requests import EngineConfig
 from agentrm_jax.engine.rows import joining_rows
 from agentrm_jax.engine.seats import DecodeBatch
@@ -58,13 +60,16 @@ class Planned:
 
 
 def planned_memory(
-    model: ModelConfig, sizes: Mapping[str, Any], policy: bool, mesh: jax.sharding.Mesh
+    model: ModelConfig, sizes: Mapping[str, Any], head: bool, mesh: jax.sharding.Mesh
 ) -> tuple[Planned, Planned]:
-    """The programs that lay out an engine's weights and make its pool; `sizes` is a config's `engine` group."""
+    """The programs that lay out an engine's weights, with a language-model head or a value head, and make its pool.
+
+    `sizes` is a config's `engine` group.
+    """
     dtype = jnp.dtype(sizes["dtype"])
 
     def make() -> Transformer:
-        return Transformer(model, rngs=nnx.Rngs(0), lm_head=policy, value_head=not policy, dtype=dtype)
+        return Transformer(model, rngs=nnx.Rngs(0), lm_head=head, value_head=not head, dtype=dtype)
 
     graph, params = nnx.split(nnx.eval_shape(make))
     where = parallel.shardings(params, mesh)
@@ -75,7 +80,13 @@ def planned_memory(
 
 
 def planned_prefill(
-    model: ModelConfig, sizes: Mapping[str, Any], weights: Any, pool: Any, mesh: jax.sharding.Mesh
+    model: ModelConfig,
+    sizes: Mapping[str, Any],
+    weights: Any,
+    pool: Any,
+    mesh: jax.sharding.Mesh,
+    *,
+    logprobs: bool = False,
 ) -> dict[str, Planned]:
     """The largest prefill batches by name, given the shapes of what `planned_memory`'s programs make."""
     e = _config(sizes)
@@ -88,7 +99,7 @@ def planned_prefill(
             prefill,
             (weights, model, pool, new_tokens),
             new_tokens,
-            {"logprobs": False, "in_place": _reader(model, sizes, mesh)},
+            {"logprobs": logprobs, "in_place": _reader(model, sizes, mesh)},
         )
     return planned
 
@@ -121,6 +132,29 @@ def planned_decode(
             (state, stopped),
         ),
     }
+
+
+def decode_traffic(
+    model: ModelConfig, sizes: Mapping[str, Any], weights: Any, itemsize: int, mesh: jax.sharding.Mesh
+) -> tuple[int, int, int]:
+    """Bytes of one device and one step of the largest decode batch with full rows, as far as they follow from shapes.
+
+    Returns: what a step has to read at least (weights, and every row's keys and values once); what kernels of ours move, which
+    XLA does not look into; the embeddings, of which a step looks up a few rows and XLA counts all.
+    """
+    e, shape = _config(sizes), largest_batch(model, sizes, mesh)
+    kv = model.num_kv_heads // e.tensor if model.num_kv_heads % e.tensor == 0 else model.num_kv_heads
+    own = e.max_new * e.samples
+    cached = 2 * shape.rows * (shape.columns + own) * kv * model.head_dim * itemsize * model.num_layers
+    embeddings = _of_one_device(weights.embed_vd)
+    read = _of_one_device(weights) - (0 if model.tie_embeddings else embeddings)
+    queries = shape.samples * (e.draft + 1) * (model.num_heads // model.num_kv_heads)
+    kernel = bytes_read((shape.rows, kv, queries, model.head_dim), shape.columns, itemsize) if shape.in_place else 0
+    return read + cached, kernel * model.num_layers, embeddings
+
+
+def _of_one_device(tree: Any) -> int:
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _reader(model: ModelConfig, sizes: Mapping[str, Any], mesh: jax.sharding.Mesh) -> str:

@@ -46,37 +46,73 @@ def test_proposals_follow_the_latest_of_the_longest_runs():
     assert got.tolist() == [said_before(path, 4) for path in paths]
 
 
-def test_the_faster_way_is_taken_and_the_other_tried_now_and_then():
-    """With proposals a step takes twice as long, 8 samples a call; in between the machine is busy."""
+@dataclasses.dataclass
+class Machine:
+    """What a step costs here without and with proposals, in seconds, 8 samples a call; every third call is disturbed."""
 
-    def run(calls, accepted):
+    cost: tuple[float, float] = (1.0, 2.0)
+    calls: int = 0
+
+    def run(self, pace: Pace, calls: int, accepted: int) -> list[bool]:
+        """The ways of some calls in which so many proposed tokens are right, of those with proposals."""
         ways = []
-        for i in range(calls):
-            ways.append(pace.choose())
-            busy = 5.0 if i % 3 == 0 else 1.0
-            pace.record(ways[-1], 4, 8, accepted * ways[-1], busy * (2.0 if ways[-1] else 1.0))
+        for _ in range(calls):
+            ways.append(pace.drafting)
+            self.calls += 1
+            disturbed = 5.0 if self.calls % 3 == 0 else 1.0
+            pace.record(4, 8, accepted * pace.drafting, 4 * disturbed * self.cost[pace.drafting])
         return ways
 
+
+def test_a_way_that_does_not_pay_is_tried_ever_less():
+    ways = Machine().run(Pace(), 2000, accepted=4)
+    assert ways[:8] == [True] * 4 + [False] * 4, "both are tried, and what may have been compiled does not count"
+    assert sum(ways[8:]) == 3 * 5, "half a token more is too little for twice the time"
+
+
+def test_proposals_that_pay_are_made_all_the_time_but_for_trials():
+    ways = Machine().run(Pace(), 2000, accepted=16)
+    assert sum(not way for way in ways[8:]) == 3 * 5
+
+
+def test_it_is_seen_when_proposals_begin_or_cease_to_pay():
+    pace, machine = Pace(), Machine()
+    machine.run(pace, 400, accepted=0)
+    ways = machine.run(pace, 600, accepted=16)
+    assert all(ways[ways.index(True) :][:60]), "the next trial shows that they pay now"
+    ways = machine.run(pace, 400, accepted=0)
+    assert sum(ways) < 20, "that they do not any more shows at once"
+
+
+def test_a_machine_that_becomes_slower_for_one_way_is_noticed():
+    pace, machine = Pace(), Machine(cost=(1.0, 1.2))
+    machine.run(pace, 100, accepted=4)
+    assert pace.drafting
+    machine.cost = 1.0, 3.0
+    machine.run(pace, 200, accepted=4)
+    assert not pace.drafting
+
+
+def test_calls_that_may_have_been_compiled_do_not_count():
     pace = Pace()
-    assert 0 < sum(run(400, accepted=4)[10:]) < 12, "half a token more is too little"
-    assert sum(run(600, accepted=16)[-100:]) > 90, "two more are enough"
-    assert sum(run(400, accepted=0)[10:]) < 12
+    for seconds in (60.0, 1.2, 1.2, 1.2, 90.0, 1.0, 1.0, 1.0):
+        pace.record(1, 8, 8 * pace.drafting, seconds)
+    assert pace.cost == [1.0, 1.2]
+    assert pace.drafting
 
 
 class Always(Pace):
-    """Proposals in every call, or in every other one."""
-
-    every, calls = 1, 0
-
-    def choose(self):
-        return self.calls % self.every == 0
+    """Proposals in every call."""
 
     def record(self, *call):
-        self.calls += 1
+        pass
 
 
-class EveryOther(Always):
-    every = 2
+class EveryOther(Pace):
+    """Calls with and without proposals in turn."""
+
+    def record(self, *call):
+        self.drafting = not self.drafting
 
 
 def engine(pace=None, **changes):

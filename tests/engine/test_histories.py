@@ -1,5 +1,7 @@
 """An engine that reads histories in place answers as one that copies them; who does which is decided by platform and shape."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -13,10 +15,10 @@ from agentrm_jax.testing.tiny import tiny_model
 
 SIZES = EngineConfig(
     cache_tokens=512,
-    rows=(2, 4),
-    batch_tokens=(24, 96),
-    new_tokens=(8, 24),
-    context=(32, 64),
+    rows=(4,),
+    batch_tokens=(48,),
+    new_tokens=(24,),
+    context=(64,),
     samples=3,
     max_new=6,
     trunk=8,
@@ -31,9 +33,9 @@ def ids(size, seed):
     return np.random.default_rng(seed).integers(4, 97, size).astype(np.int32)
 
 
-def engine(model, reader, monkeypatch):
+def engine(model, reader, monkeypatch, **changes):
     monkeypatch.setattr(histories, "choose_reader", lambda *_: reader)
-    return Engine(model, SIZES, end_id=3)
+    return Engine(model, dataclasses.replace(SIZES, **changes), end_id=3)
 
 
 def answers(mine):
@@ -66,10 +68,12 @@ def check_batches(mine, trunk):
         assert held == c.num_layers * 2 * shape.rows * columns * c.num_kv_heads * c.head_dim
 
 
-@pytest.mark.parametrize(("variant", "reader"), [("grouped", "gpu"), ("windows", "tpu")])
-def test_samples_log_probabilities_and_scores_are_those_of_copied_histories(variant, reader, monkeypatch):
+@pytest.mark.parametrize(
+    ("variant", "reader", "draft"), [("grouped", "gpu", 0), ("windows", "tpu", 0), ("windows", "gpu", 2)]
+)
+def test_samples_log_probabilities_and_scores_are_those_of_copied_histories(variant, reader, draft, monkeypatch):
     model = tiny_model(**VARIANTS[variant])
-    dense, in_place = (engine(model, r, monkeypatch) for r in ("", reader))
+    dense, in_place = engine(model, "", monkeypatch), engine(model, reader, monkeypatch, draft=draft)
     (tokens, logprobs, scores), (got_tokens, got_logprobs, got_scores) = answers(dense), answers(in_place)
     assert {batch.shape.in_place for batch in in_place.scheduler.seats.batches} == {reader}
     assert got_tokens == tokens
