@@ -121,11 +121,16 @@ def texts_of(
     return found
 
 
-def differences(card: Card, told: Mapping[str, Texts]) -> list[str]:
+def card_of(model: object) -> Card | None:
+    """The card of an opened policy or reward model; None for one that has none (from elsewhere, behind a server, a user's own)."""
+    return getattr(model, "card", None)
+
+
+def differences(card: Card | None, told: Mapping[str, Texts]) -> list[str]:
     """One line for every environment that this run tells other texts about than training did; new environments do not count."""
     lines = []
     for name, now in told.items():
-        before = card.texts.get(name)
+        before = card.texts.get(name) if card else None
         if before is not None and set(now.instructions) - set(before.instructions):
             lines.append(
                 f"{name}: trained with the texts of {before.source} ({before.digest}), this run has those of {now.source} "

@@ -52,7 +52,7 @@ class ExplicitRewardModel:
             return None
 
 
-def load_reward_model(
+def load_explicit(
     place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, template: str = "", date: str = ""
 ) -> ExplicitRewardModel:
     """The explicit reward model of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes.
