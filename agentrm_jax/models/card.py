@@ -9,7 +9,7 @@ from pathlib import Path
 from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA
-from agentrm_jax.prompts import OBSERVATION, Reader, instructions
+from agentrm_jax.prompts import OBSERVATION, Reader, Representation, instructions
 from agentrm_jax.types import JSON, Environment, Task, UserError
 
 VERSION = 2
@@ -49,6 +49,8 @@ class Card:
         card holds its text.
       date: the day that a template which reads the clock is told, ISO format; empty for other templates.
       aggregate: how the scores of a trajectory's steps become its score.
+      heads: value heads, if it has some.
+      state: what a reward model reads of a state (`prompts.Representation`).
       texts: environment name -> what it was told.
     """
 
@@ -62,6 +64,8 @@ class Card:
     template: str = ""
     date: str = ""
     aggregate: str = "last"
+    heads: int = 1
+    state: Representation = "default"
     texts: Mapping[str, Texts] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, JSON]:

@@ -12,7 +12,10 @@ from agentrm_jax.tree import FlatTree, Node, Segment
 from agentrm_jax.types import UserError
 
 LENGTH = 16
-FIELDS = ("tokens", "positions", "subtree_end", "previous", "loss_weight", "value", "value_weight")
+FIELDS = (
+    *("tokens", "positions", "subtree_end", "previous", "group", "before"),
+    *("loss_weight", "value", "value_weight", "count"),
+)
 
 
 def branching(i: int) -> FlatTree:

@@ -78,7 +78,7 @@ def test_the_outcome_of_an_ended_episode_is_the_configured_one(encoder):
 
 @pytest.mark.parametrize("wrong", [{"target": "median"}, {"outcome": "luck"}])
 def test_a_target_that_does_not_exist_is_refused(encoder, wrong):
-    with pytest.raises(UserError, match="must be mean or max, and outcome="):
+    with pytest.raises(UserError, match="must be mean, max, soft, hard or distance, and outcome="):
         targets.value_tree(encoder, golden(), **wrong)
 
 
