@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.models.config import ModelConfig
@@ -34,6 +35,10 @@ class Texts:
         return hashlib.blake2b("\0".join(self.instructions).encode(), digest_size=8).hexdigest()
 
 
+ReadAt = Literal["end_of_turn", "last_token"]
+READ_AT: tuple[ReadAt, ...] = ("end_of_turn", "last_token")
+
+
 @dataclasses.dataclass(frozen=True)
 class Card:
     """A trained model.
@@ -49,6 +54,7 @@ class Card:
         card holds its text.
       date: the day that a template which reads the clock is told, ISO format; empty for other templates.
       aggregate: how the scores of a trajectory's steps become its score.
+      read_at: where a value is read: at the end-of-turn token of the last turn, or at the last token of the rendered conversation.
       heads: value heads, if it has some.
       state: what a reward model reads of a state (`prompts.Representation`).
       texts: environment name -> what it was told.
@@ -64,6 +70,7 @@ class Card:
     template: str = ""
     date: str = ""
     aggregate: str = "last"
+    read_at: ReadAt = "end_of_turn"
     heads: int = 1
     state: Representation = "default"
     texts: Mapping[str, Texts] = dataclasses.field(default_factory=dict)
