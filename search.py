@@ -2,6 +2,7 @@
 
     python search.py --config=configs/greedy.py        the policy alone
     python search.py --config=configs/mcts.py          trees to learn step values from
+    python search.py --config=configs/sample.py        trajectories to learn outcomes from
     python search.py --config=configs/best_of_n.py     whole trajectories, the reward model picks
     python search.py --config=configs/beam.py          step by step, the reward model prunes
 
@@ -82,7 +83,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         progress = ProgressLine(total, done=len(log.finished), name="task", period=config.log_seconds)
 
         def on_done(done: search.Done[search.Result]) -> None:
-            log.record(done, meter, ranked=method.reward_model)
+            log.record(done, meter, ranked=method.keeps, notes=journal.notes_of(reward_model, done.task))
             spent = meter.total()
             speed = spent.policy_tokens / max(spent.seconds, 1e-9)
             progress.show(
@@ -93,7 +94,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 final=len(log.finished) == total,
             )
 
-        async with EnvironmentPool(environments.pool_options, config.env.workers, config.env.step_timeout) as pool:
+        pool_of = functools.partial(EnvironmentPool, environments.pool_options)
+        async with search.closing(policy, reward_model), pool_of(config.env.workers, config.env.step_timeout) as pool:
             parts = [meter.policy(policy), meter.environments(pool)]
             if reward_model is not None:
                 parts.append(meter.reward_model(reward_model))

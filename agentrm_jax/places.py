@@ -3,6 +3,7 @@
 runs/nano/sft, models/DIR, FILE.gguf, smollm2     a model that runs on our engine
 openai:MODEL@URL                                  a model behind a server that speaks OpenAI's protocol
 my.module:make                                    a user's own, made by a function of an importable module
+implicit:TUNED@BASE                               (a reward model) a policy, compared with the one that it was tuned from
 judge:PLACE                                       (a reward model) a policy, at any of the places above, that is asked to judge
 """
 
@@ -90,14 +91,22 @@ class Judge:
     policy: Model | Server
 
 
-Place = Model | Server | Maker | Judge
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two models of our engine, by their places: a tuned policy and the one it was tuned from."""
+
+    tuned: str
+    base: str
+
+
+Place = Model | Server | Maker | Judge | Pair
 
 
 def read(place: str | Path) -> Place:
     """What a config's `policy` or `reward_model` names; nothing is opened.
 
     Raises:
-      UserError: it begins like a server or a judge and does not go on like one.
+      UserError: it begins like a server, a judge or a pair and does not go on like one.
     """
     text = str(place)
     kind, colon, rest = text.partition(":")
@@ -108,6 +117,11 @@ def read(place: str | Path) -> Place:
         if not isinstance(inner, Model | Server):
             raise UserError(f"{text}: write judge:PLACE, where PLACE is a workdir, a model folder or openai:MODEL@URL")
         return Judge(inner)
+    if colon and kind == "implicit":
+        tuned, _, base = rest.rpartition("@")
+        if not all(part and isinstance(read(part), Model) for part in (tuned, base)):
+            raise UserError(f"{text}: write implicit:TUNED@BASE, the workdirs or model folders of two policies")
+        return Pair(tuned, base)
     maker = _MAKER.fullmatch(text)
     if maker and not Path(text).exists():
         return Maker(*maker.groups())

@@ -171,7 +171,7 @@ def _abstract_state(
     config: ml_collections.ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, lora: LoRA | None
 ) -> tuple[Any, nnx.GraphDef, TrainState, TrainState]:
     """Optimizer, graph definition, shapes and shardings, as train.py makes them."""
-    objective = objectives.find(config.loss)
+    objective = objectives.of(config)
     heads = config.get("heads", 1)
     card = Card(objective.kind, config.loss, model, objective.lm_head, objective.value_head, lora, heads=heads)
     held = jnp.dtype(config.dtype) if lora else jnp.float32
@@ -188,7 +188,7 @@ def _compiled_step(
 ) -> jax.stages.Compiled:
     """The training step, made from shapes alone."""
     tx, graphdef, shape, placed = _abstract_state(config, model, mesh, lora)
-    objective = objectives.find(config.loss, config)
+    objective = objectives.of(config)
     loss = objective.loss(jnp.dtype(config.dtype), head_only=config.get("freeze") == "trunk")
     parts = {"accumulate": config.accumulate, "weight": objective.weight}
     step = make_train_step(graphdef, tx, loss, placed, mesh, **parts)
@@ -199,6 +199,8 @@ def _batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> dict[s
     rows = jax.sharding.NamedSharding(mesh, parallel.BATCH)
     kinds = dict.fromkeys(("tokens", "positions", "subtree_end", *POINTERS), jnp.int32)
     kinds |= dict.fromkeys(("loss_weight", "value", "value_weight", "count"), jnp.float32)
+    if objectives.find(config.loss).reference:
+        kinds |= {"action": jnp.int32, "reference": jnp.float32}
     size = (config.batch_rows, config.row_length)
     shapes = {k: jax.ShapeDtypeStruct(size, kind, sharding=rows) for k, kind in kinds.items()}
     if (heads := config.get("heads", 1)) > 1:

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import grain
 import numpy as np
@@ -20,10 +20,18 @@ _INTS = (*_TREE, "task")
 _FLOATS = ("loss_weight", "value", "value_weight", "count")
 
 
-def write_dataset(folder: Path, trees: Sequence[FlatTree], *, meta: dict[str, JSON], tasks: Sequence[str] = ()) -> None:
+def write_dataset(
+    folder: Path,
+    trees: Sequence[FlatTree],
+    *,
+    meta: dict[str, JSON],
+    extra: tuple[str, ...] = (),
+    tasks: Sequence[str] = (),
+) -> None:
     """Writes flattened trees as a TFDS dataset named `token_trees` (split `train`, array_record files, no TensorFlow).
 
     Args:
+      extra: further whole-number arrays of a `FlatTree` that the objective reads.
       tasks: the key of every tree's task, for bootstrap samples of them.
 
     Raises:
@@ -37,7 +45,7 @@ def write_dataset(folder: Path, trees: Sequence[FlatTree], *, meta: dict[str, JS
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self) -> Any:
-            ints = {name: tfds.features.Tensor(shape=(None,), dtype=np.int32) for name in _INTS}
+            ints = {name: tfds.features.Tensor(shape=(None,), dtype=np.int32) for name in (*_INTS, *extra)}
             floats = {name: tfds.features.Tensor(shape=(None,), dtype=np.float32) for name in _FLOATS}
             features = tfds.features.FeaturesDict(ints | floats)
             return tfds.core.DatasetInfo(builder=self, description=json.dumps(meta), features=features)
@@ -48,7 +56,7 @@ def write_dataset(folder: Path, trees: Sequence[FlatTree], *, meta: dict[str, JS
         def _generate_examples(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
             for i, t in enumerate(trees):
                 number = bootstrap.task_number(tasks[i]) if tasks else -1
-                row = {name: getattr(t, name) for name in _TREE + _FLOATS}
+                row = {name: getattr(t, name) for name in (*_TREE, *_FLOATS, *extra)}
                 yield i, row | {"task": np.full(len(t), number, np.int32)}
 
     if not trees:
@@ -68,6 +76,27 @@ def read_dataset(folder: Path) -> Any:
     return tfds.builder_from_directory(str(place)).as_data_source(split="train")
 
 
+class Joined:
+    """A dataset with one more array [t] a tree, which is kept in memory.
+
+    Args:
+      source: as `read_dataset` gives it.
+      values: the arrays of all trees one after another, in the order of the dataset.
+      ends: int[len(source)], where each ends.
+    """
+
+    def __init__(self, source: Any, name: str, values: np.ndarray, ends: np.ndarray):
+        self._source, self._name, self._values, self._ends = source, name, values, ends
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
+        i = range(len(self))[index]
+        begin = int(self._ends[i - 1]) if i else 0
+        return dict(self._source[i]) | {self._name: self._values[begin : int(self._ends[i])]}
+
+
 def batches(
     source: Any,
     *,
@@ -79,7 +108,7 @@ def batches(
     threads: int = 1,
     heads: int = 1,
 ) -> grain.IterDataset:
-    """An endless, shuffled stream of packed batches: dicts of arrays [rows, row_length] as in `FlatTree`.
+    """An endless, shuffled stream of packed batches: dicts of the source's arrays, [rows, row_length], as in `FlatTree`.
 
     Trees are packed first-fit; the tokens of each see that tree only. The iterator's state can be saved and restored exactly.
     `shard` of `shards` is this process's share of the trees, `rows` the number of rows of this process. For several value
@@ -93,9 +122,10 @@ def batches(
             f"{shards} processes share the data, which has fewer token trees ({len(source)}); start fewer processes"
         )
     data = grain.MapDataset.source(source).map(_complete).seed(seed).shuffle()[shard::shards].repeat(None)
+    names = tuple(_complete(source[0]))
     packed = grain.experimental.FirstFitPackIterDataset(
         data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=64)),
-        length_struct=dict.fromkeys(_INTS + _FLOATS, row_length),
+        length_struct=dict.fromkeys(names, row_length),
         num_packing_bins=max(rows, 8),
         shuffle_bins=False,
     )
@@ -114,7 +144,8 @@ def _to_row(packed: dict[str, np.ndarray], *, seed: int, heads: int) -> dict[str
     index = np.arange(len(packed["tokens"]), dtype=np.int32)
     real = packed["tokens_segment_ids"] > 0
     start = index - packed["tokens_positions"]
-    out = {name: np.where(real, packed[name], 0).astype(packed[name].dtype) for name in _TREE + _FLOATS}
+    names = (name for name in packed if name != "task" and not name.endswith(("_segment_ids", "_positions")))
+    out = {name: np.where(real, packed[name], 0).astype(packed[name].dtype) for name in names}
     out["subtree_end"] = np.where(real, packed["subtree_end"] + start, index + 1).astype(np.int32)
     for name in POINTERS:
         out[name] = np.where(real & (packed[name] >= 0), packed[name] + start, -1).astype(np.int32)

@@ -3,12 +3,13 @@
 A dataset is made once and kept in the workdir's folder `data`.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentrm_jax import tree
-from agentrm_jax.data import datasets, formats, heldout, rollouts, targets, weights
+from agentrm_jax.data import datasets, formats, heldout, samples, targets, weights
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.prompts import Encoder, opening
 from agentrm_jax.types import SearchTree, Trajectory, UserError
@@ -52,7 +53,7 @@ def explored(workdir: Path, outcome: str) -> list[SearchTree]:
     """
     sampled = workdir / "trajectories.jsonl"
     if not (workdir / "trees").is_dir() and sampled.exists():
-        return rollouts.rollout_trees(formats.read_trajectories(sampled), outcome)
+        return samples.read_samples(workdir, outcome=outcome)
     return formats.read_trees(workdir / "trees")
 
 
@@ -90,9 +91,11 @@ def step_values(
     def pieces(of: Sequence[SearchTree], compared: bool) -> Iterator[tuple[SearchTree, list[tree.Node]]]:
         """The trees with their targets, cut to rows; pieces without a target are left out."""
         nonlocal lost
-        how = {"min_visits": min_visits, "target": target, "outcome": outcome, "weight_visits": weight_visits}
+        value_tree = functools.partial(
+            targets.value_tree, min_visits=min_visits, target=target, outcome=outcome, weight_visits=weight_visits
+        )
         for one in of:
-            nodes = targets.value_tree(encoder, one, **how)
+            nodes = value_tree(encoder, one)
             if compared and sum(len(n.segment.tokens) for n in nodes) > row_length:
                 nodes = targets.together(nodes)
             lost += sum(targets.target_histogram([nodes]))

@@ -44,7 +44,7 @@ class Card:
     """A trained model.
 
     Attributes:
-      kind: `policy`, or the kind of reward model (`explicit`).
+      kind: `policy`, or the kind of reward model (`explicit`, `implicit`).
       loss: the loss it was trained with.
       config: sizes of the transformer.
       lm_head, value_head: which output maps it has.
@@ -58,6 +58,8 @@ class Card:
       heads: value heads, if it has some.
       state: what a reward model reads of a state (`prompts.Representation`).
       texts: environment name -> what it was told.
+      beta: of an implicit reward model: what log-ratios are multiplied by.
+      reference: of an implicit reward model: place or name of the model that its log-probabilities are compared with.
     """
 
     kind: str
@@ -74,6 +76,8 @@ class Card:
     heads: int = 1
     state: Representation = "default"
     texts: Mapping[str, Texts] = dataclasses.field(default_factory=dict)
+    beta: float | None = None
+    reference: str = ""
 
     def to_json(self) -> dict[str, JSON]:
         """The content of `model.json`."""

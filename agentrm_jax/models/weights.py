@@ -115,7 +115,7 @@ def abstract_params(
 
 def build(config: ModelConfig, params: Params, *, scan: bool = False, remat: bool = False) -> Transformer:
     """A `Transformer` around given parameters; which heads it has follows from them."""
-    has = {
+    has: dict[str, Any] = {
         "lm_head": config.tie_embeddings or "head_dv" in params,
         "value_head": any(name in params for name in VALUE_HEADS),
         "heads": params["value_ed"].shape[0] if "value_ed" in params else 1,

@@ -28,7 +28,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, value in values.items():
         if known := keys.find(name, roles):
             _check_value(known, name, value)
-    for together in (_places, _mesh, _model, _objective, _engine, _simulations):
+    for together in (_places, _judge, _outcomes, _mesh, _model, _objective, _engine, _simulations):
         together(config)
 
 
@@ -42,6 +42,11 @@ def _check_value(key: keys.Key, name: str, value: Any) -> None:
         raise UserError(f"--config.{name}={show(value)}: must be {key.range.words()}")
 
 
+def _outcomes(config: ml_collections.ConfigDict) -> None:
+    if "samples" in config and not (config.samples or config.trees):
+        raise UserError("--config.samples and --config.trees are both empty; name trajectories, search trees, or both")
+
+
 def _places(config: ml_collections.ConfigDict) -> None:
     for key in ("policy", "reward_model"):
         if "method" in config and config[key]:
@@ -51,6 +56,23 @@ def _places(config: ml_collections.ConfigDict) -> None:
                     place.find()
             except UserError as error:
                 raise UserError(f"--config.{key}={config[key]}: {error}") from error
+
+
+def _judge(config: ml_collections.ConfigDict) -> None:
+    """A judge compares; what it says of one candidate alone, or of candidates that it does not see together, means nothing."""
+    if "judge" not in config or not isinstance(places.read(config.reward_model), places.Judge):
+        return
+    method, search, judge = config.method, config.search, f"--config.reward_model={config.reward_model}"
+    if method in ("adaptive", "guided_mcts"):
+        raise UserError(f"{judge}: a judge compares candidates, and {method} scores them one after the other")
+    if method == "best_of_n" and (search.all_steps or search.aggregate != "last"):
+        raise UserError(
+            f"{judge}: a judge compares whole trajectories; set --config.search.all_steps=false and "
+            "--config.search.aggregate=last, as configs/judge.py does"
+        )
+    whole = method in ("best_of_n", "particle") or (method == "lookahead" and search.depth > 0)
+    if whole and config.judge.compare == "steps":
+        raise UserError(f"{judge}: here candidates have different histories; set --config.judge.compare=trajectories")
 
 
 def _mesh(config: ml_collections.ConfigDict) -> None:
@@ -76,21 +98,20 @@ def _model(config: ml_collections.ConfigDict) -> None:
 
 
 def _objective(config: ml_collections.ConfigDict) -> None:
-    if "heads" not in config:
+    if "eval_metric" not in config:
         return
-    ranks = config.loss in ("pairwise", "listwise")
-    if config.heads > 1 and config.loss not in ("regression", "cross_entropy"):
+    if config.get("heads", 1) > 1 and config.loss not in ("regression", "cross_entropy"):
         raise UserError(
             f"--config.heads={config.heads}: several value heads are trained with loss=regression or cross_entropy; for "
             f"{config.loss}, train several models (--config.seeds) and name them all as the reward model"
         )
-    if config.freeze == "trunk" and config.lora.rank:
+    if config.get("freeze") == "trunk" and config.lora.rank:
         raise UserError(
             "--config.freeze=trunk: adapters are part of the trunk; leave lora.rank at 0, or freeze nothing"
         )
     if config.eval_metric != selection.NONE and config.heldout == 0:
         raise UserError(f"--config.eval_metric={config.eval_metric}: there is nothing to measure on; raise heldout")
-    if config.eval_metric in ("mse", "ece") and ranks:
+    if config.eval_metric in ("mse", "ece") and config.loss in ("pairwise", "listwise"):
         raise UserError(
             f"--config.eval_metric={config.eval_metric}: scores learned by loss={config.loss} predict no outcome; "
             "choose sibling_accuracy"

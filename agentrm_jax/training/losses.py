@@ -43,6 +43,18 @@ def cross_entropy(
     return weighted_mean(losses, weights)
 
 
+def value_metrics(
+    predicted: Float[Array, "b t"], targets: Float[Array, "b t"], weights: Float[Array, "b t"]
+) -> dict[str, Array]:
+    """Error of predicted outcomes, beside the error of always predicting the batch's mean target."""
+    mean = weighted_mean(targets, weights)
+    return {
+        "squared_error": regression(predicted, targets, weights),
+        "target_variance": regression(jnp.broadcast_to(mean, targets.shape), targets, weights),
+        "states": jnp.sum(weights > 0, dtype=jnp.int32),
+    }
+
+
 # --- Comparisons within groups ---------------------------------------------------------------------------------------
 
 

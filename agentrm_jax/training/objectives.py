@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from agentrm_jax.models.transformer import Transformer, head_values, token_logprobs, values
-from agentrm_jax.training import losses
+from agentrm_jax.training import implicit, losses
 from agentrm_jax.types import UserError
 
 Batch = Mapping[str, jax.Array]
@@ -26,7 +26,8 @@ class Objective:
 
     Attributes:
       kind: what is trained, as the model's card says it.
-      source: the config key that names the data: `experts` (trajectories) or `trees` (search trees).
+      source: the config key that names the data: `experts` (trajectories), `trees` (search trees), or `samples` (trajectories of a
+        search, beside which there may be trees).
       lm_head, value_head: output maps that the model needs.
       fields: arrays of a batch that the loss reads beside the token trees themselves, all [b, t].
       compute: (model, hidden states [b, t, d], batch) -> (scalar loss, scalar metrics).
@@ -34,19 +35,24 @@ class Objective:
         model predicts none (a policy).
       weight: batch -> what the loss is a mean over, so that a batch can be read in parts; None if the loss is no such mean.
       ranks: predictions say which of several states is better, and nothing about outcomes; data keep siblings together.
-      settings: config keys that `compute` takes as keyword arguments.
+      settings: config keys whose values `compute` and `predict` take by keyword.
     """
 
-    kind: Literal["policy", "explicit"]
-    source: Literal["experts", "trees"]
+    kind: Literal["policy", "explicit", "implicit"]
+    source: Literal["experts", "trees", "samples"]
     lm_head: bool
     value_head: bool
     fields: tuple[str, ...]
     compute: Callable[..., tuple[jax.Array, Metrics]]
-    predict: Callable[[Transformer, jax.Array, Batch], jax.Array] | None = None
+    predict: Callable[..., jax.Array] | None = None
     weight: Callable[[Batch], jax.Array] | None = None
     ranks: bool = False
     settings: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> bool:
+        """Whether batches hold what a frozen reference says."""
+        return "reference" in self.fields
 
     def loss(self, dtype: Any, *, head_only: bool = False) -> Loss:
         """The objective as a function of model and packed batch (arrays [b, t]); hidden states are computed in `dtype`.
@@ -102,7 +108,8 @@ def _states_weight(batch: Batch) -> jax.Array:
     return jnp.sum(_head_weights(batch) if "head_weight" in batch else batch["value_weight"])
 
 
-def _head_value(model: Transformer, hidden_btd: jax.Array, batch: Batch) -> jax.Array:
+def _head_value(model: Transformer, hidden_btd: jax.Array, batch: Batch, **_: Any) -> jax.Array:
+    """The settings of the loss do not matter here."""
     return values(model, hidden_btd)
 
 
@@ -111,14 +118,7 @@ def _head_probability(model: Transformer, hidden_btd: jax.Array, batch: Batch) -
 
 
 def _value_metrics(predicted_bt: jax.Array, batch: Batch) -> Metrics:
-    """Error of predicted outcomes, beside the error of always predicting the batch's mean target."""
-    targets_bt, weights_bt = batch["value"], batch["value_weight"]
-    mean = losses.weighted_mean(targets_bt, weights_bt)
-    return {
-        "squared_error": losses.regression(predicted_bt, targets_bt, weights_bt),
-        "target_variance": losses.regression(jnp.broadcast_to(mean, targets_bt.shape), targets_bt, weights_bt),
-        "states": jnp.sum(weights_bt > 0, dtype=jnp.int32),
-    }
+    return losses.value_metrics(predicted_bt, batch["value"], batch["value_weight"])
 
 
 def _ensemble_metrics(predicted_bte: jax.Array, batch: Batch) -> Metrics:
@@ -194,6 +194,11 @@ def _temporal_difference(
     return loss, _value_metrics(values_bt, batch)
 
 
+def _implicit(compute: Callable[..., tuple[jax.Array, Metrics]], predict: Callable[..., jax.Array]) -> Objective:
+    fields = (*implicit.FIELDS, *_VALUE)
+    return Objective("implicit", "samples", True, False, fields, compute, predict, _states_weight, settings=("beta",))
+
+
 _VALUE = ("value", "value_weight")
 _SIBLINGS = (*_VALUE, "group")
 _REGRESSION = _of_states(losses.regression, lambda values: values)
@@ -222,11 +227,24 @@ OBJECTIVES: Mapping[str, Objective] = {
         _states_weight,
         settings=("td_lambda", "advantage_weight"),
     ),
+    "implicit_regression": _implicit(implicit.regression, implicit.rewards),
+    "implicit_cross_entropy": _implicit(implicit.cross_entropy, implicit.probabilities),
+    "implicit_brier": _implicit(implicit.brier, implicit.probabilities),
 }
 
 
-def find(name: str, config: Mapping[str, Any] | Any = None) -> Objective:
-    """The objective that `config.loss` names, with the settings that the config has for it (defaults without one).
+def of(config: Any) -> Objective:
+    """The objective of a training config, with the settings that the config has for it. Raises UserError."""
+    objective = find(config.loss)
+    given = {name: config[name] for name in objective.settings}
+    if not given:
+        return objective
+    predict = functools.partial(objective.predict, **given) if objective.predict else None
+    return dataclasses.replace(objective, compute=functools.partial(objective.compute, **given), predict=predict)
+
+
+def find(name: str) -> Objective:
+    """The objective that `config.loss` names.
 
     Raises:
       UserError: there is none of this name.
@@ -234,8 +252,4 @@ def find(name: str, config: Mapping[str, Any] | Any = None) -> Objective:
     if name not in OBJECTIVES:
         *others, last = OBJECTIVES
         raise UserError(f"--config.loss={name}: known losses are {', '.join(others)} and {last}")
-    objective = OBJECTIVES[name]
-    chosen = {key: config[key] for key in objective.settings if config is not None and key in config}
-    if not chosen:
-        return objective
-    return dataclasses.replace(objective, compute=functools.partial(objective.compute, **chosen))
+    return OBJECTIVES[name]

@@ -27,6 +27,15 @@ def schedule_of(config: Any) -> optax.Schedule:
     return _schedule(config.learning_rate, config.warmup, config.total_steps)
 
 
+def rate_change(config: Any, before: int | None, done: int) -> str:
+    """What it does to the learning rate that `total_steps` was raised from `before` after `done` steps; empty if it was not."""
+    if before is None:
+        return ""
+    was = float(_schedule(config.learning_rate, config.warmup, before)(done))
+    now = float(schedule_of(config)(done))
+    return f"; the learning rate goes on at {now:.3g} (it was {was:.3g}) and falls to 0 at step {config.total_steps}"
+
+
 def _schedule(learning_rate: float, warmup: float, total_steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, max(int(warmup * total_steps), 1), max(total_steps, 2), 0.0
