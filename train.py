@@ -24,6 +24,7 @@ from agentrm_jax.data import datasets, examples, formats, heldout, outcomes
 from agentrm_jax.data.demonstrations import expert_trajectories
 from agentrm_jax.data.samples import read_samples
 from agentrm_jax.envs import catalogue
+from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.evaluation.selection import NONE, Selection
 from agentrm_jax.files import new_folder, write_json
 from agentrm_jax.models import opening
@@ -248,7 +249,8 @@ def outcome_data(
         runs[config.samples] = read_samples(Path(config.samples), outcome=config.outcome)
     if config.trees:
         runs[config.trees] = formats.read_trees(Path(config.trees) / "trees")
-    specs, told = {}, {}
+    specs: dict[str, EnvSpec] = {}
+    told: dict[str, Texts] = {}
     for place, trees in runs.items():
         env = workdirs.read_config(Path(place)).get("env") or ml_collections.ConfigDict(
             {"names": {t.task.env for t in trees}}

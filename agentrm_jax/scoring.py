@@ -108,7 +108,7 @@ def score(
     windows = _windows(prepared, _PASSES * rows * row_length)
     for window in itertools.chain(windows, [[]]):  # a window is begun before the one before it is waited for
         passes = _passes([r.flat for one in window for r in one.readings], row_length, rows)
-        started = [(p, _start(*models, mesh, p, dtype)) for p in passes]
+        started = [(p, _start(models[0], models[1], mesh, p, dtype)) for p in passes]
         yield from (_scored(one, coming, aggregate, ratio) for one in before)
         before, coming = window, _finish([r for one in window for r in one.readings], started, summed=ratio is not None)
 

@@ -66,7 +66,7 @@ def attach(
         found = _computed(trees, held, ends, graphdef, state, mesh=mesh, rows=rows, row_length=row_length, dtype=dtype)
         if jax.process_index() == 0:
             with replacing(path) as draft, draft.open("wb") as file:
-                np.savez(file, **found)
+                np.savez(file, allow_pickle=False, **found)
             print(f"the reference's log-probabilities of {sum(x.size for x in found.values())} tokens are in {path}")
     if held:
         held = dataclasses.replace(held, rows={**held.rows, "reference": found["heldout"]})

@@ -11,6 +11,7 @@ from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.training import objectives
 from agentrm_jax.types import UserError
 
+SETTINGS = {"beta": 0.5, "center": 0.0, "advantage_weight": 1.0, "td_lambda": 0.5}
 TREE = ("tokens", "positions", "subtree_end")
 
 
@@ -36,7 +37,7 @@ def batch(fields: tuple[str, ...]) -> dict[str, jax.Array]:
 
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 def test_an_objective_needs_the_heads_and_the_fields_that_it_names_and_no_others(name, tiny):
-    objective = objectives.of(ml_collections.ConfigDict({"loss": name, "beta": 0.5}))
+    objective = objectives.of(ml_collections.ConfigDict({"loss": name, **SETTINGS}))
     model = Transformer(tiny, rngs=nnx.Rngs(0), lm_head=objective.lm_head, value_head=objective.value_head)
     loss, metrics = objective.loss(jnp.float32)(model, batch((*TREE, *objective.fields)))
     assert np.isfinite(loss)
@@ -52,7 +53,7 @@ def test_an_objective_needs_the_heads_and_the_fields_that_it_names_and_no_others
 )
 def test_predictions_are_on_the_scale_of_the_targets(name, tiny):
     """The reported error is that of the predictions."""
-    objective = objectives.of(ml_collections.ConfigDict({"loss": name, "beta": 0.5}))
+    objective = objectives.of(ml_collections.ConfigDict({"loss": name, **SETTINGS}))
     model = Transformer(tiny, rngs=nnx.Rngs(0), lm_head=objective.lm_head, value_head=True)
     model.value_d[...] = jax.random.normal(jax.random.key(1), (tiny.d_model,))
     rows = batch((*TREE, *objective.fields))
