@@ -75,7 +75,9 @@ class Engine:
         with self._placed():
             self._weights = programs.lay_out(model, self._dtype)
             self._pool = programs.empty_pool(model.config, config.cache_tokens, self._dtype)
-        self.cache, self._facts = PrefixCache(config.cache_tokens), SlotFacts(config.cache_tokens)
+        value_d = self._weights.value_d
+        heads = value_d.shape[1] if value_d is not None and value_d.ndim == 2 else 1
+        self.cache, self._facts = PrefixCache(config.cache_tokens), SlotFacts(config.cache_tokens, heads)
         self.scheduler = Scheduler(config, self.cache, self._facts)
 
     @property
@@ -133,7 +135,7 @@ class Engine:
         return self._all(requests)
 
     def score(self, paths: Sequence[np.ndarray]) -> np.ndarray:
-        """float32[len(paths)]: the value at the end of every path. Of many paths, every distinct token is read once.
+        """float32[len(paths)] ([len(paths), e] of several value heads): the value at the end of every path. Of many paths, every distinct token is read once.
 
         Raises:
           RequestError: a path cannot be scored.

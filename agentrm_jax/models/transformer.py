@@ -127,6 +127,13 @@ def logits(model: Transformer, hidden_btd: Float[Array, "b t d"]) -> Float[Array
     return jnp.einsum("btd,dv->btv", hidden_btd, head, preferred_element_type=jnp.float32)
 
 
+def value_map(model: Transformer) -> Float[Array, "d"] | Float[Array, "d e"] | None:
+    """The value head, or the heads of an ensemble side by side; None for a model without one."""
+    if hasattr(model, "value_ed"):
+        return model.value_ed[...].T
+    return model.value_d[...] if hasattr(model, "value_d") else None
+
+
 def values(model: Transformer, hidden_btd: Float[Array, "b t d"]) -> Float[Array, "b t"]:
     """Predicted expected returns, float32; meaningful at end-of-turn tokens. Of an ensemble, the mean of its heads."""
     value_d = jnp.mean(model.value_ed[...], axis=0) if hasattr(model, "value_ed") else model.value_d[...]

@@ -54,6 +54,8 @@ def _places(config: ml_collections.ConfigDict) -> None:
                 place = places.read(config[key])
                 if isinstance(place, places.Maker):
                     place.find()
+                if key == "policy" and isinstance(place, places.Ensemble):
+                    raise UserError("several places are an ensemble of reward models; a search has one policy")
             except UserError as error:
                 raise UserError(f"--config.{key}={config[key]}: {error}") from error
 

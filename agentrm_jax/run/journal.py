@@ -100,7 +100,8 @@ def notes_of(reward_model: object, task: Task) -> Mapping[str, JSON]:
 
 
 def judged(finished: Sequence[Entry]) -> dict[str, JSON]:
-    """What a judge's answers say about the judge, as `judge`; empty where no judge was asked.
+    """What was noted of a reward model, over all tasks: of a judge its answers, as `judge`; of an ensemble the states that it scored
+    and the mean standard deviation of its members at one, as `disagreement`. Empty where there is neither.
 
     Raises:
       UserError: what was noted about one cannot be read.
@@ -108,9 +109,14 @@ def judged(finished: Sequence[Entry]) -> dict[str, JSON]:
     notes = [entry.row["notes"] for entry in finished if isinstance(entry.row.get("notes"), dict)]
     tallies = [note["judge"] for note in notes if isinstance(note.get("judge"), dict)]
     try:
-        return {"judge": position_bias.summary(tallies)} if tallies else {}
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"tasks.jsonl: the notes of a judge cannot be read ({error})") from error
+        found: dict[str, JSON] = {"judge": position_bias.summary(tallies)} if tallies else {}
+        if spreads := [note["disagreement"] for note in notes if isinstance(note.get("disagreement"), dict)]:
+            states = sum(spread["states"] for spread in spreads)
+            mean = sum(spread["deviation"] for spread in spreads) / max(states, 1)
+            found["disagreement"] = {"states": states, "mean_deviation": mean}
+        return found
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"tasks.jsonl: the notes of a reward model cannot be read ({error})") from error
 
 
 def records(workdir: Path, tasks: Sequence[Task]) -> list[TaskRecord]:

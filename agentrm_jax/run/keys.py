@@ -296,6 +296,13 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         Key("policy", Text(POLICIES), "the policy", of=SEARCH),
         Key("reward_model", Text(REWARD_MODELS), "the reward model", of=RERANKING),
         Key(
+            "pessimism",
+            NOT_NEGATIVE,
+            "k: the score of an ensemble (value heads, or several reward models) is its mean less k standard deviations",
+            of=RERANKING,
+            before=0.0,
+        ),
+        Key(
             "step_reward",
             Choice(("accumulated", "single")),
             "score of an implicit reward model: the sum over the path, or its last step's reward; others have one kind",
