@@ -135,7 +135,9 @@ class Engine:
         return self._all(requests)
 
     def score(self, paths: Sequence[np.ndarray]) -> np.ndarray:
-        """float32[len(paths)] ([len(paths), e] of several value heads): the value at the end of every path. Of many paths, every distinct token is read once.
+        """float32[len(paths)], or [len(paths), e] of several value heads: the value at the end of every path.
+
+        Of many paths, every distinct token is read once.
 
         Raises:
           RequestError: a path cannot be scored.

@@ -45,8 +45,9 @@ class PrefillBatch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenFacts:
-    """float32[u, w] of every token: the value head's output (0 without one; [u, w, e] of several), and log p given the path before it (or None).
+    """float32[u, w] of every token: the value head's output (0 without one), and log p given the path before it (or None).
 
+    The outputs of several value heads are [u, w, e].
     A log-probability means nothing where the token before was not in the batch.
     """
 

@@ -15,7 +15,8 @@ class Job:
     """What became of a request. Its result is there once it is `done`, unless it was cancelled.
 
     Attributes:
-      result: samples of a `GenerateRequest`, a float for a `ScoreRequest` (float32[e] of several value heads), float32[len - start] for a `LogprobsRequest`.
+      result: samples of a `GenerateRequest`, a float for a `ScoreRequest` (of several value heads float32[e]), float32[len - start]
+        for a `LogprobsRequest`.
     """
 
     request: Request

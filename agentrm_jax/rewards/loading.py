@@ -23,8 +23,8 @@ def load_reward_model(
 
     Args:
       place: a workdir, of whatever kind its card says, or a model folder or preset with a value head, which run on our engine;
-        `implicit:TUNED@BASE`; several places with commas between them, an ensemble; `judge:PLACE`; or `MODULE:FUNCTION`, a function that is called with `specs` and `config` and returns
-        an object with `score` (`types.RewardModel`).
+        `implicit:TUNED@BASE`; several places with commas between them, an ensemble; `judge:PLACE`; or `MODULE:FUNCTION`, a function
+        that is called with `specs` and `config` and returns an object with `score` (`types.RewardModel`).
       specs: environment name -> spec, whose texts the reward model is told where its card has none.
       engine: the sizes of a config's `engine` group.
       template, date: of the chat template; see `models.opening`.

@@ -50,7 +50,7 @@ def make_predict(
     return predictions
 
 
-_OUTCOMES = ("mse", "mse_ratio", "ece")  # metrics of predictions that are outcomes
+_OUTCOMES = ("mse", "mse_ratio", "ece", "scorer_noise", "useful_width")  # metrics of predictions that are outcomes
 
 
 def measure(predicted: np.ndarray, held: HeldOut, *, ranks: bool = False) -> dict[str, JSON]:
@@ -92,6 +92,7 @@ def summary(found: dict[str, JSON]) -> str:
         "siblings in order": "sibling_accuracy",
         "clear pairs in order": "pairwise_accuracy",
         "AUC of success": "success_auc",
+        "useful width": "useful_width",
     }
     parts = [f"{words} {m[name]:.3f}" for words, name in named.items() if m.get(name) is not None]
     return f"{m['states']} held-out states of {m['tasks']} tasks: {', '.join(parts)}"
