@@ -9,12 +9,14 @@
 docs/search.md has the others (lookahead, adaptive, particle, dvts, guided_mcts, sharing_beam).
 
 Finished tasks are kept, so running the same command again continues a run that was stopped. Started as several processes
-(`jax.distributed`), each searches its share of the tasks with engines on its own devices.
+(`jax.distributed`), each searches its share of the tasks with engines on its own devices. With --config.ray=auto a Ray cluster
+searches: its engines are handed task after task, and what a lost node had in flight is tried elsewhere.
 """
 
 import asyncio
 import functools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -31,6 +33,7 @@ from agentrm_jax.run import journal, mains, reports, stages, workdirs
 from agentrm_jax.run.devices import accelerator
 from agentrm_jax.run.logs import ProgressLine
 from agentrm_jax.search import methods
+from agentrm_jax.types import JSON
 
 
 @parallel.together()
@@ -42,7 +45,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     run = method.bind(config.search, seed=config.seed, command=command_reader(environments.specs))
 
     # --- Where we are --------------------------------------------------------------------------------------------------
-    accelerator()
+    if config.ray:
+        jax.config.update("jax_platforms", "cpu")  # accelerators are for the engines on the cluster
+    accelerator(alone=bool(config.ray))
     process, processes = jax.process_index(), jax.process_count()
     workdirs.compare(config, workdir)
     if workdirs.is_finished(workdir):
@@ -58,10 +63,16 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
             if process == 0:
                 journal.gather(workdir)  # what processes of a stopped run left
         specs, how = environments.specs, {"template": config.chat_template, "date": config.date, "config": config}
-        policy = load_policy(config.policy, specs, config.engine, examples=config.examples, **how)
-        reward_model = None
-        if method.reward_model:
-            reward_model = load_reward_model(config.reward_model, specs, config.engine, **how)
+        policy = reward_model = fleet = None
+        if config.ray:
+            from agentrm_jax.cluster.fleet import Fleet
+
+            fleet = Fleet(config)  # opens the same on its nodes
+        else:
+            policy = load_policy(config.policy, specs, config.engine, examples=config.examples, **how)
+            if method.reward_model:
+                reward_model = load_reward_model(config.reward_model, specs, config.engine, **how)
+        policy_card, reward_card = fleet.cards if fleet else (card_of(policy), card_of(reward_model))
 
     # --- Tasks: what is left of them -----------------------------------------------------------------------------------
     log = journal.part(workdir, process, processes)
@@ -71,39 +82,44 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     print(f"{config.method} on {len(tasks)} tasks" + (f", {len(before)} done before" if before else "") + share)
     if process == 0:
         told = functools.partial(texts_of, specs, tasks, config.env.prompts)
-        for line in differences(card_of(policy), told(reader="policy", examples=config.examples)):
+        for line in differences(policy_card, told(reader="policy", examples=config.examples)):
             print(f"note: the policy reads this run's texts; {line}", file=sys.stderr)
-        for line in differences(card_of(reward_model), told(reader="reward")):
+        for line in differences(reward_card, told(reader="reward")):
             print(f"note: the reward model reads what it was trained with; {line}", file=sys.stderr)
 
     # --- Run: one coroutine a task; engines batch across them, environments step in worker processes -------------------
+    total = len(log.finished) + len(left)
+    progress = ProgressLine(total, done=len(log.finished), name="task", period=config.log_seconds)
+
+    def on_done(done: search.Done[search.Result], meter: search.Meter, notes: Mapping[str, JSON]) -> None:
+        log.record(done, meter, ranked=method.keeps, notes=notes)
+        spent = meter.total()
+        speed = spent.policy_tokens / max(spent.seconds, 1e-9)
+        progress.show(
+            len(log.finished),
+            f"score {log.mean_reward():.3f}",
+            f"{speed:,.0f} tokens/s",
+            f"{spent.env_steps} env steps",
+            final=len(log.finished) == total,
+        )
+
     async def run_all() -> None:
         meter = search.Meter()
-        total = len(log.finished) + len(left)
-        progress = ProgressLine(total, done=len(log.finished), name="task", period=config.log_seconds)
-
-        def on_done(done: search.Done[search.Result]) -> None:
-            log.record(done, meter, ranked=method.keeps, notes=journal.notes_of(reward_model, done.task))
-            spent = meter.total()
-            speed = spent.policy_tokens / max(spent.seconds, 1e-9)
-            progress.show(
-                len(log.finished),
-                f"score {log.mean_reward():.3f}",
-                f"{speed:,.0f} tokens/s",
-                f"{spent.env_steps} env steps",
-                final=len(log.finished) == total,
-            )
-
         pool_of = functools.partial(EnvironmentPool, environments.pool_options)
         async with search.closing(policy, reward_model), pool_of(config.env.workers, config.env.step_timeout) as pool:
             parts = [meter.policy(policy), meter.environments(pool)]
             if reward_model is not None:
                 parts.append(meter.reward_model(reward_model))
             await search.run_tasks(
-                left, lambda task: run(task, *parts), concurrency=config.concurrency, on_done=on_done
+                left,
+                lambda task: run(task, *parts),
+                concurrency=config.concurrency,
+                on_done=lambda done: on_done(done, meter, journal.notes_of(reward_model, done.task)),
             )
 
-    if left:
+    if left and fleet:
+        fleet.run(left, on_done)
+    elif left:
         asyncio.run(run_all())
 
     # --- Results and report --------------------------------------------------------------------------------------------

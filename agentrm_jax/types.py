@@ -254,6 +254,14 @@ def trajectory_of(state: State, **meta: JSON) -> Trajectory:
     return Trajectory(state.task, state.goal, root.outcome.observation, steps, meta)
 
 
+def state_of(trajectory: Trajectory) -> State:
+    """The state that a trajectory ends in, with its past; without keys, which only a pool gives."""
+    state = State(trajectory.task, trajectory.goal, outcome=Outcome(trajectory.observation))
+    for step in trajectory.steps:
+        state = dataclasses.replace(state.propose(step.action), outcome=step.outcome)
+    return state
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class TreeNode:
     """One explored state of a search tree, with the statistics of all simulation returns at or below it.

@@ -126,6 +126,8 @@ def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.
         examples=0 if size == "nano" else 1,  # worked examples in the policy's prompt
         seed=0,
         log_seconds=10.0,
+        ray="",  # a Ray cluster to search on: auto, or HOST:PORT of its head; empty: this process
+        engines=0,  # engines there; 0: one for every accelerator (or group of engine.tensor), without any one a node
     )
     if reward_model:
         config.pessimism = 0.0  # of an ensemble: its score is the mean less so many standard deviations

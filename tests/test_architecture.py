@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "rewards": _BASE | {"envs", "models", "engine", "places", "generators"},
     "evaluation": {"types", "files", "search", "data"},
     "run": {"types", "files", "parallel", "places", "search", "data", "evaluation"},
+    "cluster": {"types", "envs", "models", "policies", "rewards", "run", "search"},
     "testing": _BASE | {"templates", "envs", "models", "data", "search"},
     # commands beside the mains
     "report": {"types", "run"},

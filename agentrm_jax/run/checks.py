@@ -1,5 +1,8 @@
 """A config is checked as a whole, before anything is made, opened or written."""
 
+import importlib.util
+import os
+import re
 from typing import Any
 
 import ml_collections
@@ -29,7 +32,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, value in values.items():
         if known := keys.find(name, roles):
             _check_value(known, name, value)
-    for together in (_places, _judge, _outcomes, _mesh, _model, _objective, _engine, _simulations):
+    for together in (_places, _judge, _outcomes, _mesh, _model, _objective, _engine, _simulations, _ray):
         together(config)
 
 
@@ -156,4 +159,20 @@ def _simulations(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"--config.search.n={config.search.n}: simulations that take no turn are all the same; "
             "set search.depth above 0"
+        )
+
+
+def _ray(config: ml_collections.ConfigDict) -> None:
+    if not config.get("ray"):
+        return
+    if config.ray != "auto" and not re.fullmatch(r"[\w.\[\]:-]+:[0-9]{1,5}", config.ray):
+        raise UserError(f"--config.ray={config.ray}: must be auto, or HOST:PORT of the head of a Ray cluster, or empty")
+    if importlib.util.find_spec("ray") is None:
+        raise UserError(f"--config.ray={config.ray}: Ray is not installed; pip install 'agentrm-jax[ray]'")
+    from agentrm_jax import parallel
+
+    if parallel.launcher(os.environ) is not None:
+        raise UserError(
+            f"--config.ray={config.ray}: a search on Ray is started as one process, and this is one of several "
+            "(jax.distributed); start it alone, or leave ray empty"
         )

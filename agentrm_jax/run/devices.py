@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 
 
-def accelerator(cpu_devices: int = 1) -> None:
+def accelerator(cpu_devices: int = 1, *, alone: bool = False) -> None:
     """Joins a distributed run if there is one, and turns on the cache of compiled programs.
 
     Args:
       cpu_devices: how many devices a CPU is shown as: with one a core, small products and element-wise work use all cores.
+      alone: this process joins no other, whatever the environment says.
     """
     import jax
 
@@ -24,4 +25,5 @@ def accelerator(cpu_devices: int = 1) -> None:
         jax.config.update("jax_compilation_cache_dir", str(home / "agentrm_jax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from `run.command`
-    start_distributed()
+    if not alone:
+        start_distributed()

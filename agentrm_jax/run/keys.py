@@ -102,6 +102,23 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         Key("examples", SOME, "worked examples in the policy's prompt", of=SEARCH),
         Key("concurrency", COUNT, "tasks in flight", unit="tasks", of=SEARCH, steady=True),
         Key("log_seconds", NOT_NEGATIVE, "time between two lines of progress", unit="seconds", of=SEARCH, steady=True),
+        Key(
+            "ray",
+            Text("auto, or HOST:PORT of the head of a Ray cluster", optional=True),
+            "the cluster that tasks are searched on; empty: this process searches",
+            of=SEARCH,
+            steady=True,
+            before="",
+        ),
+        Key(
+            "engines",
+            SOME,
+            "engines on that cluster, each with `concurrency` tasks and `env.workers` of its own; 0: one for `engine.tensor` "
+            "accelerators, or one a node where there are none",
+            of=SEARCH,
+            steady=True,
+            before=0,
+        ),
         Key("search.n", COUNT, "trajectories drawn for a task", of=("best_of_n", "sample")),
         Key("search.n", COUNT, "trajectories drawn for a task at most", of=("adaptive",)),
         Key("search.wave", COUNT, "trajectories drawn at once", of=("adaptive",)),
