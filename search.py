@@ -107,7 +107,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         meter = search.Meter()
         pool_of = functools.partial(EnvironmentPool, environments.pool_options)
         async with search.closing(policy, reward_model), pool_of(config.env.workers, config.env.step_timeout) as pool:
-            parts = [meter.policy(policy), meter.environments(pool)]
+            parts = [meter.policy(policy), meter.environments(pool)] if policy else []
             if reward_model is not None:
                 parts.append(meter.reward_model(reward_model))
             await search.run_tasks(

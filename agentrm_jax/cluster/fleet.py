@@ -130,9 +130,9 @@ class Fleet:
         """Waits a second at most; tasks that are finished."""
         ready, _ = ray.wait(list(self._asked), timeout=1.0)
         for reference in ready:
-            member, task = self._asked.get(reference, (None, None))
-            if member is None:  # it was given up with its engine
+            if reference not in self._asked:  # it was given up with its engine
                 continue
+            member, _ = self._asked[reference]
             try:
                 answer = ray.get(reference)
             except ray.exceptions.RayTaskError as error:

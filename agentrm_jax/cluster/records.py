@@ -24,7 +24,10 @@ class FlatResult:
 
     def result(self) -> Result:
         """The result, with states again."""
-        candidates = (Candidate(state_of(trajectory), *rest) for trajectory, *rest in self.candidates)
+        candidates = (
+            Candidate(state_of(trajectory), score, step_scores, sample)
+            for trajectory, score, step_scores, sample in self.candidates
+        )
         return Result(tuple(candidates), self.chosen, self.counts, self.tree)
 
 
@@ -49,4 +52,4 @@ class Finished:
 
     def done(self) -> Done[Result]:
         """As `search.run_tasks` hands it over."""
-        return Done(self.task, self.result and self.result.result(), self.fault, self.seconds)
+        return Done(self.task, self.result.result() if self.result else None, self.fault, self.seconds)
