@@ -128,7 +128,7 @@ def read(place: str | Path) -> Place:
         return Ensemble(members)
     kind, colon, rest = text.partition(":")
     if colon and kind == "openai":
-        return _server(text, rest)
+        return _server(rest)
     if colon and kind == "judge":
         inner = read(rest) if rest else None
         if not isinstance(inner, Model | Server):
@@ -136,7 +136,7 @@ def read(place: str | Path) -> Place:
         return Judge(inner)
     if colon and kind == "implicit":
         tuned, _, base = rest.rpartition("@")
-        if not all(part and isinstance(read(part), Model) for part in (tuned, base)):
+        if "://" in rest or not all(part and isinstance(read(part), Model) for part in (tuned, base)):
             raise UserError(f"{text}: write implicit:TUNED@BASE, the workdirs or model folders of two policies")
         return Pair(tuned, base)
     maker = _MAKER.fullmatch(text)
@@ -145,21 +145,23 @@ def read(place: str | Path) -> Place:
     return Model(text)
 
 
-def _server(text: str, rest: str) -> Server:
-    model, _, url = rest.rpartition("@")
+def _server(rest: str) -> Server:
+    """The server of `openai:` + rest. Messages do not repeat it: it may hold a key by mistake."""
+    found = re.fullmatch(r"(.+?)@(https?://.+)", rest)
+    model, url = found.groups() if found else ("", "")
     try:
         parts = urllib.parse.urlsplit(url)
-        fine = bool(model) and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        fine = bool(parts.hostname) and parts.port != 0
     except ValueError:
         fine = False
     if not fine:
         raise UserError(
-            f"{text}: write openai:MODEL@URL with the URL that the server's paths follow, such as "
+            "write openai:MODEL@URL with the URL that the server's paths follow, such as "
             "openai:Qwen/Qwen3-4B@http://127.0.0.1:8000/v1"
         )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UserError(
-            "openai:MODEL@URL holds a user name, password or query; keys belong into the environment variable that "
+            "the URL of openai:MODEL@URL holds a user name, password or query; a key belongs into the environment variable that "
             "--config.server.key_variable names"
         )
     return Server(model, url.rstrip("/"))

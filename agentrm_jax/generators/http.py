@@ -108,17 +108,25 @@ class Client:
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._quiet_until = 0.0  # until then a busy server asked to be left alone, by all requests
 
-    async def ask(self, path: str, payload: Mapping[str, JSON] | None, read: Callable[[dict[str, JSON]], T]) -> T:
+    async def ask(
+        self,
+        path: str,
+        payload: Mapping[str, JSON] | None,
+        read: Callable[[dict[str, JSON]], T],
+        *,
+        retries: int | None = None,
+    ) -> T:
         """What `read` makes of the answer to one request: POST, or GET without a payload.
 
         Args:
           read: takes the JSON object; may raise BrokenAnswer.
+          retries: further tries; None: as the settings say.
 
         Raises:
           Refused, UserError, GenerationFailure: see the module's docstring.
         """
         failure = _Again("")
-        tries = self.settings.retries + 1
+        tries = 1 + (self.settings.retries if retries is None else retries)
         for attempt in range(tries):
             if attempt:
                 await self._sleep(self._pause(attempt, failure.wait))

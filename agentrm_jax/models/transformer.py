@@ -127,7 +127,7 @@ def logits(model: Transformer, hidden_btd: Float[Array, "b t d"]) -> Float[Array
     return jnp.einsum("btd,dv->btv", hidden_btd, head, preferred_element_type=jnp.float32)
 
 
-def value_map(model: Transformer) -> Float[Array, "d *e"] | None:
+def value_map(model: Transformer) -> Float[Array, "d ..."] | None:
     """The value head, or the heads of an ensemble side by side; None for a model without one."""
     if hasattr(model, "value_ed"):
         return model.value_ed[...].T

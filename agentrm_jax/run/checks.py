@@ -57,7 +57,7 @@ def _places(config: ml_collections.ConfigDict) -> None:
                 if key == "policy" and isinstance(place, places.Ensemble):
                     raise UserError("several places are an ensemble of reward models; a search has one policy")
             except UserError as error:
-                raise UserError(f"--config.{key}={config[key]}: {error}") from error
+                raise UserError(f"--config.{key}: {error}") from error
 
 
 def _judge(config: ml_collections.ConfigDict) -> None:

@@ -14,7 +14,7 @@ import math
 import secrets
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from agentrm_jax import files
@@ -106,17 +106,25 @@ def judged(finished: Sequence[Entry]) -> dict[str, JSON]:
     Raises:
       UserError: what was noted about one cannot be read.
     """
+    summaries: Mapping[str, tuple[str, Callable[[Sequence[JSON]], JSON]]] = {
+        "judge": ("a judge", position_bias.summary),
+        "disagreement": ("an ensemble", _disagreement),
+    }
+    found: dict[str, JSON] = {}
     notes = [entry.row["notes"] for entry in finished if isinstance(entry.row.get("notes"), dict)]
-    tallies = [note["judge"] for note in notes if isinstance(note.get("judge"), dict)]
-    try:
-        found: dict[str, JSON] = {"judge": position_bias.summary(tallies)} if tallies else {}
-        if spreads := [note["disagreement"] for note in notes if isinstance(note.get("disagreement"), dict)]:
-            states = sum(spread["states"] for spread in spreads)
-            mean = sum(spread["deviation"] for spread in spreads) / max(states, 1)
-            found["disagreement"] = {"states": states, "mean_deviation": mean}
-        return found
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"tasks.jsonl: the notes of a reward model cannot be read ({error})") from error
+    for name, (whose, summary) in summaries.items():
+        try:
+            if parts := [note[name] for note in notes if isinstance(note.get(name), dict)]:
+                found[name] = summary(parts)
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            raise UserError(f"tasks.jsonl: the notes of {whose} cannot be read ({error})") from error
+    return found
+
+
+def _disagreement(parts: Sequence[JSON]) -> JSON:
+    """Of the notes of `rewards.ensemble.Pessimism` on several tasks: states, and the mean deviation at one."""
+    states = sum(part["states"] for part in parts)
+    return {"states": states, "mean_deviation": sum(part["deviation"] for part in parts) / max(states, 1)}
 
 
 def records(workdir: Path, tasks: Sequence[Task]) -> list[TaskRecord]:

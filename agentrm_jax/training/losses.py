@@ -9,7 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 _EQUAL = 1e-6  # targets that differ by no more are equal: sums of returns are rounded
 
@@ -45,7 +45,7 @@ def cross_entropy(
 
 def value_metrics(
     predicted: Float[Array, "b t"], targets: Float[Array, "b t"], weights: Float[Array, "b t"]
-) -> dict[str, Array]:
+) -> dict[str, Num[Array, ""]]:
     """Error of predicted outcomes, beside the error of always predicting the batch's mean target."""
     mean = weighted_mean(targets, weights)
     return {

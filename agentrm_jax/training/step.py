@@ -124,21 +124,21 @@ def make_train_step(
             loss, state.params, batch, parts=accumulate, weight=weight
         )
         norm = optax.tree.norm(gradients)
-        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        good = jnp.isfinite(value) & jnp.isfinite(norm)
-        before = (state.step, state.params, state.opt_state)
-        step, params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old), (state.step + 1, params, opt_state), before
-        )
+
+        def updated() -> TrainState:
+            updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+            return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+
+        # A branch, not a choice between arrays: that would hold old and new ones at the same time.
+        new = jax.lax.cond(jnp.isfinite(value) & jnp.isfinite(norm), updated, lambda: state)
         metrics = {
             "loss": value,
             "gradient_norm": norm,
-            "parameter_norm": optax.tree.norm(params),
+            "parameter_norm": optax.tree.norm(new.params),
             "tokens": jnp.sum(batch["previous"] >= 0, dtype=jnp.int32),
             **metrics,
         }
-        return TrainState(step, params, opt_state), metrics
+        return new, metrics
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         with jax.set_mesh(mesh):  # attention looks at it to keep its loops on their own shards

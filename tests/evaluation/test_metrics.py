@@ -124,6 +124,7 @@ def test_a_perfect_reward_model_has_perfect_metrics():
     expected = {
         "states": 12, "mse": 0, "mse_ratio": 0, "pearson": 1, "spearman_within_task": 1, "kendall_within_task": 1, "pairwise_accuracy": 1,
         "pairs": 12, "sibling_accuracy": 1, "sibling_pairs": 12, "success_auc": 1, "ece": 0, "length_correlation": -1,
+        "scorer_noise": 0, "sibling_gap": 0.7, "useful_width": None,
     }  # fmt: skip
     assert found["metrics"] == pytest.approx(expected)
     assert sum(b["count"] for b in found["calibration"]) == 12
@@ -154,9 +155,9 @@ def test_undefined_metrics_are_null_in_json():
 
 def test_noise_is_what_siblings_do_not_share():
     targets, groups = [0.2, 0.8, 0.5, 0.5, 0.1], ["a", "a", "b", "b", "c"]
-    shifted = np.array(targets) + [7, 7, -3, -3, 100]
+    shifted = np.array(targets) + np.array([7, 7, -3, -3, 100])
     assert metrics.scorer_noise(shifted, targets, groups) == pytest.approx(0)
-    noisy = shifted + [0.1, -0.1, 0.2, -0.2, 5]
+    noisy = shifted + np.array([0.1, -0.1, 0.2, -0.2, 5])
     assert metrics.scorer_noise(noisy, targets, groups) == pytest.approx(math.sqrt((2 * 0.01 + 2 * 0.04) / 2))
     assert math.isnan(metrics.scorer_noise([1.0], [0.0], ["a"]))
 
