@@ -3,7 +3,6 @@
 Checks, `--help` and docs/config.md are made from this table.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -11,44 +10,11 @@ import ml_collections
 
 from agentrm_jax.data.own import ON_BAD_ROW
 from agentrm_jax.evaluation import selection
-from agentrm_jax.run.ranges import Choice, Date, Flag, Free, Names, Number, Range, Sizes, Text
+from agentrm_jax.run.key import Key as Key
+from agentrm_jax.run.ranges import Choice, Date, Flag, Free, Names, Number, Sizes, Text
 from agentrm_jax.search.aggregate import Aggregator
 from agentrm_jax.search.guided_mcts import Backup
 from agentrm_jax.search.particle import Resampling
-
-
-@dataclasses.dataclass(frozen=True)
-class Key:
-    """One key.
-
-    Attributes:
-      name: as after `--config.`; `*` at its end stands for all keys below.
-      range: the values it may have.
-      meaning: half a sentence.
-      unit: of a number, where it has one.
-      of: roles of the configs that have it (`roles`); a key of one name may mean one thing here and another there.
-      identity: it is what the config file is, and is not set on the command line.
-      steady: changing it cannot change results (beyond rounding), so a run that has begun may go on with another value.
-      raised: it may be raised in a run that has begun, and this is what that does; empty if it may not.
-      before: what runs did that were made before the key existed; None if it is as old as the program.
-    """
-
-    name: str
-    range: Range
-    meaning: str
-    unit: str = ""
-    of: tuple[str, ...] = ()
-    identity: bool = False
-    steady: bool = False
-    raised: str = ""
-    before: Any = None
-
-    def stands_for(self, name: str, roles: set[str]) -> bool:
-        """Whether this is the row of the key `name` in a config of these roles."""
-        if not roles & set(self.of):
-            return False
-        return name.startswith(self.name[:-1]) if self.name.endswith("*") else name == self.name
-
 
 TRAIN, SEARCH = ("train",), ("search",)
 BOTH = TRAIN + SEARCH
