@@ -1,9 +1,9 @@
-"""One key of a config."""
+"""One key of a config, the roles of configs that have it, and words and ranges that several keys share."""
 
 import dataclasses
 from typing import Any
 
-from agentrm_jax.run.ranges import Range
+from agentrm_jax.run.ranges import Choice, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,3 +37,30 @@ class Key:
         if not roles & set(self.of):
             return False
         return name.startswith(self.name[:-1]) if self.name.endswith("*") else name == self.name
+
+
+TRAIN, SEARCH = ("train",), ("search",)
+BOTH = TRAIN + SEARCH
+POLICY, EXPLICIT, IMPLICIT = ("policy",), ("explicit",), ("implicit",)
+REWARDS, FROM_NOTHING = EXPLICIT + IMPLICIT, POLICY + EXPLICIT
+TASKS = POLICY + SEARCH  # what chooses tasks
+RERANKING = (
+    "best_of_n",
+    "beam",
+    "lookahead",
+    "adaptive",
+    "dvts",
+    "sharing_beam",
+    "particle",
+    "guided_mcts",
+)  # with a reward model
+SAMPLING = (*RERANKING, "mcts", "sample")
+TREES = ("mcts", "guided_mcts")
+DATA = "files and folders with commas between them, or hf:NAME"
+MODELS = "a workdir, a Hugging Face folder, a .gguf file, or smollm2"
+POLICIES = f"{MODELS}; openai:MODEL@URL; or MODULE:FUNCTION"
+REWARD_MODELS = f"{MODELS}; implicit:TUNED@BASE; judge:PLACE of a policy; MODULE:FUNCTION; or several with commas between them, an ensemble"
+OUTCOMES = Choice(("reward", "progress", "success"))
+IMPLICIT_LOSSES = ("implicit_regression", "implicit_cross_entropy", "implicit_brier")
+LINEAR_MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+AXIS_WORDS = "-1: all devices that are left"

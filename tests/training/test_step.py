@@ -11,7 +11,9 @@ import pytest
 from flax import nnx
 
 from agentrm_jax import parallel, tree
+from agentrm_jax.data import comparisons
 from agentrm_jax.models.transformer import Transformer, token_logprobs
+from agentrm_jax.testing.tiny import dense_values
 from agentrm_jax.training import objectives
 from agentrm_jax.training.optimizer import make_optimizer
 from agentrm_jax.training.step import abstract_state, init_state, make_train_step
@@ -255,6 +257,44 @@ def test_a_seed_gives_one_state_and_another_seed_another(explicit):
     jax.tree.map(np.testing.assert_array_equal, once, again)
     name = "embed_vd"
     assert not np.allclose(nnx.to_pure_dict(once)[name], nnx.to_pure_dict(other)[name])
+
+
+# --- Preferences ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pairwise", "listwise"])
+def test_the_sides_of_a_preference_in_one_tree_give_what_they_give_apart(tiny, name):
+    """Loss and gradient are those of two conversations that are read whole, each by itself, and then compared."""
+    trunk = episode(1)
+    better, worse = [*trunk, *episode(2, 1)[1:], *episode(5)[1:]], [*trunk, *episode(4)[1:]]
+    shared = comparisons.compared([better, worse], [1.0, 0.0])
+    apart = [
+        *tree.path_tree(better),
+        *(
+            dataclasses.replace(n, parent=n.parent + len(better) if n.parent >= 0 else -1)
+            for n in tree.path_tree(worse)
+        ),
+    ]
+    ends = {len(better) - 1: 1.0, len(apart) - 1: 0.0}
+    apart = [
+        dataclasses.replace(n, value=ends[i], value_weight=1.0, group=0) if i in ends else n
+        for i, n in enumerate(apart)
+    ]
+    model = Transformer(tiny, rngs=nnx.Rngs(0), lm_head=False, value_head=True)
+    model.value_d[...] = jax.random.normal(jax.random.key(1), (tiny.d_model,))
+    graphdef, params = nnx.split(model, nnx.Param)
+    loss = objectives.find(name).loss(jnp.float32)
+
+    @jax.jit
+    def both(params, batch):
+        return jax.value_and_grad(lambda params: loss(nnx.merge(graphdef, params), batch)[0])(params)
+
+    flats = [tree.flatten(nodes) for nodes in (shared, apart)]
+    assert len(flats[0]) < len(flats[1])
+    one, other = (both(params, batch_of([flat], length=64)) for flat in flats)
+    assert_same(one, other)
+    values = [float(dense_values(model, np.concatenate([s.tokens for s in path]))[-1]) for path in (better, worse)]
+    assert one[0] == pytest.approx(np.log1p(np.exp(values[1] - values[0])), rel=1e-4)
 
 
 # --- Parts, frozen trunks, and updates that are not made --------------------------------------------------------------
