@@ -22,7 +22,7 @@ from flax import nnx
 
 from agentrm_jax import parallel
 from agentrm_jax.chat import Chat, load_chat
-from agentrm_jax.data import datasets, examples, formats, heldout, outcomes, own, preview
+from agentrm_jax.data import datasets, examples, files, formats, heldout, outcomes, own, preview
 from agentrm_jax.data.conversations import segments
 from agentrm_jax.data.demonstrations import expert_trajectories
 from agentrm_jax.data.samples import read_samples
@@ -275,8 +275,9 @@ def own_data(
         return found, base.chat if base else load_chat(load_tokenizer(workdir / "tokenizer")), dict(card.texts)
     objective = objectives.find(config.loss)
     specs = {name: catalogue.find(name) for name in catalogue.names()}
-    if "env" in config:
-        specs |= catalogue.resolve(config.env).specs
+    runs = [env for place in files.listed(config.data) if (env := workdirs.read_config(Path(place)).get("env"))]
+    for env in [config.env] if "env" in config else runs:  # of a search's workdir, the environments that it was made in
+        specs |= catalogue.resolve(env).specs
     rows = own.read(config.data, specs, on_bad_row=config.on_bad_row)
     chat = base.chat if base else load_chat(train_tokenizer(rows.texts(), config.model.vocab_size))
     reader: Reader = "policy" if objective.kind == "policy" else "reward"

@@ -43,7 +43,7 @@ def gathered(units: Iterable[Unit], max_tokens: int) -> tuple[list[Unit], int, i
     for task, found in alone.items():
         part = _Growing(task)
         parts: list[list[Unit]] = [[]]
-        for unit in _alternating(found):
+        for unit in _alternating(_distinct(found)):
             if part.cost(unit) > max_tokens - part.size and parts[-1]:
                 part, parts = _Growing(task), [*parts, []]
             if part.cost(unit) > max_tokens:
@@ -77,6 +77,20 @@ def grown(units: Iterable[Unit], max_tokens: int) -> tuple[list[LabelTree], int]
             of_task.append(fresh)
         of_task[-1].add(unit)
     return [one.tree() for of_task in trees.values() for one in of_task], lost
+
+
+def _distinct(units: Iterable[Unit]) -> list[Unit]:
+    """Samples that differ: of those that say the same the first, with the mean of their rewards."""
+    same: dict[Hashable, list[Unit]] = {}
+    for unit in units:
+        same.setdefault(tuple(s.tokens.tobytes() for s in unit.paths[0].segments), []).append(unit)
+    out = []
+    for found in same.values():
+        first = found[0].paths[0]
+        (at,) = first.targets
+        mean = sum(unit.paths[0].targets[at] for unit in found) / len(found)
+        out.append(dataclasses.replace(found[0], paths=(dataclasses.replace(first, targets={at: mean}),)))
+    return out
 
 
 def _alternating(units: Sequence[Unit]) -> list[Unit]:

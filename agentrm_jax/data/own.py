@@ -66,11 +66,25 @@ def read(places: str, specs: Specs, *, on_bad_row: OnBadRow) -> Rows:
     return Rows(places, list(labels.read(places, specs, bad)), bad)
 
 
-def dataset(
+@dataclasses.dataclass(frozen=True, eq=False)
+class Made:
+    """What rows teach, as arrays.
+
+    Attributes:
+      flat: token trees to learn.
+      tasks: the task of each.
+      held: states of other tasks to measure on, if there are any.
+    """
+
+    flat: list[tree.FlatTree]
+    tasks: list[str]
+    held: heldout.HeldOut | None
+
+
+def made(
     rows: Rows,
     lesson: Lesson,
     encode: Read,
-    folder: Path,
     *,
     row_length: int,
     loss: str,
@@ -82,8 +96,8 @@ def dataset(
     balance_tasks: bool = False,
     heldout_fraction: float = 0.0,
     extra: tuple[str, ...] = (),
-) -> Any:
-    """The dataset of what rows teach, written to `folder`; about `heldout_fraction` of the tasks are kept apart, to be measured on.
+) -> Made:
+    """What rows teach; about `heldout_fraction` of the tasks are kept apart, to be measured on.
 
     Args:
       encode, loss, outcome, bounded, least: as in `lessons.taught`.
@@ -104,35 +118,31 @@ def dataset(
     if lesson == "comparisons":
         units, long, lonely = forest.gathered(units, row_length)
     trees, lost = forest.grown(units, row_length)
-    if lonely:
-        print(
-            f"{lonely} trajectories are left out: no other of their task has another reward, so nothing can be compared"
-        )
-    if long + lost:
-        what = "pairs and trajectories" if lesson == "comparisons" else "trajectories"
-        print(
-            f"{long + lost} {what} are longer than {row_length} tokens and are left out; --config.row_length raises it"
-        )
-    trees = [dataclasses.replace(t, nodes=[targets.with_context(n, context_weight) for n in t.nodes]) for t in trees]
-    kept_out = heldout.tasks({unit.task: unit.kind for unit in units}, heldout_fraction) if trees else set()
-    chosen = [t for t in trees if t.task not in kept_out] or trees
-    held = [t for t in trees if t.task in kept_out] if len(chosen) < len(trees) else []
-    if not chosen:
+    _report_lost(lesson, row_length, long + lost, lonely)
+    if not trees:
         raise UserError(_nothing(rows, lesson, loss, row_length, lost + long, lonely))
-    pieces = [(t.task, t.nodes) for t in chosen]
-    if lesson != "imitation" and (balance_values or balance_tasks):
-        parts = weights.balanced(pieces, values=balance_values, tasks=balance_tasks)
-    else:
-        parts = [list(nodes) for _, nodes in pieces]
+    trees = [dataclasses.replace(t, nodes=[targets.with_context(n, context_weight) for n in t.nodes]) for t in trees]
+    kinds = {unit.task: unit.kind for unit in units}
+    apart = heldout.tasks({t.task: kinds[t.task] for t in trees}, heldout_fraction)
+    chosen = [t for t in trees if t.task not in apart]
+    parts = weights.balanced([(t.task, t.nodes) for t in chosen], values=balance_values, tasks=balance_tasks)
     if lesson == "comparisons" and not sum(map(targets.ordered_pairs, parts)):
         raise UserError(f"{rows.places}: no two of what can be compared differ, so there is nothing to learn")
     flat = [tree.flatten(nodes) for nodes in parts]
     _report_trees(chosen, parts, flat, lesson)
-    if held and (kept := heldout.packed(((t.nodes, _fact_of(t)) for t in held), row_length, extra=extra)) is not None:
-        print(f"held out to measure: {len(kept.target)} targets of {len({t.task for t in held})} tasks")
-        heldout.write(folder, kept)
+    held = heldout.packed(((t.nodes, _fact_of(t)) for t in trees if t.task in apart), row_length, extra=extra)
+    if held is not None:
+        print(f"held out to measure: {len(held.target)} targets of {len(apart)} tasks")
+    return Made(flat, [t.task for t in chosen], held)
+
+
+def dataset(rows: Rows, lesson: Lesson, encode: Read, folder: Path, **how: Any) -> Any:
+    """What rows teach (`made`, whose further arguments it takes) as a dataset in `folder`. Raises: UserError, as `made`."""
+    found = made(rows, lesson, encode, **how)
+    if found.held is not None:
+        heldout.write(folder, found.held)
     meta = {"lesson": lesson, "rows": len(rows.found)}
-    datasets.write_dataset(folder, flat, meta=meta, extra=extra, tasks=[t.task for t in chosen])
+    datasets.write_dataset(folder, found.flat, meta=meta, extra=how.get("extra", ()), tasks=found.tasks)
     return datasets.read_dataset(folder)
 
 
@@ -150,6 +160,16 @@ def _report_rows(rows: Rows) -> None:
     print(f"{len(rows.found)} rows of {len({row.task for row in rows.found})} tasks: {listed or 'none'}")
     if isinstance(rows.bad, Skipped) and rows.bad.count:
         print(f"{rows.bad.count} bad rows are left out; the first: {rows.bad.first}")
+
+
+def _report_lost(lesson: Lesson, row_length: int, long: int, lonely: int) -> None:
+    if lonely:
+        print(
+            f"{lonely} trajectories are left out: no other of their task has another reward, so nothing can be compared"
+        )
+    if long:
+        what = "pairs and trajectories" if lesson == "comparisons" else "trajectories"
+        print(f"{long} {what} are longer than {row_length} tokens and are left out; --config.row_length raises it")
 
 
 def _report_trees(

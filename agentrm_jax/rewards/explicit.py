@@ -60,16 +60,17 @@ class ExplicitRewardModel:
 
     async def score(self, states: Sequence[State]) -> list[float]:
         """float[len(states)]: the value of every state; NaN where there is none."""
-        paths = [self._path(state) for state in states]
-        found = iter(await self._service.score([path for path in paths if path is not None]))
+        found = await self.opinions(states)
         return [
-            math.nan if path is None else self._score(next(found), state)
-            for path, state in zip(paths, states, strict=True)
+            self._pessimism.score(values, state.task.key) if len(values) > 1 else float(values[0])
+            for values, state in zip(found, states, strict=True)
         ]
 
-    def _score(self, value: float | np.ndarray, state: State) -> float:
-        """One value is a score; several, of the heads of an ensemble, are opinions."""
-        return value if isinstance(value, float) else self._pessimism.score(value, state.task.key)
+    async def opinions(self, states: Sequence[State]) -> list[np.ndarray]:
+        """float32[e] for every state: what each value head says; one NaN where there is no value."""
+        paths = [self._path(state) for state in states]
+        found = iter(await self._service.score([path for path in paths if path is not None]))
+        return [np.array([math.nan], np.float32) if p is None else np.atleast_1d(next(found)) for p in paths]
 
     def _path(self, state: State) -> np.ndarray | None:
         try:

@@ -31,9 +31,9 @@ CALL = {"role": "tool_call", "content": json.dumps({"name": "add", "arguments": 
 RESULT = {"role": "tool_response", "content": "5"}
 
 
-def _own(reward: float = 1.0) -> JSON:
+def _own(reward: float = 1.0, way: str = "left") -> JSON:
     steps = (
-        Step(Action("Action: move left"), Outcome("A wall.", 0.0, 0.0, parsed="move left")),
+        Step(Action(f"Action: move {way}"), Outcome("A wall.", 0.0, 0.0, parsed=f"move {way}")),
         Step(Action("Action: move up"), Outcome("The goal.", reward, reward, True, reward == 1.0)),
     )
     return formats.trajectory_to_json(
@@ -43,7 +43,7 @@ def _own(reward: float = 1.0) -> JSON:
 
 # Layout -> rows of it.
 ROWS: dict[str, list[JSON]] = {
-    "native": [_own(), _own(0.25)],
+    "native": [_own(), _own(0.25, "down")],
     "conversations": [
         {"id": "webshop_12", "conversations": [HUMAN, OK, GOAL, LOOK, SEEN, BUY, SEEN], "reward": 1.0},
         {"meta": {"steps": 2, "reward": None, "success": False}, "conversations": [HUMAN, LOOK, SEEN, BUY]},
@@ -133,7 +133,7 @@ ROWS: dict[str, list[JSON]] = {
             "task": "GSM8K",
         }
     ],
-    "ntp-prm": [{"input": PROBLEM, "output": "Count on.\n\nIt is 6.", "process_label": [1, 0], "correctness": False}],
+    "ntp-prm": [{"input": PROBLEM, "output": "Count on.\n\nIt is 6.", "process_label": [1, 0], "correctness": True}],
     "stepwise": [
         {"prompt": PROBLEM, "completions": ["Count on.", "It is 6."], "labels": [True, False]},
         {"prompt": PROBLEM, "completions": ["Count on."], "labels": [True], "values": [0.7]},
@@ -218,7 +218,7 @@ ROWS: dict[str, list[JSON]] = {
         {
             "task_id": 0,
             "trial": 1,
-            "reward": 0.0,
+            "reward": 1.0,
             "info": {},
             "traj": [
                 {"role": "system", "content": "Be brief."},

@@ -89,3 +89,31 @@ def test_the_order_in_which_tasks_finished_changes_nothing_that_is_learned(encod
         assert one.keys() == other.keys()
         for name in one:
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_plain_rollouts_are_learned_from_where_a_workdir_holds_no_trees(encoder, tmp_path):
+    """As temporal differences want them: every state knows the one before it, and only ends have outcomes."""
+    paths = (("up", "left"), 1.0), (("up", "right"), 0.0), (("down",), 0.5)
+    rollouts = [
+        Trajectory(
+            TASK,
+            "leave",
+            "A door.",
+            tuple(
+                Step(
+                    Action(f"Action: {word}"),
+                    Outcome("Observation: a wall.", *((end, end, True) if i == len(words) - 1 else ())),
+                )
+                for i, word in enumerate(words)
+            ),
+        )
+        for words, end in paths
+    ]
+    formats.append_jsonl(tmp_path / "trajectories.jsonl", map(formats.trajectory_to_json, rollouts))
+    (one,) = examples.explored(tmp_path, "reward")
+    source = examples.step_values([one], encoder, tmp_path / "data", **HOW | {"min_visits": 1})
+    (row,) = (source[i] for i in range(len(source)))
+    at = np.flatnonzero(row["value_weight"])
+    assert row["value"][at].tolist() == [0.5, 1.0, 0.0, 0.5], "up, left, right, down"
+    assert row["before"][at].tolist() == [-1, at[0], at[0], -1]
+    assert row["count"][at].tolist() == [2, 1, 1, 1]

@@ -49,11 +49,11 @@ def test_every_layout_has_an_example_here():
 
 
 def test_rewards_of_whole_trajectories():
-    assert said("native", 1) == [(["Action: move left", "Action: move up"], 0.25, ())]
+    assert said("native", 1) == [(["Action: move down", "Action: move up"], 0.25, ())]
     assert said("conversations") == [(["Action: look", "Action: buy"], 1.0, ())]
     assert said("conversations", 1)[0][1:] == (0.0, ())  # reward null: whether it succeeded
     assert said("conversations", 2) == [(["Action: buy"], 0.0, ())]
-    assert said("tau-bench")[0][1] == 0.0
+    assert said("tau-bench")[0][1] == 1.0
     assert said("agentboard") == [(["pick up", "wait"], 0.5, ())]
     assert [said("completion", i)[0][1] for i in (0, 1)] == [1.0, 0.0]
     assert [said("implicitprm", i)[0][1] for i in (0, 1)] == [1.0, 0.0]
@@ -68,7 +68,7 @@ def test_labels_of_steps():
     assert said("processbench") == [(["Two.", "Six.", "So 6."], None, (1.0, 0.0, None))]
     assert said("processbench", 1) == [(["Five."], None, (1.0,))]
     assert said("math-shepherd") == [(["Step 1: 2 + 3 = 5", "Step 2: So -5."], None, (1.0, 0.0))]
-    assert said("ntp-prm") == [(["Count on.", "It is 6."], 0.0, (1.0, 0.0))]
+    assert said("ntp-prm") == [(["Count on.", "It is 6."], 1.0, (1.0, 0.0))]
     assert said("rest-mcts-prefix") == [(["Count on."], None, (0.25,))]
     assert said("rest-mcts") == [(["5."], 1.0, ()), (["Count"], None, (0.4,))]
     assert said("messages", 2) == [(["No.", "Yes."], None, (0.0, 1.0))]

@@ -1,5 +1,6 @@
 """What rows teach: in the arrays that a training step reads, exactly the trained turns are learned, and exactly the labels are targets."""
 
+import dataclasses
 import functools
 import re
 from collections import Counter
@@ -36,18 +37,15 @@ def chat():
 
 
 @pytest.fixture
-def build(chat, tmp_path):
-    """Rows as the dataset of a lesson."""
-    count = iter(range(100))
+def build(chat):
+    """The token trees of a lesson, each as a dict of its arrays."""
 
     def build(rows, lesson, *, bad=files.refuse, row_length=400, reader="reward", **how):
-        folder = tmp_path / f"data{next(count)}"
         encode = functools.partial(conversations.segments, chat=chat, reader=reader)
-        extra = ("action",) if lesson == "outcomes" else ()
-        found = own.Rows("t", records(rows), bad)
-        trees = own.dataset(found, lesson, encode, folder, row_length=row_length, loss="it", extra=extra, **how)
-        build.folder = folder
-        return [dict(trees[i]) for i in range(len(trees))]
+        build.made = own.made(
+            own.Rows("t", records(rows), bad), lesson, encode, row_length=row_length, loss="it", **how
+        )
+        return [{f.name: getattr(flat, f.name) for f in dataclasses.fields(flat)} for flat in build.made.flat]
 
     return build
 
@@ -210,11 +208,14 @@ def test_progress_and_returns_are_of_every_turn(build, chat):
 
 def test_samples_are_compared_within_their_task_and_those_alone_are_counted(build, chat, capsys):
     (box,) = build(SAMPLES, "comparisons")
-    assert sorted(v for _, v, _ in targets(chat, box)) == [0.0, 0.5, 1.0]
+    assert sorted(v for _, v, _ in targets(chat, box)) == [
+        0.25,
+        1.0,
+    ]  # the two that say the same are one, with their mean
     assert len(set(box["group"][box["value_weight"] > 0])) == 1
     out = capsys.readouterr().out
     assert "1 trajectories are left out: no other of their task has another reward" in out
-    assert "3 pairs to learn" in out
+    assert "1 pairs to learn" in out
     with pytest.raises(
         UserError, match="no task has two trajectories that differ in their reward; give samples of one task one id"
     ):
@@ -310,7 +311,7 @@ def test_context_is_learned_with_its_own_weight(build, chat):
 def test_whole_tasks_are_held_out_of_every_layout(build, chat):
     rows = [told(f"Task {i}", f"way {k}", id=i, reward=float(k)) for i in range(10) for k in range(2)]
     trees = build(rows, "values", heldout_fraction=0.2)
-    held = heldout.read(build.folder)
+    held = build.made.held
     assert len(set(held.task)) == 2
     assert len(held.target) == 4
     assert sorted(set(held.success.tolist())) == [0.0, 1.0]
@@ -324,7 +325,20 @@ def test_whole_tasks_are_held_out_of_every_layout(build, chat):
 def test_pairs_are_held_out_too(build):
     rows = [{"id": i, "chosen": [ASK, YES], "rejected": [ASK, NO]} for i in range(10)]
     build(rows, "comparisons", heldout_fraction=0.2)
-    held = heldout.read(build.folder)
+    held = build.made.held
     assert sorted(held.target.tolist()) == [0, 0, 1, 1]
     assert len(set(held.sibling.tolist())) == 2
     assert np.isnan(held.success).all()
+
+
+def test_a_dataset_holds_what_was_made_and_what_is_held_out(chat, tmp_path):
+    rows = own.Rows("t", records([told(f"Task {i}", "a", id=i, reward=1.0) for i in range(10)]), files.refuse)
+    how = {"row_length": 100, "loss": "it", "heldout_fraction": 0.2, "extra": ("action",)}
+    encode = functools.partial(conversations.segments, chat=chat)
+    trees = own.dataset(rows, "outcomes", encode, tmp_path, **how)
+    made = own.made(rows, "outcomes", encode, **how)
+    assert sorted(t["tokens"].tolist() for t in trees) == sorted(flat.tokens.tolist() for flat in made.flat)
+    assert all(t["action"].sum() == 2 for t in trees)
+    held = heldout.read(tmp_path)
+    assert held.task.tolist() == made.held.task.tolist()
+    assert (held.rows["action"] == made.held.rows["action"]).all()

@@ -57,6 +57,23 @@ def test_where_one_has_no_score_the_ensemble_has_none():
     assert math.isnan(found[2])
 
 
+def test_members_with_several_opinions_give_them_all_and_are_closed_with_the_ensemble():
+    class Heads(Fixed):
+        closed = False
+
+        async def opinions(self, states):
+            return [np.array([0.0, 0.5]) for _ in states]
+
+        async def aclose(self):
+            self.closed = True
+
+    heads, one = Heads(1), Fixed(1, look=1.0, wait=0.5, leave=0.0)
+    ensemble = EnsembleRewardModel([heads, one], 1.0)
+    assert ask(ensemble) == pytest.approx([np.mean(o) - np.std(o) for o in ([0, 0.5, 1.0], [0, 0.5, 0.5], [0, 0.5, 0])])
+    asyncio.run(ensemble.aclose())
+    assert heads.closed
+
+
 def test_disagreement_is_noted_for_each_task():
     pessimism = Pessimism(2.0)
     pessimism.score([0.0, 1.0], "a")

@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning_and_its_steps_are_do
     assert begin == 6, "the step that was damaged has a good checkpoint now"
 
 
-@pytest.mark.parametrize("item", ["params", "opt_state", "data", "meta"])
+@pytest.mark.parametrize("item", ["params", "opt_state", "position", "meta"])
 def test_one_bit_that_changed_is_noticed_and_the_checkpoint_before_is_used(run, uninterrupted, tmp_path, caplog, item):
     place = copy(uninterrupted[0], tmp_path / "c")
     flip(max((f for f in (place / "6" / item).rglob("*") if f.is_file()), key=lambda f: f.stat().st_size))
