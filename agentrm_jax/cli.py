@@ -14,6 +14,8 @@ COMMANDS = {
     "train": "a policy by imitation, or a reward model on step values",
     "search": "with a policy, environments and a reward model; the methods are its configs",
     "score": "the steps of recorded trajectories by a reward model",
+    "evaluate": "a reward model on labelled rows, beside rules that need no model",
+    "convert": "rows of any layout into another one",
     "export": "a model as a Hugging Face folder",
     "plan": "memory and compile a run for hardware that is not here",
     "report": "one page about one or more finished searches",

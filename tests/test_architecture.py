@@ -45,6 +45,8 @@ MAY_IMPORT = {
     "cli": {"types", "run"},
     "export": _BASE | {"models", "run"},
     "scoring": _BASE | {"models", "data", "search"},
+    "evaluate": {"types", "files", "data", "evaluation", "run", "score"},
+    "convert": {"types", "files", "envs", "data", "run"},
     "score": {"types", "places", "prompts", "envs", "models", "data", "search", "scoring", "run"},
     "compilers": {"types"},
     "plan": _BASE | {"places", "models", "engine", "training", "run", "compilers"},

@@ -207,7 +207,7 @@ def _labels(row: files.Row) -> Labels:
         for one in found.said
     )
     about = next((x for x in (found.task, known) if x is not None), None)
-    task = _digest(said) if about is None else clean(str(about))
+    task = digest(said) if about is None else clean(str(about))
     return Labels(name, task, said, found.pairs, layout.name, _split(row), row.value, row.origin, row.file)
 
 
@@ -256,7 +256,7 @@ def _split(row: files.Row) -> str:
     return clean(named)
 
 
-def _digest(said: tuple[Conversation, ...]) -> str:
+def digest(said: tuple[Conversation, ...]) -> str:
     """What stands for a task without a name: what its first conversation says before the first trained turn."""
 
     def before(messages: tuple[Message, ...]) -> str:
