@@ -46,6 +46,8 @@ MAY_IMPORT = {
     "export": _BASE | {"models", "run"},
     "scoring": _BASE | {"models", "data", "search"},
     "score": {"types", "places", "prompts", "envs", "models", "data", "search", "scoring", "run"},
+    "serving": {"types", "chat", "tokenizer", "envs", "models", "engine", "data", "search", "scoring"},
+    "serve": {"types", "places", "prompts", "envs", "models", "engine", "search", "score", "serving", "run"},
     "compilers": {"types"},
     "plan": _BASE | {"places", "models", "engine", "training", "run", "compilers"},
 }
