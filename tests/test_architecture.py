@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "rewards": _BASE | {"envs", "models", "engine", "places", "generators"},
     "evaluation": {"types", "files", "search", "data"},
     "run": {"types", "files", "parallel", "places", "search", "data", "evaluation"},
-    "testing": _BASE | {"templates", "envs", "models", "data", "search"},
+    "testing": _BASE | {"templates", "envs", "models", "data", "search", "export"},
     # commands beside the mains
     "report": {"types", "run"},
     "demo": {"types", "files", "run", "evaluation"},

@@ -220,7 +220,7 @@ def install_errors(app: FastAPI) -> None:
     """Answers requests for what does not exist in the form of all other errors."""
 
     async def nowhere(request: Request, error: Exception) -> Response:
-        known = sorted({getattr(route, "path", "") for route in app.routes} - {""})
+        known = sorted({path for route in app.routes if "{" not in (path := getattr(route, "path", "{"))})
         return JSONResponse(error_json(404, f"there is nothing at this path; there is {', '.join(known)}"), 404)
 
     async def otherwise(request: Request, error: Exception) -> Response:

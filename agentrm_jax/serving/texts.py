@@ -11,6 +11,7 @@ import numpy as np
 
 from agentrm_jax import tokenizer as tokenizers
 from agentrm_jax.chat import Chat
+from agentrm_jax.data.fields import shown
 from agentrm_jax.serving.faults import ServingError
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ def paths_of(value: object, name: str, most: int) -> list[str] | list[np.ndarray
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not value:
-        raise ServingError(400, f"{name} is {'an empty list' if value == [] else type(value).__name__}; {expected}")
+        raise ServingError(400, f"{name} is {shown(value)}; {expected}", param=name)
     if isinstance(value[0], int):
         return [_ids(value, name)]
     if len(value) > most:
@@ -77,11 +78,11 @@ def paths_of(value: object, name: str, most: int) -> list[str] | list[np.ndarray
         return list(value)
     if all(isinstance(one, list) and one for one in value):
         return [_ids(one, f"{name}[{i}]") for i, one in enumerate(value)]
-    raise ServingError(400, f"{name} is a list of {type(value[0]).__name__} and others; {expected}", param=name)
+    raise ServingError(400, f"{name} is a list that begins with {shown(value[0])}; {expected}", param=name)
 
 
 def _ids(value: list[object], name: str) -> np.ndarray:
     for i, one in enumerate(value):
         if not isinstance(one, int) or isinstance(one, bool) or not 0 <= one < 2**31:
-            raise ServingError(400, f"{name}[{i}] is no token id")
+            raise ServingError(400, f"{name}[{i}] is {shown(one)}; expected a token id", param=name.partition("[")[0])
     return np.array(value, np.int32)
