@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--timeout", type=float, default=300, help="seconds of a request (default 300)")
     parser.add_argument("--arrival", type=float, default=20, help="seconds in which a request must arrive (default 20)")
+    parser.add_argument("--stall", type=float, default=30, help="seconds a client may not read its answer (default 30)")
     parser.add_argument("--drain", type=float, default=30, help="seconds for what is under way at the end (default 30)")
     parser.add_argument("--key-variable", default="AGENTRM_KEY", help="environment variable with the key, if any")
     return command.exit_code(lambda: _run(parser.parse_args(argv)))
@@ -71,18 +72,20 @@ def _run(args: argparse.Namespace) -> int:
     from agentrm_jax.serving import app, server
     from agentrm_jax.serving.limits import Gate
 
-    listening = server.bind(args.host, args.port)
-    accelerator()
-    scorer, specs = _scorer(args, rm) if rm else (None, {})
-    writer = _writer(args) if args.policy else None
-    gate = Gate(limits.concurrency)
-    built = app.build(scorer, writer, specs, limits=limits, gate=gate, key=key)
-    address, port = listening.getsockname()[:2]
-    url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
-    if not key and not _is_loopback(address):
-        print(f"note: anybody who reaches {url} can use it; set {args.key_variable} to ask for a key", file=sys.stderr)
-    served = " and ".join(f"{one.name} ({one.limit} tokens)" for one in (scorer, writer) if one)
-    server.run(built, listening, limits, gate, lambda: print(f"serving {served} at {url}", flush=True))
+    with server.bind(args.host, args.port) as listening:
+        accelerator()
+        scorer, specs = _scorer(args, rm) if rm else (None, {})
+        writer = _writer(args) if args.policy else None
+        gate = Gate(limits.concurrency)
+        built = app.build(scorer, writer, specs, limits=limits, gate=gate, key=key)
+        address, port = listening.getsockname()[:2]
+        url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+        if not key and not _is_loopback(address):
+            print(
+                f"note: anybody who reaches {url} can use it; set {args.key_variable} to ask for a key", file=sys.stderr
+            )
+        served = " and ".join(f"{one.name} ({one.limit} tokens)" for one in (scorer, writer) if one)
+        server.run(built, listening, limits, gate, lambda: print(f"serving {served} at {url}", flush=True))
     return 0
 
 
@@ -93,7 +96,17 @@ def _checked(args: argparse.Namespace) -> "tuple[str, Limits]":
     for name in ("fastapi", "uvicorn", "prometheus_client"):
         if importlib.util.find_spec(name) is None:
             raise UserError(f"serving needs {name}: pip install 'agentrm-jax[serve]'")
-    for name in ("max_length", "cache_tokens", "concurrency", "max_items", "max_body", "timeout", "arrival", "drain"):
+    for name in (
+        "max_length",
+        "cache_tokens",
+        "concurrency",
+        "max_items",
+        "max_body",
+        "timeout",
+        "arrival",
+        "stall",
+        "drain",
+    ):
         if (value := getattr(args, name)) is not None and not 0 < value < 1e9:
             raise UserError(f"--{name.replace('_', '-')}={value}: use a positive number")
     if not 0 <= args.port < 65536:
@@ -112,6 +125,7 @@ def _checked(args: argparse.Namespace) -> "tuple[str, Limits]":
         items=args.max_items,
         seconds=args.timeout,
         arrival=args.arrival,
+        stall=args.stall,
         drain=args.drain,
     )
 

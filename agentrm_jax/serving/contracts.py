@@ -137,23 +137,31 @@ _TAKEN = frozenset(
             "service_tier",
             "safety_identifier",
             "prompt_cache_key",
-            "prompt_cache_retention",
+            "cache_salt",
+            "verbosity",
         ),
-        *("parallel_tool_calls", "include_reasoning", "reasoning_effort", "priority", "request_id", "session_id"),
-        *("cache_salt", "spaces_between_special_tokens", "stream_interval", "verbosity", "length_penalty"),
+        *("prompt_cache_retention", "parallel_tool_calls", "include_reasoning", "reasoning_effort", "stream_interval"),
+        *("priority", "request_id", "session_id", "spaces_between_special_tokens", "length_penalty"),
     }
 )
 _NOT_OFFERED: Mapping[str, tuple[JSON, ...]] = {
-    **{name: (None, 0, 0.0) for name in ("frequency_penalty", "presence_penalty", "min_tokens", "routed_experts_prompt_start")},
-    **dict.fromkeys(("logit_bias", "bad_words", "allowed_token_ids", "logprob_token_ids", "vllm_xargs"), _EMPTY),
-    **dict.fromkeys(("structured_outputs", "kv_transfer_params", "ec_transfer_params", "mm_payload"), _EMPTY),
-    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "repetition_detection"), _EMPTY),
-    **dict.fromkeys(("echo", "use_beam_search", "return_token_offsets", "return_mm_kwargs", "watermarking"), _OFF),
-    **dict.fromkeys(("prompt_logprobs", "thinking_token_budget", "truncate_prompt_tokens", "truncation_side"), (None,)),
-    "response_format": (None, {"type": "text"}),
-    "skip_special_tokens": (None, True),
-    "best_of": (None, 1),
-}  # fmt: skip
+    name: nothing
+    for nothing, names in (
+        ((None, 0, 0.0), "frequency_penalty presence_penalty min_tokens routed_experts_prompt_start"),
+        (_EMPTY, "logit_bias bad_words allowed_token_ids logprob_token_ids vllm_xargs structured_outputs guided_json"),
+        (
+            _EMPTY,
+            "guided_regex guided_choice guided_grammar repetition_detection kv_transfer_params ec_transfer_params",
+        ),
+        (_EMPTY, "mm_payload media_io_kwargs mm_processor_kwargs"),
+        (_OFF, "echo use_beam_search return_token_offsets return_mm_kwargs watermarking"),
+        ((None,), "prompt_logprobs thinking_token_budget truncate_prompt_tokens truncation_side"),
+        ((None, {"type": "text"}), "response_format"),
+        ((None, True), "skip_special_tokens"),
+        ((None, 1), "best_of"),
+    )
+    for name in names.split()
+}
 
 
 class Sampled(Contract):

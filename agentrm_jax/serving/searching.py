@@ -25,6 +25,7 @@ from agentrm_jax.serving.limits import Limits
 from agentrm_jax.serving.scorer import Scorer
 from agentrm_jax.serving.values import require_model
 from agentrm_jax.serving.writer import Writer
+from agentrm_jax.text import clean
 from agentrm_jax.types import JSON, Message
 
 
@@ -147,7 +148,7 @@ class _One:
 
     async def _scored(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         rows = [
-            Conversation(i, (*self._messages, Message("assistant", c.text, loss=True)), "trl", {}, f"answer {i}")
+            Conversation(i, (*self._messages, Message("assistant", clean(c.text), loss=True)), "trl", {}, f"answer {i}")
             for i, c in enumerate(candidates)
         ]
         found = await self._scorer.score(rows, self._asked.aggregate)

@@ -25,7 +25,7 @@ class ServerProcess:
     """
 
     def __init__(self, arguments: Sequence[str | Path], environment: Mapping[str, str] | None = None):
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed on exit)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "agentrm_jax.serve", *map(str, arguments), "--port=0"],
             stdout=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """Records what vLLM's published classes of requests and answers hold, as JSON schema without its words.
 
-    python tests/serving/record_vllm_schema.py     in an environment with vllm 0.32; writes vllm_schema.json beside this file
+python tests/serving/record_vllm_schema.py     in an environment with vllm 0.32; writes vllm_schema.json beside this file
 """
 
 import json

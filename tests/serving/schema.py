@@ -38,5 +38,7 @@ def fault(value: Any, schema: dict[str, Any], whole: dict[str, Any], place: str 
             if isinstance(inner, dict) and (found := fault(one, inner, whole, f"{place}.{name}")):
                 return found
     if isinstance(value, list) and "items" in schema:
-        return next((f for i, one in enumerate(value) if (f := fault(one, schema["items"], whole, f"{place}[{i}]"))), "")
+        return next(
+            (f for i, one in enumerate(value) if (f := fault(one, schema["items"], whole, f"{place}[{i}]"))), ""
+        )
     return ""

@@ -142,7 +142,9 @@ def test_values_go_through_a_sigmoid_unless_told_otherwise(client):
 def test_numbers_can_be_asked_for_in_base64(client, endianness, kind):
     asked = {"input": [[5, 6, 7], [8]], "use_activation": False, "task": "classify"}
     plain = client.post("/pooling", json=asked).json()["data"]
-    packed = client.post("/pooling", json=asked | {"encoding_format": "base64", "endianness": endianness}).json()["data"]
+    packed = client.post("/pooling", json=asked | {"encoding_format": "base64", "endianness": endianness}).json()[
+        "data"
+    ]
     for one, other in zip(plain, packed, strict=True):
         np.testing.assert_allclose(np.frombuffer(base64.b64decode(other["data"]), kind), one["data"], atol=BOUND)
 
