@@ -39,7 +39,7 @@ def build(
     """
     metrics = Metrics(_engines(scorer, writer), gate)
     exchange = Exchange(limits, gate, metrics, key)
-    app = FastAPI(title="agentrm_jax", docs_url=None, redoc_url=None)
+    app = FastAPI(title="agentrm_jax", docs_url=None, redoc_url=None, redirect_slashes=False)
     install_errors(app)
     if scorer:
         values = Values(scorer, specs, limits)

@@ -83,6 +83,24 @@ class ServerProcess:
         return self._process.wait(timeout=seconds)
 
 
+def counted(url: str, name: str, **labels: str) -> float:
+    """The sum of the numbers of one name at /metrics of a server, of those with these labels.
+
+    Raises:
+      KeyError: there is none.
+    """
+    import httpx2
+
+    found = []
+    for line in httpx2.get(url + "/metrics", trust_env=False, timeout=60).text.splitlines():
+        head, _, number = line.rpartition(" ")
+        if head.partition("{")[0] == name and all(f'{k}="{v}"' in head for k, v in labels.items()):
+            found.append(float(number))
+    if not found:
+        raise KeyError(f"{name} {labels} is not at /metrics")
+    return sum(found)
+
+
 def write_models(folder: Path, chat: Any, **sizes: Any) -> tuple[Path, Path]:
     """Folders of a tiny reward model and of a tiny policy with random weights, which have the tokens of `chat`.
 
