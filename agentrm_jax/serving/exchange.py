@@ -24,6 +24,7 @@ from agentrm_jax.types import JSON, TaskFailure, UserError
 
 T = TypeVar("T")
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
+_PATIENCE = 4  # what is too large is read, and dropped, up to so many times the limit: who still writes hears no answer
 _GONE = 499  # the client went away: nobody reads the answer, the count of them is of interest
 
 
@@ -128,18 +129,22 @@ class Exchange:
 
     async def _read(self, request: Request) -> None:
         """Reads the body, so that `request.body()` has it."""
+        body, size, most = bytearray(), 0, self.limits.body
         said = request.headers.get("content-length", "")
-        if said.isdecimal() and int(said) > self.limits.body:
+        if said.isdecimal() and int(said) > _PATIENCE * most:
             raise self._too_large()
-        body = bytearray()
         try:
             async with asyncio.timeout(self.limits.arrival):
                 async for part in request.stream():
-                    body += part
-                    if len(body) > self.limits.body:
+                    size += len(part)
+                    if size <= most:
+                        body += part
+                    elif size > _PATIENCE * most:
                         raise self._too_large()
         except TimeoutError:
             raise ServingError(408, f"the request did not arrive within {self.limits.arrival:g} s") from None
+        if size > most:
+            raise self._too_large()
         request._body = bytes(body)
 
     def _too_large(self) -> ServingError:
