@@ -170,6 +170,7 @@ def _scorer(args: argparse.Namespace, place: places.Place) -> "tuple[Scorer, Map
         read_at="end_of_turn" if ratio else args.read_at or loaded.read_at,
         aggregate=args.aggregate or (card.aggregate if card else "last"),
         longest=loaded.model.config.max_length,
+        state=loaded.state,
         card=card,
         ratio=Ratio(ratio.beta, ratio.accumulated) if ratio else None,
     )

@@ -77,7 +77,7 @@ def engine(size: str) -> ml_collections.ConfigDict:
         "nano": config_dict(
             cache_tokens=262144,
             rows=(16, 64),
-            batch_tokens=(512, 2048),
+            batch_tokens=(128, 512, 2048),
             new_tokens=(64, 128, 512),
             context=(256, 512, 896),
             max_new=24,
@@ -102,6 +102,7 @@ def engine(size: str) -> ml_collections.ConfigDict:
         ),
     )
     sizes.samples = 5
+    sizes.draft = 0  # tokens proposed a step by prompt lookup, as far as that is faster; 0: none
     sizes.tensor = 1  # devices of a process that share each model
     sizes.dtype = "float32" if size in ("nano", "smollm2") else "bfloat16"
     return sizes
@@ -127,6 +128,7 @@ def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.
         log_seconds=10.0,
     )
     if reward_model:
+        config.pessimism = 0.0  # of an ensemble: its score is the mean less so many standard deviations
         # what an implicit reward model gives for a state: the sum over its path; single: its last step's reward alone
         config.step_reward = "accumulated"
         whole = method in ("best_of_n", "particle")  # methods whose candidates have different histories

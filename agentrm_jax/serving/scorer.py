@@ -15,7 +15,8 @@ from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.requests import LogprobsRequest
 from agentrm_jax.engine.service import EngineService
 from agentrm_jax.models.card import Card, ReadAt
-from agentrm_jax.scoring import PathSteps, Prepared, Scored, prepare, scored
+from agentrm_jax.prompts import Representation
+from agentrm_jax.scoring import PathSteps, Prepared, Scored, check_state, prepare, scored
 from agentrm_jax.serving.faults import ServingError
 from agentrm_jax.serving.texts import Texts
 
@@ -35,6 +36,10 @@ class Scorer:
       engines: of the model; of an implicit one, those of the tuned policy and of its reference.
       aggregate: how step scores become a trajectory's score, unless a request says otherwise.
       longest: tokens that the model could read if it was let to.
+      state: what it reads of a conversation (`prompts.Representation`).
+
+    Raises:
+      UserError: it reads what conversations do not keep.
     """
 
     def __init__(
@@ -46,11 +51,13 @@ class Scorer:
         read_at: ReadAt,
         aggregate: str,
         longest: int,
+        state: Representation = "default",
         card: Card | None = None,
         ratio: Ratio | None = None,
     ):
         self.name, self.engines, self.texts, self.card, self.ratio = name, engines, texts, card, ratio
-        self.read_at, self.aggregate = read_at, aggregate
+        check_state(state)
+        self.read_at, self.aggregate, self._state = read_at, aggregate, state
         self.limit, self._longest = engines[0].config.context[-1], longest
         self._services = [EngineService(engine) for engine in engines]
 
@@ -58,8 +65,8 @@ class Scorer:
         """The scores of trajectories, in order; one that cannot be scored says why."""
 
         def read() -> list[Prepared]:
-            limit, longest = self.limit, self._longest
-            return [prepare(one, self.texts.chat, limit, longest, self.read_at) for one in conversations]
+            how = self.texts.chat, self.limit, self._longest, self.read_at, self._state
+            return [prepare(one, *how) for one in conversations]
 
         how = (self.ratio.beta, self.ratio.accumulated) if self.ratio else (1.0, False)
         prepared = await self.texts.on_thread(read)

@@ -3,7 +3,9 @@
 Covers the invariants that nothing about a request's company, order or cache may show in its answer, and that no slot is lost.
 """
 
+import dataclasses
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from agentrm_jax.engine import sampling
+from agentrm_jax.engine import histories, sampling
+from agentrm_jax.engine.drafting import Pace
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.requests import EngineConfig, GenerateRequest, LogprobsRequest, SamplingParams, ScoreRequest
 from agentrm_jax.testing.tiny import dense_logits, dense_values, tiny_model
@@ -53,7 +56,7 @@ def oracle(path: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 
 paths = st.lists(st.sampled_from(range(len(SEGMENTS))), min_size=1, max_size=3).map(
-    lambda chosen: np.concatenate([SEGMENTS[i] for i in chosen])
+    lambda chosen: np.concatenate([SEGMENTS[i] for i in chosen])[: SIZES.context[-1]]
 )
 params = st.builds(
     SamplingParams,
@@ -65,9 +68,11 @@ params = st.builds(
 
 
 class Machine(RuleBasedStateMachine):
+    sizes = SIZES
+
     def __init__(self):
         super().__init__()
-        self.engine = Engine(MODEL, SIZES, end_id=END)
+        self.engine = Engine(MODEL, self.sizes, end_id=END)
         self.jobs = []
 
     def submit(self, request):
@@ -145,7 +150,43 @@ class Machine(RuleBasedStateMachine):
             np.testing.assert_allclose(result, oracle(path)[1][request.start - 1 :], atol=1e-3)
 
 
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(
-    max_examples=30, stateful_step_count=25, deadline=None, phases=[Phase.generate], report_multiple_bugs=False
-)
+class EveryOther(Pace):
+    """Calls with and without drafts in turn, whatever is faster."""
+
+    def record(self, *call):
+        self.drafting = not self.drafting
+
+
+class DraftingMachine(Machine):
+    """The same where decode steps verify proposed tokens. Paths are made of few segments, so there is much to propose."""
+
+    sizes = dataclasses.replace(SIZES, draft=2)
+
+    def __init__(self):
+        super().__init__()
+        self.engine._paces.default_factory = EveryOther
+
+
+class InPlaceMachine(DraftingMachine):
+    """The same where a kernel (interpreted here) reads histories in the pool, so that nothing shields them from what is evicted."""
+
+    def __init__(self):
+        with mock.patch.object(histories, "choose_reader", return_value="gpu"):
+            super().__init__()
+
+
+def case_of(machine, examples):
+    case = machine.TestCase
+    case.settings = settings(
+        max_examples=examples,
+        stateful_step_count=25,
+        deadline=None,
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+    )
+    return case
+
+
+TestMachine = case_of(Machine, 20)
+TestDraftingMachine = case_of(DraftingMachine, 8)
+TestInPlaceMachine = case_of(InPlaceMachine, 3)
