@@ -235,6 +235,7 @@ def run(server: ServerProcess, seconds: float, clients: int, rate: float = 0.0) 
         "memory_warm_bytes": warm,
         "memory_end_bytes": memory[-1][1],
         "memory_growth_bytes": memory[-1][1] - warm,
+        "memory": [[round(at, 1), size] for at, size in memory[:: 1 + len(memory) // 200]],
         "programs": counted(server.url, "agentrm_compiled_programs") if server.alive else None,
         "wrong": wrong,
     }
