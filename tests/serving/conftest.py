@@ -6,10 +6,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-httpx2 = pytest.importorskip("httpx2", reason="the extra openai is not installed")
-
-from agentrm_jax.testing.server_process import ServerProcess, write_models  # noqa: E402
+from agentrm_jax.testing.server_process import ServerProcess, write_models
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +26,8 @@ def server(models):
 
 @pytest.fixture(scope="session")
 def client(server):
+    import httpx2
+
     with httpx2.Client(base_url=server.url, timeout=120, trust_env=False) as found:
         yield found
 

@@ -8,6 +8,8 @@ import time
 import numpy as np
 import pytest
 
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
+
 from agentrm_jax import places
 from agentrm_jax.generators.http import Client, Settings
 from agentrm_jax.generators.native import load_engine_generator

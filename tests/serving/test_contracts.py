@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
+
 from agentrm_jax.serving import contracts
 from agentrm_jax.serving.faults import ServingError
 from tests.serving.conftest import events, talk

@@ -11,9 +11,14 @@ import urllib.parse
 
 import pytest
 
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
+pytest.importorskip("httpx2", reason="the extra openai is not installed")
+
+import httpx2
+
 from agentrm_jax import serve
 from agentrm_jax.testing.server_process import ServerProcess
-from tests.serving.conftest import counted, events, httpx2, talk
+from tests.serving.conftest import counted, events, talk
 
 KEY = "a-key-that-nobody-knows"
 ASK = [{"role": "user", "content": "go"}]

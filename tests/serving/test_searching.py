@@ -4,6 +4,9 @@ import math
 
 import pytest
 
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
+
+
 ASK = [
     {"role": "user", "content": "Your task: go to the red ball."},
     {"role": "assistant", "content": "Action: turn left"},

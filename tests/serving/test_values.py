@@ -9,6 +9,8 @@ import random
 import numpy as np
 import pytest
 
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
+
 from agentrm_jax import score
 from tests.serving.conftest import counted, talk
 
