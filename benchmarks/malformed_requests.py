@@ -106,9 +106,9 @@ def send(url: str, request: bytes, *, gone: bool) -> bytes:
 
 def verdict(answer: bytes) -> tuple[str, str]:
     """(`accepted`, `refused`, `closed` or `wrong`, why) of what a server has answered."""
+    answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
     if not answer:
-        return "closed", ""  # a request that never was whole
-    answer = answer.removeprefix(b"HTTP/1.1 100 \r\n\r\n").removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return "closed", ""  # a request that never was whole, or whose sender has gone
     first, _, rest = answer.partition(b"\r\n")
     status = first.split()[1].decode() if len(first.split()) > 1 else ""
     if status == "200":
