@@ -3,8 +3,8 @@
     python -m agentrm_jax.score RM TRAJECTORIES      {"id": "webshop_12", "step_scores": [0.41, 0.77], "score": 0.77}
 
 RM is a training workdir or a Hugging Face folder: any *ForSequenceClassification with one label; or `implicit:TUNED@BASE`, a
-policy and the one that it was tuned from, whose log-ratio is the score. TRAJECTORIES is a file in any format that
-`agentrm_jax.data.conversations` reads (ETO, AgentGym, TRL, ours). Steps are the trained assistant turns; a step's score is the value
+policy and the one that it was tuned from, whose log-ratio is the score. TRAJECTORIES is a file in any layout that
+`agentrm_jax.data.labels` reads (ETO, AgentGym, TRL, ours, ...). Steps are the trained assistant turns; a step's score is the value
 at its end-of-turn token, of an implicit reward model its log-ratio (`--step-reward`). A trajectory that cannot be scored has a line
 with `"score": null` and the reason as `error`.
 """
@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 import jax.numpy as jnp
 
 from agentrm_jax import places
-from agentrm_jax.data import conversations
+from agentrm_jax.data import labels
 from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.models.card import READ_AT, Card, ReadAt, read_card, reward_specs
@@ -51,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "rm",
         help="a training workdir, a Hugging Face folder (*ForSequenceClassification, one label), or implicit:TUNED@BASE",
     )
-    parser.add_argument("trajectories", type=Path, help="a file of ETO, AgentGym, TRL or our own, or a folder of such")
+    parser.add_argument(
+        "trajectories",
+        help="a file or folder in any layout of docs/data.md (ETO, AgentGym, TRL, our own, ...), several with commas, or hf:NAME",
+    )
     parser.add_argument(
         "--aggregate", help="last, min, mean, sum, prod or max of the steps (default: the model's, else last)"
     )
@@ -101,7 +104,7 @@ def _run(args: argparse.Namespace) -> int:
     specs = known_specs(card, args.env)
     if isinstance(place, places.Pair):
         specs = {name: told_as_policy(spec) for name, spec in specs.items()}
-    trajectories = list(conversations.read(args.trajectories, specs))
+    trajectories = list(labels.conversations(args.trajectories, specs))
     accelerator()
     loaded, ratio = load_reward_model(place, card, template=args.chat_template, step_reward=args.step_reward)
     options = {"row_length": args.row_length, "rows": args.rows, "max_length": args.max_length, "ratio": ratio}
