@@ -16,6 +16,7 @@ COMMANDS = {
     "score": "the steps of recorded trajectories by a reward model",
     "evaluate": "a reward model on labelled rows, beside rules that need no model",
     "convert": "rows of any layout into another one",
+    "serve": "a reward model and a policy over HTTP",
     "export": "a model as a Hugging Face folder",
     "plan": "memory and compile a run for hardware that is not here",
     "report": "one page about one or more finished searches",

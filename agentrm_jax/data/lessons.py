@@ -120,7 +120,8 @@ def taught(
         else:
             found.append(Unit(row.task, row.layout, (path,), apart=lesson == "returns"))
     if not found:
-        raise UserError(f"{row.origin}: loss={loss} learns from {NEEDS[lesson]}, and this row has {_holds(row)}")
+        hint = "; configs/explicit.py with --config.loss=pairwise learns from it" if row.pairs else ""
+        raise UserError(f"{row.origin}: loss={loss} learns from {NEEDS[lesson]}, and this row has {_holds(row)}{hint}")
     return found
 
 

@@ -5,8 +5,10 @@ Rows are told apart by `data.labels`, what they teach says `data.lessons`, and `
 
 import dataclasses
 import json
+import sys
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +22,7 @@ from agentrm_jax.types import Task, UserError
 
 OnBadRow = Literal["stop", "skip"]
 ON_BAD_ROW: tuple[str, ...] = get_args(OnBadRow)
+_SECONDS = 10.0  # between two lines of progress
 ADVICE = "--config.on_bad_row=skip leaves such rows out; docs/data.md says what a row must hold"
 
 
@@ -108,7 +111,7 @@ def made(
       UserError: a row is bad, or nothing is left to learn.
     """
     units: list[Unit] = []
-    for row in rows.found:
+    for row in _announced(rows.found):
         try:
             units += lessons.taught(row, lesson, encode, loss=loss, outcome=outcome, bounded=bounded, least=least)
         except UserError as error:
@@ -152,6 +155,16 @@ def _refuse(error: UserError) -> None:
 
 def _fact_of(one: LabelTree) -> Any:
     return lambda node: one.facts[node.origin]
+
+
+def _announced(rows: Sequence[Labels]) -> Iterator[Labels]:
+    """The rows, with a line on standard error now and then of how many there were."""
+    shown = time.monotonic()
+    for number, row in enumerate(rows):
+        if time.monotonic() - shown > _SECONDS:
+            shown = time.monotonic()
+            print(f"rows: {number}/{len(rows)}", file=sys.stderr)
+        yield row
 
 
 def _report_rows(rows: Rows) -> None:

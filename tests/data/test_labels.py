@@ -6,6 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agentrm_jax.data import conversations, files, labels
 from agentrm_jax.types import UserError
@@ -204,6 +206,35 @@ def test_whatever_is_wrong_with_a_row_it_is_read_or_one_line_names_its_place(nam
             refused += 1
     assert read > 10
     assert refused > 10
+
+
+_keys = sorted(
+    {key for one in labels.LAYOUTS for key in one.keys} | {"tools", "reward", "meta", "id", "role", "content", "text"}
+)
+_scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.sampled_from(["user", "assistant", "Step 1: a ки", "a + b", "\n> look", 0.5])
+)
+_values = st.recursive(
+    _scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_keys), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.sampled_from(_keys), _values, min_size=1, max_size=4))
+@settings(max_examples=600)
+def test_whatever_the_known_keys_hold_it_is_read_or_one_line_names_the_place(row):
+    try:
+        found = parsed(row)
+    except UserError as error:
+        refusal = str(error)
+    else:
+        refusal = "t.jsonl, line 1"
+        assert all(one.conversations for one in found)
+    assert refusal.startswith("t.jsonl, line 1")
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no recorded data at {DATA} (AGENTRM_DATA)")

@@ -275,6 +275,10 @@ def test_a_row_without_what_is_learned_ends_it_or_is_counted(build, capsys):
         UserError, match="t, line 2: loss=it learns from a reward or labels of steps, and this row has messages"
     ):
         build(rows, "values")
+    with pytest.raises(
+        UserError, match=r"has messages and a chosen and a rejected side; .* --config\.loss=pairwise learns from it"
+    ):
+        build(ROWS["preference"], "values")
     assert len(build(rows, "values", bad=files.Skipped())) == 2
     assert "1 bad rows are left out; the first: t, line 2: loss=it learns from" in capsys.readouterr().out
     with pytest.raises(UserError, match="t: all rows are bad; the first: t, line 1"):
