@@ -16,7 +16,7 @@ from agentrm_jax.models.config import ModelConfig, RopeScaling
 from agentrm_jax.models.families import config_from_hf
 from agentrm_jax.models.fields import whole
 from agentrm_jax.models.folder import refuse_pointer
-from agentrm_jax.models.layers import rope_frequencies
+from agentrm_jax.models.rope import rope_frequencies
 from agentrm_jax.models.weights import Source, some
 from agentrm_jax.types import JSON, UserError
 

@@ -18,7 +18,7 @@ from flax import nnx
 
 from agentrm_jax.chat import load_chat
 from agentrm_jax.export import write_hf
-from agentrm_jax.models.families import config_from_hf
+from agentrm_jax.models.families import FAMILIES, config_from_hf
 from agentrm_jax.models.pretrained import open_pretrained
 from agentrm_jax.models.transformer import logits, values
 from agentrm_jax.models.weights import Source, abstract_params, build, load_params
@@ -57,7 +57,7 @@ def outputs(model, tokens, positions, end):
 
 
 def test_every_family_was_recorded():
-    assert {"llama", "mistral", "qwen2", "qwen3", "smollm3"} <= set(CASES)
+    assert {golden(case)["config"].item() and json.loads(golden(case)["config"].item())["model_type"] for case in CASES} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("case", CASES)
