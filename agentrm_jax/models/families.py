@@ -142,9 +142,10 @@ def _config(fields: Mapping[str, JSON], kind: str, family: Family) -> ModelConfi
     scalar = fields.get("query_pre_attn_scalar", 256) if kind == "gemma3_text" else head_dim
     more: dict[str, Any] = dict(family.always)
     if family.experts:
+        count, chosen = (8, 2) if kind == "mixtral" else (128, 8)
         more |= {
-            "num_experts": next((n for key in family.experts if (n := fields.get(key)) is not None), 8),
-            "experts_per_token": fields.get("num_experts_per_tok") or (2 if kind == "mixtral" else 8),
+            "num_experts": next((n for key in family.experts if (n := fields.get(key)) is not None), count),
+            "experts_per_token": fields.get("num_experts_per_tok") or chosen,
             "normalize_routing": kind == "mixtral" or bool(fields.get("norm_topk_prob", False)),
         }
     return ModelConfig(

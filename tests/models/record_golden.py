@@ -100,7 +100,12 @@ CASES |= {
     "phi3": ("phi3", {"sliding_window": 6}),
     "phi4_mini": (
         "phi3",
-        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32, "tie_word_embeddings": True},
+        {
+            "rope_parameters": LONGROPE,
+            "max_position_embeddings": 256,
+            "original_max_position_embeddings": 128,
+            "tie_word_embeddings": True,
+        },
     ),
     "olmo2": ("olmo2", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
     "olmo3": (
@@ -133,7 +138,9 @@ def random_model(cls, config, seed: int):
     model = cls._from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
-            centre = 1.0 if "norm" in name and "gemma" not in config.model_type else 0.0  # Gemma stores the difference from 1
+            centre = (
+                1.0 if "norm" in name and "gemma" not in config.model_type else 0.0
+            )  # Gemma stores the difference from 1
             p.copy_((centre + 0.3 * torch.randn(p.shape)).bfloat16().float())
     return model
 
@@ -143,7 +150,9 @@ def record(name: str, kind: str, extra: dict) -> None:
     config = transformers.AutoConfig.for_model(kind, **(SHAPE | extra))
     rng = np.random.default_rng(len(name))
     lm = random_model(transformers.AutoModelForCausalLM._model_mapping[type(config)], config, 1)
-    with tempfile.TemporaryDirectory() as folder:  # names as they are in files, which are not those in memory for experts
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # names as they are in files, which are not those in memory for experts
         lm.save_pretrained(folder)
         weights = dict(load_file(Path(folder) / "model.safetensors"))
 
