@@ -229,7 +229,7 @@ def _check(fields: Mapping[str, JSON], kind: str, family: Family, origin: str) -
         "mlp_bias": (False, None),
         "sliding_window": (None,),
         "use_sliding_window": (False, None),
-        "hidden_act": activations,
+        "hidden_act": (*activations, None) if gelu else activations,
         "hidden_activation": (*activations, None),
     }
     check_fields(fields, used=used, fixed=fixed, kind=kind, origin=origin)

@@ -102,8 +102,8 @@ CASES |= {
         "phi3",
         {
             "rope_parameters": LONGROPE,
-            "max_position_embeddings": 256,
-            "original_max_position_embeddings": 128,
+            "max_position_embeddings": 384,
+            "original_max_position_embeddings": 192,  # the longest example of an export has 130 tokens
             "tie_word_embeddings": True,
         },
     ),

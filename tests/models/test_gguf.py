@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from agentrm_jax.models.config import ModelConfig, RopeScaling
-from agentrm_jax.models.rope import rope_frequencies
 from agentrm_jax.models.pretrained import open_pretrained
+from agentrm_jax.models.rope import rope_frequencies
 from agentrm_jax.models.weights import abstract_params, load_params
 from agentrm_jax.types import UserError
 
