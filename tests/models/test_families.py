@@ -257,7 +257,9 @@ ODD = (None, True, -1, 0, 10**30, 1.5, float("nan"), "x", "", [], [None], ["full
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_whatever_stands_in_a_field_there_is_a_model_or_one_line(kind):
     own = {"hidden_act": None} if kind.startswith("gemma") else {}
-    fields = BASE | own | {"model_type": kind, "architectures": ["XForCausalLM"], "num_key_value_heads": 2, "head_dim": 8}
+    fields = (
+        BASE | own | {"model_type": kind, "architectures": ["XForCausalLM"], "num_key_value_heads": 2, "head_dim": 8}
+    )
     fields |= {"rope_scaling": {"rope_type": "llama3", **LLAMA3}, "rope_theta": 1e4, "rms_norm_eps": 1e-6}
     fields |= {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1, "id2label": {"0": "a"}}
     names = [*fields, "layer_types", "no_rope_layers", "no_rope_layer_interval", "rope_parameters", "attention_bias"]
