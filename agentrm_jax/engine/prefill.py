@@ -20,6 +20,7 @@ from agentrm_jax.engine.paged import join
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.layers import rms_norm
 from agentrm_jax.models.rope import rotation
+from agentrm_jax.models.transformer import finished_values
 from agentrm_jax.models.vocabulary import log_probabilities
 
 Array = jax.Array | np.ndarray
@@ -106,7 +107,8 @@ def prefill(
     hidden = rms_norm(x, weights.final_norm_d, config.norm_eps)
     value = jnp.zeros((u, w), jnp.float32)
     if weights.value_d is not None:
-        value = jnp.einsum("uwd,d...->uw...", hidden.astype(jnp.float32), weights.value_d)
+        raw = jnp.einsum("uwd,d...->uw...", hidden.astype(jnp.float32), weights.value_d)
+        value = finished_values(config, raw)
     logprob = None
     if logprobs:
         before = hidden.reshape(u * w, -1)[jnp.maximum(batch.previous, 0).reshape(-1)]

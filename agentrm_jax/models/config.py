@@ -56,6 +56,8 @@ class ModelConfig:
       num_experts, experts_per_token: of a mixture in the place of every feed-forward layer; 0 for none.
       normalize_routing: the weights of a token's experts are made to sum to 1.
       max_length: longest path (in tokens) the model is used with.
+      value_bias, value_probability: of a classifier that was trained elsewhere: what is added to the value head's output, and
+        whether the sum goes through a sigmoid.
     """
 
     vocab_size: int
@@ -89,6 +91,8 @@ class ModelConfig:
     experts_per_token: int = 0
     normalize_routing: bool = True
     max_length: int = 2048
+    value_bias: float = 0.0
+    value_probability: bool = False
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

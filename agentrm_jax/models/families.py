@@ -177,7 +177,7 @@ def head_from_hf(fields: Mapping[str, JSON], origin: str = "config.json") -> Hea
     OpenRLHF's `RewardModel` is a linear map on the hidden state at the last token: a classifier with one label.
 
     Raises:
-      UserError: another class, or a classifier with more than one label.
+      UserError: another class, or one with more labels than are read (`labels_from_hf`).
     """
     name = (fields.get("architectures") or ["Model"])[0]
     if name == OPENRLHF:
@@ -188,10 +188,26 @@ def head_from_hf(fields: Mapping[str, JSON], origin: str = "config.json") -> Hea
             f"{origin}: architecture {name!r} is not supported; supported are *For{', *For'.join(HEADS)} and "
             f"OpenRLHF's {OPENRLHF}"
         )
-    labels = len(fields["id2label"]) if fields.get("id2label") else fields.get("num_labels") or 2
-    if head in HEADS[1:] and labels != 1:
-        raise UserError(f"{origin}: a reward model has one label, this {name} has {labels}")
+    labels_from_hf(fields, head or "CausalLM", origin)
     return head or "CausalLM"
+
+
+def labels_from_hf(fields: Mapping[str, JSON], head: Head, origin: str = "config.json") -> int:
+    """How many labels a classifier has: one, which is a value, or two at every token, good and bad. 0 for a CausalLM.
+
+    Raises:
+      UserError: it has others.
+    """
+    if head == "CausalLM":
+        return 0
+    if OPENRLHF in (fields.get("architectures") or ()):
+        return 1
+    labels = len(fields["id2label"]) if fields.get("id2label") else fields.get("num_labels") or 2
+    if labels != 1 and (head, labels) != ("TokenClassification", 2):
+        raise UserError(
+            f"{origin}: a reward model has one label, or at every token two (good and bad); this {fields['architectures'][0]} has {labels}"
+        )
+    return labels
 
 
 def _check(fields: Mapping[str, JSON], kind: str, family: Family, origin: str) -> None:
@@ -385,6 +401,7 @@ def _expressible(c: ModelConfig, family: Family, head: Head) -> None:
         "query_scalar": c.query_scalar is None or c.architecture == "gemma3_text",
         "local_rope_theta": family.by_layer == (c.local_rope_theta is not None),
         "rotary_dim": family.partial or c.rotary_dim is None,
+        "value_bias": head == "CausalLM" or not (c.value_bias or c.value_probability),
         "rope_scaling": not family.partial or c.rope_scaling is None or c.rope_scaling.kind == "longrope",
     }
     checks |= {name: getattr(c, name) == value for name, value in (_PLAIN | dict(family.always)).items()}

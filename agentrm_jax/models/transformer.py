@@ -143,7 +143,13 @@ def value_map(model: Transformer) -> Float[Array, "d ..."] | None:
 def values(model: Transformer, hidden_btd: Float[Array, "b t d"]) -> Float[Array, "b t"]:
     """Predicted expected returns, float32; meaningful at end-of-turn tokens. Of an ensemble, the mean of its heads."""
     value_d = jnp.mean(model.value_ed[...], axis=0) if hasattr(model, "value_ed") else model.value_d[...]
-    return jnp.einsum("btd,d->bt", hidden_btd.astype(jnp.float32), value_d)
+    return finished_values(model.config, jnp.einsum("btd,d->bt", hidden_btd.astype(jnp.float32), value_d))
+
+
+def finished_values(config: ModelConfig, raw: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Values as the model's makers read them, from what the value head gives."""
+    raw = raw + config.value_bias if config.value_bias else raw
+    return jax.nn.sigmoid(raw) if config.value_probability else raw
 
 
 def head_values(model: Transformer, hidden_btd: Float[Array, "b t d"]) -> Float[Array, "b t e"]:

@@ -283,12 +283,12 @@ def test_whatever_stands_in_a_field_there_is_a_model_or_one_line(kind):
     assert refused > len(broken) / 2
 
 
-def test_reward_models_have_one_label():
+def test_reward_models_have_one_label_or_at_tokens_two():
     assert (
         head_from_hf({"architectures": ["Qwen3ForSequenceClassification"], "num_labels": 1}) == "SequenceClassification"
     )
     with pytest.raises(UserError, match="has 2"):
-        head_from_hf({"architectures": ["LlamaForTokenClassification"], "id2label": {"0": "a", "1": "b"}})
+        head_from_hf({"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "a", "1": "b"}})
     assert head_from_hf({"architectures": ["RewardModel"]}) == "SequenceClassification"
     with pytest.raises(UserError, match="Qwen2ForProcessRewardModel"):
         head_from_hf({"architectures": ["Qwen2ForProcessRewardModel"]})
