@@ -7,6 +7,7 @@ copy of the whole pool.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
@@ -32,7 +33,7 @@ class Weights(nnx.Pytree):
         self.value_d = nnx.data(value_map(model))  # [d], or [d, e] of several value heads
 
 
-def embed(weights: Weights, tokens: jax.Array) -> jax.Array:
+def embed(weights: Weights, tokens: jax.Array | np.ndarray) -> jax.Array:
     """Embeddings [*tokens.shape, d] as the first layer reads them."""
     x = weights.embed_vd[tokens]
     return x if weights.embed_scale is None else x * jnp.asarray(weights.embed_scale, x.dtype)

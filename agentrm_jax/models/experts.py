@@ -43,11 +43,11 @@ def mixture(
     if grouped is None:
         grouped = parallel.platform() in ("gpu", "tpu")
     if not grouped:
-        return _dense(x_btd, share_btc, expert_btc, *weights, activation)
+        return _dense(activation, x_btd, share_btc, expert_btc, *weights)
 
     def local(x: jax.Array, share: jax.Array, expert: jax.Array, *weights: jax.Array, axis: str | None) -> jax.Array:
         first = jax.lax.axis_index(axis) * len(weights[0]) if axis else 0
-        out = grouped_experts(x.reshape(-1, x.shape[-1]), *_rows(share, expert - first), *weights, activation)
+        out = grouped_experts(activation, x.reshape(-1, x.shape[-1]), *_rows(share, expert - first), *weights)
         out = out.reshape(x.shape)
         return jax.lax.psum(out, axis) if axis else out
 
@@ -67,13 +67,13 @@ def _rows(share_btc: jax.Array, expert_btc: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def _dense(
+    activation: Activation,
     x: jax.Array,
     share_btc: jax.Array,
     expert_btc: jax.Array,
     gate: jax.Array,
     up: jax.Array,
     down: jax.Array,
-    activation: Activation,
 ) -> jax.Array:
     """All experts read all tokens."""
     share_bte = (jax.nn.one_hot(expert_btc, len(gate)) * share_btc[..., None]).sum(-2).astype(x.dtype)
@@ -82,13 +82,13 @@ def _dense(
 
 
 def grouped_experts(
+    activation: Activation,
     x_md: Float[Array, "m d"],
     share_mc: Float[Array, "m c"],
     expert_mc: Int[Array, "m c"],
     gate_edf: Float[Array, "e d f"],
     up_edf: Float[Array, "e d f"],
     down_efd: Float[Array, "e f d"],
-    activation: Activation,
 ) -> Float[Array, "m d"]:
     """Every expert reads the tokens that chose it, which are made to lie side by side; numbers that are no expert's count 0."""
     (m, c), e = expert_mc.shape, len(gate_edf)

@@ -37,9 +37,9 @@ def rotation(config: ModelConfig, l: int) -> Rotation | None:
     if config.rope_layers and not config.rope_layers[l]:
         return None
     if config.local_rope_theta is not None and config.windows[l] is not None:
-        return Rotation(_plain(config, config.local_rope_theta).astype(np.float32), np.float32(1.0))
+        return Rotation(_plain(config, config.local_rope_theta).astype(np.float32), np.ones((), np.float32))
     amplitude = config.rope_scaling.amplitude if config.rope_scaling else 1.0
-    return Rotation(rope_frequencies(config), np.float32(amplitude))
+    return Rotation(rope_frequencies(config), np.asarray(amplitude, np.float32))
 
 
 def rotations(config: ModelConfig) -> Rotation | None:
@@ -49,7 +49,7 @@ def rotations(config: ModelConfig) -> Rotation | None:
     """
     if not config.rope_layers and config.local_rope_theta is None:
         return None
-    still = Rotation(np.zeros_like(rope_frequencies(config)), np.float32(1.0))
+    still = Rotation(np.zeros_like(rope_frequencies(config)), np.ones((), np.float32))
     found = [rotation(config, l) or still for l in range(config.num_layers)]
     return Rotation(np.stack([f.frequencies_r for f in found]), np.stack([f.amplitude for f in found]))
 

@@ -144,7 +144,7 @@ def _scaling(rope: Mapping[str, JSON], kind: str, fields: Mapping[str, JSON]) ->
             return RopeScaling("llama3", float(rope["factor"]), low, high, length)
         case "yarn":
             factor = float(rope["factor"])
-            numbers = {k: float(rope[k]) for k in ("beta_fast", "beta_slow") if k in rope}
+            numbers: dict[str, Any] = {k: float(rope[k]) for k in ("beta_fast", "beta_slow") if k in rope}
             truncate = rope.get("truncate", True)
             scaling = RopeScaling("yarn", factor, original_length=length, truncate=truncate, **numbers)
             return _with_amplitude(scaling, rope, _yarn_amplitude(factor, rope))
