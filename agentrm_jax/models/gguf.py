@@ -106,6 +106,7 @@ class GGUF:
         rope: dict[str, JSON] = {"rope_type": "default"}
         if (kind := get("rope.scaling.type", "none")) != "none":
             rope = {"rope_type": kind, "factor": get("rope.scaling.factor", 1.0)}
+            rope["original_max_position_embeddings"] = get("rope.scaling.original_context_length")
         epsilon = get("attention.layer_norm_rms_epsilon")
         fields: dict[str, JSON] = {
             "model_type": self.architecture,
