@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "a policy by imitation, or a reward model on step values",
     "search": "with a policy, environments and a reward model; the methods are its configs",
     "score": "the steps of recorded trajectories by a reward model",
+    "serve": "a reward model and a policy over HTTP",
     "export": "a model as a Hugging Face folder",
     "plan": "memory and compile a run for hardware that is not here",
     "report": "one page about one or more finished searches",

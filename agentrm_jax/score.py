@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
@@ -96,14 +96,14 @@ def _run(args: argparse.Namespace) -> int:
     card = read_card(Path(place.place)) if isinstance(place, places.Model) else None
     aggregate = args.aggregate or (card.aggregate if card else "last")
     aggregation.check(aggregate)
-    _require_reward_model(place, card)
+    require_reward_model(place, card)
     # all of it, so that a bad line is found before the work
     specs = known_specs(card, args.env)
     if isinstance(place, places.Pair):
         specs = {name: told_as_policy(spec) for name, spec in specs.items()}
     trajectories = list(conversations.read(args.trajectories, specs))
     accelerator()
-    loaded, ratio = _load(place, card, args)
+    loaded, ratio = load_reward_model(place, card, template=args.chat_template, step_reward=args.step_reward)
     options = {"row_length": args.row_length, "rows": args.rows, "max_length": args.max_length, "ratio": ratio}
     read_at: ReadAt = "end_of_turn" if ratio else args.read_at or loaded.read_at
     options |= {"read_at": read_at, "state": loaded.state}
@@ -124,21 +124,37 @@ def _run(args: argparse.Namespace) -> int:
     return 2 if failed and (args.strict or all(math.isnan(one.score) for one in done)) else 0
 
 
-def _load(place: places.Place, card: Card | None, args: argparse.Namespace) -> "tuple[LoadedModel, LogRatio | None]":
-    """The model, and for an implicit one what it is compared with."""
+def load_reward_model(
+    place: places.Place,
+    card: Card | None,
+    *,
+    template: str = "",
+    step_reward: str = "accumulated",
+    dtype: str = "float32",
+) -> "tuple[LoadedModel, LogRatio | None]":
+    """The model at a place (which `require_reward_model` let pass), and for an implicit one what it is compared with.
+
+    Args:
+      card: of a workdir.
+      template: a chat template to use instead of the tokenizer's own.
+      step_reward: `accumulated` or `single`, of an implicit one.
+      dtype: that matrices are read in.
+    """
     from agentrm_jax.models.opening import load_model
     from agentrm_jax.models.pairs import load_pair
 
-    how = {"template": args.chat_template}
+    how: dict[str, Any] = {"template": template, "dtype": jnp.dtype(dtype)}
     match place:
         case places.Pair(tuned, base):
             loaded, reference = load_pair(tuned, base, **how)
-        case _ if card and card.kind == "implicit":
-            loaded, reference = load_pair(args.rm, **how)
+        case places.Model(where) if card and card.kind == "implicit":
+            loaded, reference = load_pair(where, **how)
+        case places.Model(where):
+            return load_model(where, **how), None
         case _:
-            return load_model(args.rm, **how), None
+            raise AssertionError("checked before")
     beta = (card.beta if card else None) or 1.0
-    return loaded, LogRatio(reference.model, beta, args.step_reward == "accumulated")
+    return loaded, LogRatio(reference.model, beta, step_reward == "accumulated")
 
 
 def _here(message: str) -> str:
@@ -152,8 +168,12 @@ def known_specs(card: Card | None, modules: Sequence[str]) -> Mapping[str, EnvSp
     return reward_specs(card, specs)
 
 
-def _require_reward_model(place: places.Place, card: Card | None) -> None:
-    """Refuses what is none, such as a policy, before anything large is read."""
+def require_reward_model(place: places.Place, card: Card | None) -> None:
+    """Refuses what is none, such as a policy, before anything large is read.
+
+    Raises:
+      UserError: it is none, or of a kind that cannot read trajectories by itself.
+    """
     match place:
         case places.Pair():
             return

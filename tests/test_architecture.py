@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "rewards": _BASE | {"envs", "models", "engine", "places", "generators"},
     "evaluation": {"types", "files", "search", "data"},
     "run": {"types", "files", "parallel", "places", "search", "data", "evaluation"},
-    "testing": _BASE | {"templates", "envs", "models", "data", "search"},
+    "testing": _BASE | {"templates", "envs", "models", "data", "search", "export"},
     # commands beside the mains
     "report": {"types", "run"},
     "demo": {"types", "files", "run", "evaluation"},
@@ -46,6 +46,8 @@ MAY_IMPORT = {
     "export": _BASE | {"models", "run"},
     "scoring": _BASE | {"models", "data", "search"},
     "score": {"types", "places", "prompts", "envs", "models", "data", "search", "scoring", "run"},
+    "serving": {"types", "chat", "tokenizer", "prompts", "envs", "models", "engine", "data", "search", "scoring"},
+    "serve": {"types", "places", "prompts", "envs", "models", "engine", "search", "score", "serving", "run"},
     "compilers": {"types"},
     "plan": _BASE | {"places", "models", "engine", "training", "run", "compilers"},
 }
