@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 from agentrm_jax import scoring
-from agentrm_jax.data.conversations import conversations_of
+from agentrm_jax.data import files, labels
 from agentrm_jax.engine.engine import make_engine
 from agentrm_jax.serving.faults import ServingError
 from agentrm_jax.serving.scorer import Ratio, Scorer
@@ -21,7 +21,7 @@ from agentrm_jax.types import UserError
 from tests.serving.conftest import talk
 
 BOUND = 1e-5
-ROWS = [conversations_of(talk(n, seed=n), origin=f"row {n}", fallback=n)[0] for n in (1, 3, 9, 2)]
+ROWS = [labels.of_row(files.Row(talk(n, seed=n), f"row {n}", "rows", n))[0].conversations[0] for n in (1, 3, 9, 2)]
 
 
 def scorer(chat, models, **more) -> Scorer:
