@@ -43,6 +43,11 @@ class Server(http.server.ThreadingHTTPServer):
             self.address_family = socket.AF_INET6
         super().__init__(address, _Handler)
 
+    @property
+    def url(self) -> str:
+        host, port = self.server_address[:2]
+        return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
+
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Runs a coroutine in the loop of the sessions, from any thread; an end of the server waits for it."""
         with self._idle:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from agentrm_jax.envs.pool.pool import EnvironmentPool
 from agentrm_jax.envs.serve.http import Server
@@ -53,33 +53,45 @@ def serve(place: str, offer: Offer, options: Options, settings: Settings, starte
 async def _serve(
     place: str, offer: Offer, options: Options, settings: Settings, started: Callable[[str], None]
 ) -> None:
+    async with serving(place, offer, options, settings) as server:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        try:
+            started(server.url)
+            await stop.wait()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+
+@contextlib.asynccontextmanager
+async def serving(place: str, offer: Offer, options: Options, settings: Settings) -> AsyncIterator[Server]:
+    """A server that answers within the block. Arguments and errors as of `serve`."""
     live = max(8, math.ceil(settings.sessions / settings.workers))
-    pool = EnvironmentPool({place: options}, settings.workers, settings.step_timeout, live=live)
-    async with pool:
+    async with EnvironmentPool({place: options}, settings.workers, settings.step_timeout, live=live) as pool:
         try:  # what is missing is said now, not to the first who asks
             await pool.reset(offer.tasks[offer.default][0])
         except EnvironmentFault as error:
             raise UserError(f"{offer.spec.name} cannot be played: {error}") from error
         sessions = Sessions(pool, offer, most=settings.sessions, timeout=settings.session_timeout)
-        loop = asyncio.get_running_loop()
         try:
-            server = Server((settings.host, settings.port), sessions, loop)
+            server = Server((settings.host, settings.port), sessions, asyncio.get_running_loop())
         except (OSError, OverflowError) as error:
             raise UserError(f"--host {settings.host} --port {settings.port}: {error}") from error
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
         thread.start()
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        started(f"http://{host}:{server.server_address[1]}")
+        closing = asyncio.create_task(_expire(sessions))
         try:
-            while not stop.is_set():
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), min(5.0, settings.session_timeout / 2))
-                sessions.expire()
+            yield server
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+            closing.cancel()
             await asyncio.to_thread(server.end, settings.grace)
             thread.join(1.0)
+
+
+async def _expire(sessions: Sessions) -> None:
+    while True:
+        await asyncio.sleep(min(5.0, sessions.timeout / 2))
+        sessions.expire()
