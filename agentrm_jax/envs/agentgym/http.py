@@ -124,8 +124,9 @@ class Session:
             if text is None:
                 raise ServerError(f"{self.base_url}/observation answered {_short(observed)}, which holds no text")
         fields = answer if isinstance(answer, dict) else {}
-        if isinstance(goal := fields.get("goal"), str) and goal:
-            return text, goal
+        goal, first = fields.get("goal"), fields.get("first_observation")  # ours tells them apart
+        if isinstance(goal, str) and isinstance(first, str):
+            return first, goal
         description = fields.get("task_description")
         return f"{description}\n{text}" if isinstance(description, str) and description not in text else text, ""
 

@@ -8,8 +8,8 @@
     GET  /list_envs                     ids in use
 
 The servers differ in how they call ID and INDEX and in how they wrap an answer. Every name of theirs is understood for every
-environment. Who says `id` gets an object with all the fields that clients read, `goal` among them; who says `env_idx` gets what
-WebShop's and the tool servers' clients read. Errors are `{"error": ...}` with status 200, as theirs are, but a full server answers 503.
+environment. Who says `id` gets an object with all the fields that clients read, and at a reset `goal` and `first_observation` apart,
+for ours; who says `env_idx` gets what WebShop's and the tool servers' clients read. Errors are `{"error": ...}` with status 200, as theirs are, but a full server answers 503.
 """
 
 from collections.abc import Mapping
@@ -55,8 +55,11 @@ async def _to_session(sessions: Sessions, session: Session, path: str, fields: M
         if bare:
             text = _opening(sessions, state)
             return [text, None] if offer.spec.name == "webshop" else text
-        first = {"goal": state.goal, "task_description": state.goal, "task_name": state.task.id}
-        return {"id": session.id, **first, **_told(sessions, state)}
+        told = _told(sessions, state)
+        ours = {"goal": state.goal, "first_observation": told["observation"]}
+        if offer.spec.name == "sciworld":  # whose client puts the description before the observation
+            return {"id": session.id, "task_name": state.task.id, "task_description": state.goal, **told, **ours}
+        return {"id": session.id, **told, "observation": _opening(sessions, state), **ours}
     if path == "/step":
         action = fields.get("action")
         if not isinstance(action, str):
