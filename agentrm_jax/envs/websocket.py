@@ -77,6 +77,12 @@ class WebSocket:
             with contextlib.suppress(WebSocketError, TimeoutError):
                 self._send(_CLOSE, struct.pack("!H", code) + reason.encode()[: _CONTROL_LIMIT - 2])
 
+    def drop(self) -> None:
+        """Ends the connection below, with or without a farewell before."""
+        with contextlib.suppress(OSError):
+            self._read.close()
+        self.sock.close()
+
     def _frame(self, room: int) -> tuple[bool, int, bytes]:
         """(whether it is the last of its message, kind, payload) of the next frame; `room` bytes at most, if it is no control frame."""
         first, second = self._exactly(2)
@@ -139,7 +145,7 @@ def accepted(key: str) -> str:
 
 
 def connect(url: str, *, timeout: float, limit: int) -> WebSocket:
-    """Opens a connection to `ws://` or `wss://`; the caller closes its `sock`.
+    """Opens a connection to `ws://` or `wss://`; the caller drops it.
 
     Raises:
       WebSocketError: there is no such server, or it does not speak WebSocket at this address.
@@ -152,6 +158,7 @@ def connect(url: str, *, timeout: float, limit: int) -> WebSocket:
         sock = socket.create_connection((host, port), timeout)
     except OSError as error:
         raise WebSocketError(f"{url} cannot be reached: {error}") from error
+    read = None
     try:
         if secure:
             sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
@@ -162,13 +169,15 @@ def connect(url: str, *, timeout: float, limit: int) -> WebSocket:
         sock.sendall("\r\n".join(lines).encode())
         read = sock.makefile("rb")
         status = read.readline(4096).decode("latin-1").strip()
-        headers = http.client.parse_headers(read)
-        if status.split(" ")[1:2] != ["101"] or headers.get("Sec-WebSocket-Accept") != accepted(key):
+        if status.split(" ")[1:2] != ["101"]:
             raise WebSocketError(f"{url} answers {status or 'nothing'!r}, not as a WebSocket")
-    except (OSError, http.client.HTTPException, ValueError) as error:
+        if http.client.parse_headers(read).get("Sec-WebSocket-Accept") != accepted(key):
+            raise WebSocketError(f"{url} answers as a WebSocket, but to somebody else's key")
+    except (OSError, http.client.HTTPException, WebSocketError) as error:
+        if read is not None:
+            read.close()
         sock.close()
+        if isinstance(error, WebSocketError):
+            raise
         raise WebSocketError(f"{url}: the connection was lost: {error!r}") from error
-    except WebSocketError:
-        sock.close()
-        raise
     return WebSocket(sock, read, client=True, limit=limit)

@@ -154,7 +154,7 @@ class OpenEnv:
     def _drop(self) -> None:
         if self._talk is not None:
             self._talk.close()
-            self._talk.sock.close()
+            self._talk.drop()
             self._talk = None
 
     def _required_field(self) -> str:
@@ -222,7 +222,8 @@ def _fields(options: Options, name: str) -> dict[str, JSON]:
 
 def _number(options: Options, name: str, default: float, *, zero: bool = False) -> float:
     value = options.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 <= value if zero else 0 < value) < 1e9:
+    there = isinstance(value, int | float) and not isinstance(value, bool) and (0 < value < 1e9 or (zero and value == 0))
+    if not there:
         raise UserError(f"openenv: option {name} must be a number {'of at least' if zero else 'above'} 0, not {value!r}")
     return float(value)
 
