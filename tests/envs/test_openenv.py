@@ -95,7 +95,7 @@ def test_what_is_read_of_an_observation_can_be_said(counting):
     assert steps[0].reward == 0.25
     with pytest.raises(UserError, match="text_field=count: no text of that name among metadata, message, count"):
         play(counting, [], text_field="count")
-    with pytest.raises(UserError, match="gave rewards of 1 in all, above 0.5; set option full_reward"):
+    with pytest.raises(UserError, match=r"gave rewards of 1 in all, above 0\.5; set option full_reward"):
         play(counting, ["up", "up"], full_reward=0.5)
 
 
@@ -237,9 +237,8 @@ def test_a_dead_server_is_named_and_one_that_was_never_there_is_the_users_mistak
     env = openenv.make({"base_url": server.url, "patience": 0.3, **FIELDS})
     env.reset(task())
     server.close()
-    with pytest.raises(ConnectionLost, match=r"cannot be reached: .* \(\d tries\)|lost"):
-        for _ in range(3):
-            env.reset(task())
+    with pytest.raises(ConnectionLost, match=r"cannot be reached: .* \(\d tries\)"):
+        env.reset(task())
     env.close()
     with pytest.raises(UserError, match="start the OpenEnv server, or correct option base_url"):
         play("http://127.0.0.1:9", [], **FIELDS)

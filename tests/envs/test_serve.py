@@ -63,7 +63,10 @@ def play(pools, task, turns):
 
 
 def seen(states, prefix="Observation: "):
-    return [(s.outcome.observation.removeprefix(prefix), s.outcome.reward, s.outcome.done, s.outcome.success) for s in states]
+    return [
+        (s.outcome.observation.removeprefix(prefix), s.outcome.reward, s.outcome.done, s.outcome.success)
+        for s in states
+    ]
 
 
 def kinds(name):

@@ -1,5 +1,6 @@
 """What the environment server says, to the letter, and what it refuses."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -124,7 +125,9 @@ def test_what_the_clients_of_single_environments_read():
         _, text = post(server, "/reset", env_idx=id, id=1)
         assert isinstance(text, str)
         assert text == ask(server, "GET", f"/observation?env_idx={id}")[1]
-        _, answer = post(server, "/step", env_idx=id, action="Thought: x\nAction: check_valid_actions with Action Input: {}")
+        _, answer = post(
+            server, "/step", env_idx=id, action="Thought: x\nAction: check_valid_actions with Action Input: {}"
+        )
         assert {"observation", "reward", "done"} <= answer.keys()
     with served("maze", {}) as server:
         id = post(server, "/create")[1]["id"]
@@ -166,7 +169,9 @@ def test_a_session_outlives_what_it_could_not_do(toy):
     assert "names no task" in post(toy, "/reset", id=id)[1]["error"]
     post(toy, "/reset", id=id, data_idx=0)
     assert "action must be a text" in post(toy, "/step", id=id, action=7)[1]["error"]
-    assert post(toy, "/step", id=id, action="b" * 20_000)[1]["observation"].startswith("The command has 20000 characters")
+    assert post(toy, "/step", id=id, action="b" * 20_000)[1]["observation"].startswith(
+        "The command has 20000 characters"
+    )
     assert post(toy, "/step", id=id, action="b\ud800")[0] == 200
     assert post(toy, "/step", id=id, action="b")[1]["observation"] == 'The word is "b".'
 
@@ -262,15 +267,14 @@ def test_bodies_and_messages_are_limited(toy, talk):
     status, answer = ask(toy, "POST", "/step", b"x" * (BODY_LIMIT + 1))
     assert (status, answer["error"]) == (413, f"a body has at most {BODY_LIMIT} bytes")
     open_ = talk(toy)
-    with pytest.raises(WebSocketError):
+    with contextlib.suppress(WebSocketError):  # it may be closed before all is sent
         open_.send("x" * (BODY_LIMIT + 1))
-        open_.sock.settimeout(5.0)
-        while open_.receive() is not None:
-            pass
-        raise WebSocketError("it was closed")
+        assert open_.receive() is None
     assert ask(toy, "POST", "/step", b"{}", **{"Content-Length": "many"})[0] == 400
     assert ask(toy, "POST", "/create", b"{}", Origin="http://example.com")[0] == 403  # a page in a browser
-    assert ask(toy, "GET", "/ws", Origin="http://example.com", Upgrade="websocket", **{"Sec-WebSocket-Key": "x"})[0] == 403
+    assert (
+        ask(toy, "GET", "/ws", Origin="http://example.com", Upgrade="websocket", **{"Sec-WebSocket-Key": "x"})[0] == 403
+    )
 
 
 def test_connections_are_limited(toy):

@@ -15,7 +15,9 @@ needs_package = pytest.mark.skipif(
     importlib.util.find_spec("textarena") is None, reason="the package textarena is not installed"
 )
 # The package opens files without closing them, and warns of its own syntax.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::SyntaxWarning", "ignore::DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::SyntaxWarning", "ignore::DeprecationWarning"
+)
 # Games that need no file that the package lacks, and moves that they understand.
 GAMES = {
     "GuessTheNumber-v0": ["[10]", "[5]", "[15]"],
@@ -120,7 +122,7 @@ def test_games_that_cannot_be_played_are_named():
     with pytest.raises(UserError, match="there is no game 'Sudoko'; there are 2048-v0"):
         textarena.make({"game": "Sudoko"})
     env = textarena.make({"game": "TicTacToe-v0"})
-    with pytest.raises(UserError, match="TicTacToe-v0 cannot be played alone, or not here: .*players"):
+    with pytest.raises(UserError, match=r"TicTacToe-v0 cannot be played alone, or not here: .*players"):
         env.reset(task("TicTacToe-v0"))
 
 

@@ -94,7 +94,9 @@ def test_the_reward_is_what_verifiers_says_of_the_same_replies(make):
     env.step("up please")
     assert env.step("up please").reward == trace.reward == 1.0
     ours = env.exchange.episode.traces[0]
-    assert [(n.message, n.sampled, n.parent) for n in ours.nodes] == [(n.message, n.sampled, n.parent) for n in trace.nodes]
+    assert [(n.message, n.sampled, n.parent) for n in ours.nodes] == [
+        (n.message, n.sampled, n.parent) for n in trace.nodes
+    ]
 
 
 @needs_package
@@ -150,14 +152,14 @@ def test_a_pool_plays_many_and_goes_back_by_replay(here):
 
 @needs_package
 def test_what_the_user_can_mend_is_named(make):
-    with pytest.raises(UserError, match="no_such_taskset.* cannot be opened: ModuleNotFoundError"):
+    with pytest.raises(UserError, match=r"no_such_taskset.* cannot be opened: ModuleNotFoundError"):
         make(taskset="no_such_taskset")
     with pytest.raises(UserError, match="counting-taskset cannot be opened: ValidationError"):
         make(config={"least": "many"})
-    with pytest.raises(UserError, match="gave a reward of 1, above 0.5; set option full_reward"):
-        env = make(full_reward=0.5)
-        env.reset(task())
-        env.step("up please")
+    env = make(full_reward=0.5)
+    env.reset(task())
+    env.step("up please")
+    with pytest.raises(UserError, match=r"gave a reward of 1, above 0\.5; set option full_reward"):
         env.step("up please")
     with pytest.raises(UserError, match="has the seats assistant, user; only those with one"):
         make(env="user-sim")

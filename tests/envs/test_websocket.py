@@ -92,7 +92,7 @@ def test_a_connection_that_ends_or_is_silent_is_no_message(pair):
     with pytest.raises(TimeoutError):
         server.receive()
     server.drop()
-    with pytest.raises(WebSocketError, match="ended|lost"):
+    with pytest.raises(WebSocketError, match=r"ended|lost"):
         client.receive()
 
 

@@ -118,7 +118,9 @@ class OpenEnv:
                 if time.monotonic() >= end:
                     if self.url in _reached:
                         raise ConnectionLost(f"{error} ({tries} tries)") from error
-                    raise UserError(f"{error}; start the OpenEnv server, or correct option base_url of openenv") from error
+                    raise UserError(
+                        f"{error}; start the OpenEnv server, or correct option base_url of openenv"
+                    ) from error
                 time.sleep(_PAUSE)
 
     def _ask(self, kind: str, data: JSON) -> dict[str, JSON]:
@@ -222,9 +224,13 @@ def _fields(options: Options, name: str) -> dict[str, JSON]:
 
 def _number(options: Options, name: str, default: float, *, zero: bool = False) -> float:
     value = options.get(name, default)
-    there = isinstance(value, int | float) and not isinstance(value, bool) and (0 < value < 1e9 or (zero and value == 0))
+    there = (
+        isinstance(value, int | float) and not isinstance(value, bool) and (0 < value < 1e9 or (zero and value == 0))
+    )
     if not there:
-        raise UserError(f"openenv: option {name} must be a number {'of at least' if zero else 'above'} 0, not {value!r}")
+        raise UserError(
+            f"openenv: option {name} must be a number {'of at least' if zero else 'above'} 0, not {value!r}"
+        )
     return float(value)
 
 

@@ -49,7 +49,9 @@ async def answer(sessions: Sessions, session: Session, ids: dict[int, str], mess
             return None
     except (Refused, EnvironmentFault) as error:
         return failure("EXECUTION_ERROR", str(error))
-    return failure("UNKNOWN_TYPE", f"there are messages of type reset, step, state and close, none of type {kind!r:.100}")
+    return failure(
+        "UNKNOWN_TYPE", f"there are messages of type reset, step, state and close, none of type {kind!r:.100}"
+    )
 
 
 def failure(code: str, message: str) -> dict[str, JSON]:

@@ -105,7 +105,9 @@ class Sessions:
         """The session with an id. Raises Refused if there is none (any more)."""
         session = self._open.get(id) if isinstance(id, int) and not isinstance(id, bool) else None
         if session is None:
-            raise Refused(f"there is no environment {id!r:.100}: it was never made, was closed, or not used for {self.timeout:g} s")
+            raise Refused(
+                f"there is no environment {id!r:.100}: it was never made, was closed, or not used for {self.timeout:g} s"
+            )
         session.used = time.monotonic()
         return session
 

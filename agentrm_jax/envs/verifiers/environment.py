@@ -109,7 +109,9 @@ class Verifiers:
             if kind.NEEDS_CONTAINER or found.data.image:
                 raise UserError(f"verifiers: tasks of {name} need a container, which is not to be had here")
             if kind.toolsets(found.config) or shared:
-                raise UserError(f"verifiers: tasks of {name} are done with tools; only those done with text can be played")
+                raise UserError(
+                    f"verifiers: tasks of {name} are done with tools; only those done with text can be played"
+                )
             self.tasks[index] = found
         return self.tasks[index]
 
