@@ -28,10 +28,13 @@ SHIPPED: Mapping[str, str] = {
     "babyai": "agentrm_jax.envs.babyai.environment",
     "jericho": "agentrm_jax.envs.jericho.environment",
     "maze": "agentrm_jax.envs.maze.environment",
+    "openenv": "agentrm_jax.envs.openenv.environment",
     "pddl": "agentrm_jax.envs.pddl.environment",
     "sciworld": "agentrm_jax.envs.sciworld.environment",
+    "textarena": "agentrm_jax.envs.textarena.environment",
     "tool_operation": "agentrm_jax.envs.tool.operation",
     "tool_query": "agentrm_jax.envs.tool.query",
+    "verifiers": "agentrm_jax.envs.verifiers.environment",
     "webshop": "agentrm_jax.envs.webshop.environment",
 }
 
@@ -51,8 +54,7 @@ def find(place: str) -> EnvSpec:
     """
     if place in SHIPPED:
         return importlib.import_module(SHIPPED[place]).SPEC
-    if (here := os.getcwd()) not in sys.path and "" not in sys.path:
-        sys.path.append(here)
+    here = look_here()
     if "." not in place and not _is_module(place):
         close = difflib.get_close_matches(place, names(), 3, 0.4)
         known = f"known: {', '.join(names())}, or a module {place}.py of your own in {here}"
@@ -70,6 +72,13 @@ def find(place: str) -> EnvSpec:
         if not isinstance(text := getattr(spec, field), str):
             raise UserError(f"{field} of environment module {place!r} is a {type(text).__name__}, not a text")
     return spec
+
+
+def look_here() -> str:
+    """Lets modules of the folder that the program was started in be imported; that folder."""
+    if (here := os.getcwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    return here
 
 
 def _is_module(name: str) -> bool:

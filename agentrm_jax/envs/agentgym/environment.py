@@ -31,6 +31,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agentrm_jax.envs import indices
 from agentrm_jax.envs.agentgym.http import Answer, ConnectionLost, ServerError, Session
 from agentrm_jax.envs.agentgym.kinds import KINDS, Kind, sent
 from agentrm_jax.envs.spec import EnvSpec, Options
@@ -91,8 +92,8 @@ class AgentGym:
     def reset(self, task: Task) -> Start:
         self.best = 0.0
         self.path = hashlib.blake2b(f"{self.session.base_url} {task.args['index']}".encode(), digest_size=16).digest()
-        text = self.session.reset(int(task.args["index"]))
-        return Start(_goal(self.kind, text), f"{self.rules}\n\n{text}" if self.rules else text)
+        text, goal = self.session.reset(int(task.args["index"]))
+        return Start(goal or _goal(self.kind, text), f"{self.rules}\n\n{text}" if self.rules else text)
 
     def step(self, command: str) -> EngineStep:
         answer = self._sent(sent(self.kind, command))
@@ -196,31 +197,13 @@ def _goal(kind: Kind, text: str) -> str:
 
 def _indices(value: JSON, split: str) -> list[int]:
     """Task numbers of a split."""
-    if isinstance(value, Mapping):
-        value = value.get(split)
-    elif split != "test":
-        value = None
-    if value is None:
-        raise UserError(
-            f'agentgym: option indices names no tasks of split {split!r}; set it like {{"{split}": "0-99"}}'
-        )
-    if isinstance(value, int):
-        return list(range(value))
-    try:
-        if isinstance(value, str) and value.endswith((".json", ".jsonl")):
-            return _item_ids(Path(value).expanduser())
-        parts = value.split(",") if isinstance(value, str) else value
-        found = [n for part in parts for n in _span(str(part))]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(
-            f"agentgym: option indices cannot be read ({e}); write numbers, ranges such as 0-99, or a file"
-        ) from e
-    return list(dict.fromkeys(found))
-
-
-def _span(part: str) -> range:
-    first, dash, last = part.strip().partition("-")
-    return range(int(first), int(last) + 1) if dash else range(int(first), int(first) + 1)
+    named = value.get(split) if isinstance(value, Mapping) else value if split == "test" else None
+    if isinstance(named, str) and named.endswith((".json", ".jsonl")):
+        try:
+            return _item_ids(Path(named).expanduser())
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise UserError(f"agentgym: option indices cannot be read ({e})") from e
+    return indices.of_split(value, split, where="agentgym: option indices")
 
 
 def _item_ids(path: Path) -> list[int]:
