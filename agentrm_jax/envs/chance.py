@@ -24,12 +24,12 @@ class Chance:
         """Within the block the process draws from this episode's generators."""
         import numpy as np
 
-        before = random.getstate(), np.random.get_state()
+        before = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one
         random.setstate(self.python)
-        np.random.set_state(self.numpy)
+        np.random.set_state(self.numpy)  # noqa: NPY002 - the global one
         try:
             yield
         finally:
-            self.python, self.numpy = random.getstate(), np.random.get_state()
+            self.python, self.numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
             random.setstate(before[0])
-            np.random.set_state(before[1])
+            np.random.set_state(before[1])  # noqa: NPY002 - the global one

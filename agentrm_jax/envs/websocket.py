@@ -12,6 +12,7 @@ import socket
 import ssl
 import struct
 import urllib.parse
+from io import BufferedIOBase
 from typing import BinaryIO
 
 _MAGIC = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # section 1.3
@@ -34,7 +35,7 @@ class WebSocket:
       limit: bytes a message may have.
     """
 
-    def __init__(self, sock: socket.socket, read: BinaryIO, *, client: bool, limit: int):
+    def __init__(self, sock: socket.socket, read: BufferedIOBase | BinaryIO, *, client: bool, limit: int):
         self.sock, self.limit = sock, limit
         self._read, self._client, self._closing = read, client, False
 

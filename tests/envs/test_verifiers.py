@@ -151,7 +151,8 @@ def test_a_pool_plays_many_and_goes_back_by_replay(here):
 
 
 @needs_package
-def test_what_the_user_can_mend_is_named(make):
+def test_what_the_user_can_mend_is_named(make, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"no_such_taskset.* cannot be opened: ModuleNotFoundError"):
         make(taskset="no_such_taskset")
     with pytest.raises(UserError, match="counting-taskset cannot be opened: ValidationError"):
@@ -161,6 +162,20 @@ def test_what_the_user_can_mend_is_named(make):
     env.step("up please")
     with pytest.raises(UserError, match=r"gave a reward of 1, above 0\.5; set option full_reward"):
         env.step("up please")
+    for body, reason in (
+        ("    @vf.reward\n    async def run(self, runtime) -> float: ...\n", "judged in a sandbox"),
+        ("    NEEDS_CONTAINER = True\n", "need a container"),
+        ("    @classmethod\n    def toolsets(cls, config): return [1]\n", "done with tools"),
+    ):
+        name = f"needy_{reason.split()[0]}"
+        (tmp_path / f"{name}.py").write_text(
+            "import verifiers.v1 as vf\n__all__ = ['Needy']\n"
+            f"class Needing(vf.Task[vf.TaskData, vf.State, vf.TaskConfig]):\n{body}"
+            "class Needy(vf.Taskset[Needing, vf.TasksetConfig]):\n"
+            "    def load(self):\n        yield Needing(vf.TaskData(prompt='x'), self.config.task)\n"
+        )
+        with pytest.raises(UserError, match=reason):
+            make(taskset=name).reset(task())
     with pytest.raises(UserError, match="has the seats assistant, user; only those with one"):
         make(env="user-sim")
 

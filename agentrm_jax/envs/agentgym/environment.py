@@ -21,7 +21,6 @@ and name it by its import path.
 """
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -34,7 +33,7 @@ from typing import Any
 from agentrm_jax.envs import indices
 from agentrm_jax.envs.agentgym.http import Answer, ConnectionLost, ServerError, Session
 from agentrm_jax.envs.agentgym.kinds import KINDS, Kind, sent
-from agentrm_jax.envs.spec import EnvSpec, Options
+from agentrm_jax.envs.spec import EnvSpec, Options, named
 from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
 
 __all__ = ["SPEC", "AgentGym", "ServerError", "served"]
@@ -135,12 +134,15 @@ def make(options: Options) -> Environment:
     return AgentGym(options)
 
 
-def tasks(split: str, options: Options, *, name: str = "agentgym") -> Sequence[Task]:
+def tasks(split: str, options: Options) -> Sequence[Task]:
     """The tasks that option `indices` names."""
     kind = _kind(options)
     max_steps = int(options.get("max_steps") or kind.max_steps)
     label = options.get("kind", "custom")
-    return [Task(name, f"{label}-{i}", split, max_steps, {"index": i}) for i in _indices(options.get("indices"), split)]
+    return [
+        Task("agentgym", f"{label}-{i}", split, max_steps, {"index": i})
+        for i in _indices(options.get("indices"), split)
+    ]
 
 
 def served(kind: str, *, name: str = "", success_threshold: float = 1.0, **options: JSON) -> EnvSpec:
@@ -152,23 +154,8 @@ def served(kind: str, *, name: str = "", success_threshold: float = 1.0, **optio
       success_threshold: reward from which on an episode is a success.
       options: defaults of the options; what a config says counts more.
     """
-    name = name or f"agentgym_{kind}"
-    fixed = {"kind": kind, **options}
-    return dataclasses.replace(
-        SPEC,
-        name=name,
-        make=functools.partial(_make_with, fixed),
-        tasks=functools.partial(_tasks_with, fixed, name),
-        success_threshold=success_threshold,
-    )
-
-
-def _make_with(fixed: Options, options: Options) -> Environment:
-    return make({**fixed, **options})
-
-
-def _tasks_with(fixed: Options, name: str, split: str, options: Options) -> Sequence[Task]:
-    return tasks(split, {**fixed, **options}, name=name)
+    spec = named(SPEC, name or f"agentgym_{kind}", kind=kind, **options)
+    return dataclasses.replace(spec, success_threshold=success_threshold)
 
 
 def _kind(options: Options) -> Kind:

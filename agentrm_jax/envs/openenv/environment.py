@@ -34,8 +34,10 @@ from agentrm_jax.envs.pool.episode import TransientError
 from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
 
-_OPTIONS = ("base_url", "seeds", "reset", "action_field", "action", "text_field", "goal", "worth_field")
-_OPTIONS += ("rules", "max_steps", "full_reward", "timeout", "patience")
+_OPTIONS = (
+    *("base_url", "seeds", "reset", "action_field", "action", "text_field", "goal", "worth_field"),
+    *("rules", "max_steps", "full_reward", "timeout", "patience"),
+)
 _TEXT_FIELDS = ("text", "observation", "prompt", "message", "content", "result")
 _LIMIT = 1 << 24  # bytes of an answer
 _PAUSE = 0.2  # seconds between tries to reach a server

@@ -9,7 +9,8 @@
 
 The servers differ in how they call ID and INDEX and in how they wrap an answer. Every name of theirs is understood for every
 environment. Who says `id` gets an object with all the fields that clients read, and at a reset `goal` and `first_observation` apart,
-for ours; who says `env_idx` gets what WebShop's and the tool servers' clients read. Errors are `{"error": ...}` with status 200, as theirs are, but a full server answers 503.
+for ours; who says `env_idx` gets what WebShop's and the tool servers' clients read. Errors are `{"error": ...}` with status 200, as
+theirs are, but a full server answers 503.
 """
 
 from collections.abc import Mapping

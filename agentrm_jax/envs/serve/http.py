@@ -1,6 +1,7 @@
 """The HTTP side of the environment server: one thread a connection, every size and wait bounded, every error one line of JSON."""
 
 import asyncio
+import contextlib
 import http.server
 import json
 import socket
@@ -66,10 +67,8 @@ class Server(http.server.ThreadingHTTPServer):
         with self._idle:
             self._idle.wait_for(lambda: not self._busy, grace)
         for sock in list(self._sockets):
-            try:
+            with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RD)  # what was answered just now is still sent
-            except OSError:
-                pass
         self.server_close()
 
     # Connections
@@ -79,10 +78,8 @@ class Server(http.server.ThreadingHTTPServer):
             line = json.dumps({"error": "too many connections are open"}).encode()
             head = f"HTTP/1.1 503 Busy\r\nContent-Length: {len(line)}\r\nConnection: close\r\n\r\n"
             request.settimeout(1.0)
-            try:
+            with contextlib.suppress(OSError):
                 request.sendall(head.encode() + line)
-            except OSError:
-                pass
             self.shutdown_request(request)
             return
         self._sockets.add(request)

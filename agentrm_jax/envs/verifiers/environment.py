@@ -8,11 +8,13 @@ earlier states are reached by checked replay. Environments whose agents need too
 Options:
   taskset: id of an installed taskset package, or of a module in the folder that the program was started in.
   env: id of an environment to pair it with; the taskset's own by default, or one turn that is judged.
-  indices: tasks of each split by their place in the taskset, `{"test": "0-99", "train": "100-499"}`. Without split names: of the test split.
+  indices: tasks of each split by their place in the taskset, `{"test": "0-99", "train": "100-499"}`. Without split names: of the test
+    split.
   config: fields of the taskset's config; env_config: of the environment's.
   max_steps (30), full_reward (1).
 """
 
+import inspect
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -112,6 +114,8 @@ class Verifiers:
                 raise UserError(
                     f"verifiers: tasks of {name} are done with tools; only those done with text can be played"
                 )
+            if any(_wants_runtime(fn) for what in ("reward", "metric") for fn in found.hooks(what)):
+                raise UserError(f"verifiers: tasks of {name} are judged in a sandbox, which is not to be had here")
             self.tasks[index] = found
         return self.tasks[index]
 
@@ -123,6 +127,11 @@ class Verifiers:
             name = self.environment.config.env_id
             raise UserError(f"verifiers: {name} has the seats {', '.join(seats)}; only those with one can be played")
         return seats[0]
+
+
+def _wants_runtime(fn: Any) -> bool:
+    parameter = inspect.signature(fn).parameters.get("runtime")
+    return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
 def _taskset(options: Options) -> str:
