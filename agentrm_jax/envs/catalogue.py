@@ -176,7 +176,12 @@ def _below(options: Any, path: Sequence[str]) -> dict[str, Any]:
     """The options under a path of keys (`my.module` is `options.my.module`); empty where there are none."""
     for part in path:
         options = options.get(part, {}) if isinstance(options, Mapping) or hasattr(options, "get") else {}
-    return dict(options) if hasattr(options, "items") else {}
+    return {key: _plain(value) for key, value in options.items()} if hasattr(options, "items") else {}
+
+
+def _plain(value: Any) -> Any:
+    """A value of a config as environments know it: groups are dicts."""
+    return {key: _plain(below) for key, below in value.items()} if hasattr(value, "items") else value
 
 
 def tasks(env: Any, entry: Entry) -> list[Task]:

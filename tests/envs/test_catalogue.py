@@ -79,6 +79,16 @@ def test_options_of_a_users_module_are_typed_and_reachable_under_both_names(fold
     assert resolve(config.env)["hall"].options == {"flag": False, "size": 3}
 
 
+def test_groups_below_an_option_reach_an_environment_as_dicts():
+    config = ml_collections.ConfigDict({"env": env("openenv")})
+    for key, text in (("seeds", "{'test': '0-1'}"), ("reset.where.row", "3"), ("base_url", "http://127.0.0.1:9")):
+        override(config, f"env.options.openenv.{key}", text)
+    entry = resolve(config.env)["openenv"]
+    assert entry.options == {"seeds": {"test": "0-1"}, "reset": {"where": {"row": 3}}, "base_url": "http://127.0.0.1:9"}
+    assert type(entry.options["reset"]["where"]) is dict
+    assert sorted(t.id for t in catalogue.tasks(config.env, entry)) == ["seed-0", "seed-1"]
+
+
 def test_options_of_all_count_less_than_an_environments_own(folder):
     options = ml_collections.ConfigDict({"maze": {"data": "mine"}})
     (folder / "theirs").mkdir()

@@ -219,7 +219,7 @@ def _address(options: Options) -> str:
 
 def _fields(options: Options, name: str) -> dict[str, JSON]:
     value = options.get(name) or {}
-    if not isinstance(value, Mapping) and not hasattr(value, "items"):
+    if not isinstance(value, Mapping):
         raise UserError(f"openenv: option {name} must be an object, not {value!r:.100}")
     return dict(value)
 

@@ -112,7 +112,7 @@ def _game(options: Options) -> str:
 
 def _more(options: Options) -> dict[str, Any]:
     more = options.get("game_options") or {}
-    if not isinstance(more, Mapping) and not hasattr(more, "items"):
+    if not isinstance(more, Mapping):
         raise UserError(f"textarena: option game_options must be an object, not {more!r:.100}")
     return dict(more)
 

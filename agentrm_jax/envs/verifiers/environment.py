@@ -143,7 +143,7 @@ def _taskset(options: Options) -> str:
 
 def _fields(options: Options, name: str) -> dict[str, Any]:
     value = options.get(name) or {}
-    if not isinstance(value, Mapping) and not hasattr(value, "items"):
+    if not isinstance(value, Mapping):
         raise UserError(f"verifiers: option {name} must be an object, not {value!r:.100}")
     return dict(value)
 
