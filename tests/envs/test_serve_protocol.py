@@ -346,19 +346,22 @@ def start(*flags):
     return process, line
 
 
-def test_it_prints_its_address_and_ends_with_what_is_under_way(tmp_path):
+def test_it_prints_its_address_and_ends_with_what_is_under_way(talk):
     process, line = start("--split", "test", "--option", "delay=1.0")
     assert line.startswith("serving toy (16 train, 16 dev, 16 test tasks; numbers count test) on http://127.0.0.1:")
     server = type("Server", (), {"url": line.split()[-1]})
     id = post(server, "/create")[1]["id"]
     post(server, "/reset", id=id, data_idx=0)
     answers = []
+    open_ = talk(server)
+    assert say(open_, "reset")["type"] == "observation"
     step = threading.Thread(target=lambda: answers.append(post(server, "/step", id=id, action="b")))
     step.start()
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     step.join()
     assert answers[0][1]["observation"] == 'The word is "b".'
+    assert open_.receive() is None
     out, errors = process.communicate(timeout=20)
     assert (process.returncode, out, errors) == (0, "", "")
 

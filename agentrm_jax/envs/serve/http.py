@@ -7,6 +7,7 @@ import json
 import socket
 import sys
 import threading
+import time
 import urllib.parse
 from collections.abc import Coroutine
 from http import HTTPStatus
@@ -19,6 +20,7 @@ from agentrm_jax.types import JSON
 
 BODY_LIMIT = 1 << 20  # bytes of a request or a message; a command has at most 10,000 characters
 _CONNECTIONS_BESIDE = 32  # connections that may be open beyond one a session
+_FAREWELL = 2.0  # seconds that connections have to close, once nothing is under way
 _REQUEST_TIMEOUT = 60.0  # seconds a request may take to arrive, and a connection may be idle
 _T = TypeVar("_T")
 
@@ -69,6 +71,9 @@ class Server(http.server.ThreadingHTTPServer):
         for sock in list(self._sockets):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RD)  # what was answered just now is still sent
+        end = time.monotonic() + _FAREWELL
+        while self._sockets and time.monotonic() < end:
+            time.sleep(0.01)
         self.server_close()
 
     # Connections
