@@ -137,7 +137,7 @@ class Misbehaving:
         self.bad, self.once, self.sessions = "", True, 0
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
-        self.sockets = []
+        self.sockets, self.threads = [], []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self):
@@ -145,7 +145,8 @@ class Misbehaving:
             while True:
                 sock, _ = self.listening.accept()
                 self.sockets.append(sock)
-                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+                self.threads.append(threading.Thread(target=self._serve, args=(sock,), daemon=True))
+                self.threads[-1].start()
 
     def _serve(self, sock):
         with contextlib.suppress(Exception), sock, sock.makefile("rb") as read:
@@ -171,9 +172,12 @@ class Misbehaving:
                 talk.send(json.dumps({"type": "observation", "data": seen}))
 
     def close(self):
+        for sock in (self.listening, *self.sockets):  # a thread that waits at one is woken
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
         self.listening.close()
-        for sock in self.sockets:
-            sock.close()
+        for thread in self.threads:
+            thread.join()
 
 
 @pytest.fixture
