@@ -20,7 +20,7 @@ COMMANDS = {
     "export": "a model as a Hugging Face folder",
     "plan": "memory and compile a run for hardware that is not here",
     "report": "one page about one or more finished searches",
-    "envs": "which environments there are, and whether they work here",
+    "envs": "which environments there are; play, check and serve them",
     "demo": "the whole loop at small size, then a report",
 }
 
