@@ -144,7 +144,8 @@ def plan_search(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
         held |= {f"{name} weights": _shards(shapes[0]), f"{name} KV cache": _shards(shapes[1])}
         memory = functools.partial(_engine_memory, sizes=config.engine, policy=name == "policy", mesh=mesh)
         batch = max(batch, _by_depth(memory, model, scanned=False))
-        loading = max(loading, sum(held.values()) + _shards(shapes[0]))
+        stacked = programs.planned_memory(model, config.engine, name == "policy", mesh)[0].passing
+        loading = max(loading, sum(held.values()) + _shards(stacked))
     held["batch"] = batch
     held["loading"] = max(loading - sum(held.values()), 0)
     e = config.engine

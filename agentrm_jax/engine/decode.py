@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from agentrm_jax.engine.attention import Columns, attend
 from agentrm_jax.engine.batch import STEPS, DecodeShape, DecodeState, Steps, Trunk
-from agentrm_jax.engine.memory import Entries, Weights, everywhere, logits, rotates, window
+from agentrm_jax.engine.memory import Entries, Weights, embed, everywhere, logits, rotates, window
 from agentrm_jax.engine.requests import SamplingParams
 from agentrm_jax.engine.sampling import Shaping, most_likely, sample
 from agentrm_jax.models.config import ModelConfig
@@ -47,7 +47,7 @@ def decode(
         caches, token, count, done, seen, steps, at = carry
         positions = jnp.broadcast_to(columns.position(at)[:, None], (u, n))
         biases = {w: columns.bias(at, w) for w in windows}
-        x = weights.embed_vd[token]
+        x = embed(weights, token)
         written: Entries = []
         for l, block in enumerate(weights.layers):
 

@@ -43,7 +43,7 @@ class Engine:
 
     Args:
       end_id: the end-of-turn token, which ends a sample unless its request says otherwise.
-      dtype: of weights, activations and cache.
+      dtype: of activations and cache, and of weights unless `config.weights` says otherwise.
       text: the text of token ids, for requests with stop texts.
 
     Raises:
@@ -73,7 +73,7 @@ class Engine:
             graph, params = nnx.split(model)
             model = nnx.merge(graph, jax.device_put(params, parallel.shardings(params, mesh)))
         with self._placed():
-            self._weights = programs.lay_out(model, self._dtype)
+            self._weights = programs.lay_out(model, self._dtype, config.weights)
             self._pool = programs.empty_pool(model.config, config.cache_tokens, self._dtype)
         self.cache, self._facts = PrefixCache(config.cache_tokens), SlotFacts(config.cache_tokens)
         self.scheduler = Scheduler(config, self.cache, self._facts)

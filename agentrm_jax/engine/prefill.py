@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.engine.memory import MASK_VALUE, Entries, Weights, gather, output_map, rotates, window
+from agentrm_jax.engine.memory import MASK_VALUE, Entries, Weights, embed, gather, rotates, token_logprobs, window
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.layers import rms_norm
-from agentrm_jax.models.vocabulary import log_probabilities
 
 Array = jax.Array | np.ndarray
 
@@ -69,7 +68,7 @@ def prefill(
     seen = jnp.concatenate([old, new], axis=2)
     key_position = jnp.concatenate([jnp.broadcast_to(jnp.arange(s), (u, s)), positions.reshape(-1)[batch.new]], axis=1)
 
-    x = weights.embed_vd[batch.tokens]
+    x = embed(weights, jnp.asarray(batch.tokens))
     entries: Entries = []
     for l, block in enumerate(weights.layers):
         mask = seen
@@ -102,6 +101,5 @@ def prefill(
     logprob = None
     if logprobs:
         before = hidden.reshape(u * w, -1)[jnp.maximum(batch.previous, 0).reshape(-1)]
-        tokens = jnp.asarray(batch.tokens).reshape(1, -1)
-        logprob = log_probabilities(output_map(weights, config), before[None], tokens).reshape(u, w)
+        logprob = token_logprobs(weights, config, before, jnp.asarray(batch.tokens).reshape(-1)).reshape(u, w)
     return TokenFacts(value, logprob), entries

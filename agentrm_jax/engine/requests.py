@@ -133,6 +133,7 @@ class EngineConfig:
       max_new: tokens a sample may have unless its request says otherwise, and that a row of a decode batch has room for.
       trunk: tokens of what most requests begin with that the rows of a decode batch read together; 0: each reads its own.
       tensor: devices that share weights and cache, by heads and vocabulary.
+      weights: type of embeddings and linear maps, "bfloat16" or "int8" (a scale for every output channel); empty: the engine's own.
     """
 
     cache_tokens: int = 65536
@@ -144,6 +145,7 @@ class EngineConfig:
     max_new: int = 64
     trunk: int = 0
     tensor: int = 1
+    weights: str = ""
 
 
 @dataclasses.dataclass
