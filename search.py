@@ -2,6 +2,7 @@
 
     python search.py --config=configs/greedy.py        the policy alone
     python search.py --config=configs/mcts.py          trees to learn step values from
+    python search.py --config=configs/sample.py        trajectories to learn outcomes from
     python search.py --config=configs/best_of_n.py     whole trajectories, the reward model picks
     python search.py --config=configs/beam.py          step by step, the reward model prunes
 
@@ -23,9 +24,9 @@ from agentrm_jax import parallel, search
 from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.pool.pool import EnvironmentPool
 from agentrm_jax.envs.react import command_reader
-from agentrm_jax.models.card import differences, texts_of
-from agentrm_jax.policies.native import load_policy
-from agentrm_jax.rewards.explicit import load_reward_model
+from agentrm_jax.models.card import card_of, differences, texts_of
+from agentrm_jax.policies.loading import load_policy
+from agentrm_jax.rewards.loading import load_reward_model
 from agentrm_jax.run import journal, mains, reports, stages, workdirs
 from agentrm_jax.run.devices import accelerator
 from agentrm_jax.run.logs import ProgressLine
@@ -56,7 +57,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
             stages.require_named(config)
             if process == 0:
                 journal.gather(workdir)  # what processes of a stopped run left
-        specs, how = environments.specs, {"template": config.chat_template, "date": config.date}
+        specs, how = environments.specs, {"template": config.chat_template, "date": config.date, "config": config}
         policy = load_policy(config.policy, specs, config.engine, examples=config.examples, **how)
         reward_model = None
         if method.reward_model:
@@ -70,9 +71,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     print(f"{config.method} on {len(tasks)} tasks" + (f", {len(before)} done before" if before else "") + share)
     if process == 0:
         told = functools.partial(texts_of, specs, tasks, config.env.prompts)
-        for line in differences(policy.card, told(reader="policy", examples=config.examples)) if policy.card else ():
+        for line in differences(card_of(policy), told(reader="policy", examples=config.examples)):
             print(f"note: the policy reads this run's texts; {line}", file=sys.stderr)
-        for line in differences(reward_model.card, told(reader="reward")) if reward_model and reward_model.card else ():
+        for line in differences(card_of(reward_model), told(reader="reward")):
             print(f"note: the reward model reads what it was trained with; {line}", file=sys.stderr)
 
     # --- Run: one coroutine a task; engines batch across them, environments step in worker processes -------------------
@@ -82,7 +83,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         progress = ProgressLine(total, done=len(log.finished), name="task", period=config.log_seconds)
 
         def on_done(done: search.Done[search.Result]) -> None:
-            log.record(done, meter, ranked=method.reward_model)
+            log.record(done, meter, ranked=method.keeps, notes=journal.notes_of(reward_model, done.task))
             spent = meter.total()
             speed = spent.policy_tokens / max(spent.seconds, 1e-9)
             progress.show(
@@ -93,7 +94,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 final=len(log.finished) == total,
             )
 
-        async with EnvironmentPool(environments.pool_options, config.env.workers, config.env.step_timeout) as pool:
+        pool_of = functools.partial(EnvironmentPool, environments.pool_options)
+        async with search.closing(policy, reward_model), pool_of(config.env.workers, config.env.step_timeout) as pool:
             parts = [meter.policy(policy), meter.environments(pool)]
             if reward_model is not None:
                 parts.append(meter.reward_model(reward_model))

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.models.config import ModelConfig
@@ -34,12 +35,16 @@ class Texts:
         return hashlib.blake2b("\0".join(self.instructions).encode(), digest_size=8).hexdigest()
 
 
+ReadAt = Literal["end_of_turn", "last_token"]
+READ_AT: tuple[ReadAt, ...] = ("end_of_turn", "last_token")
+
+
 @dataclasses.dataclass(frozen=True)
 class Card:
     """A trained model.
 
     Attributes:
-      kind: `policy`, or the kind of reward model (`explicit`).
+      kind: `policy`, or the kind of reward model (`explicit`, `implicit`).
       loss: the loss it was trained with.
       config: sizes of the transformer.
       lm_head, value_head: which output maps it has.
@@ -49,7 +54,10 @@ class Card:
         card holds its text.
       date: the day that a template which reads the clock is told, ISO format; empty for other templates.
       aggregate: how the scores of a trajectory's steps become its score.
+      read_at: where a value is read: at the end-of-turn token of the last turn, or at the last token of the rendered conversation.
       texts: environment name -> what it was told.
+      beta: of an implicit reward model: what log-ratios are multiplied by.
+      reference: of an implicit reward model: place or name of the model that its log-probabilities are compared with.
     """
 
     kind: str
@@ -62,7 +70,10 @@ class Card:
     template: str = ""
     date: str = ""
     aggregate: str = "last"
+    read_at: ReadAt = "end_of_turn"
     texts: Mapping[str, Texts] = dataclasses.field(default_factory=dict)
+    beta: float | None = None
+    reference: str = ""
 
     def to_json(self) -> dict[str, JSON]:
         """The content of `model.json`."""
@@ -121,11 +132,16 @@ def texts_of(
     return found
 
 
-def differences(card: Card, told: Mapping[str, Texts]) -> list[str]:
+def card_of(model: object) -> Card | None:
+    """The card of an opened policy or reward model; None for one that has none (from elsewhere, behind a server, a user's own)."""
+    return getattr(model, "card", None)
+
+
+def differences(card: Card | None, told: Mapping[str, Texts]) -> list[str]:
     """One line for every environment that this run tells other texts about than training did; new environments do not count."""
     lines = []
     for name, now in told.items():
-        before = card.texts.get(name)
+        before = card.texts.get(name) if card else None
         if before is not None and set(now.instructions) - set(before.instructions):
             lines.append(
                 f"{name}: trained with the texts of {before.source} ({before.digest}), this run has those of {now.source} "

@@ -32,6 +32,7 @@ def write(workdir: Path, config: Any, tasks: list[Task], log: Journal) -> None:
         budget=log.spent,
         baselines=baselines,
         dropped_turns=log.dropped_turns,
+        **log.judged,
         config=json.loads(config.to_json_best_effort()),
     )
     write_json(workdir / "results.json", found)
@@ -110,6 +111,7 @@ def read(workdir: Path) -> dict[str, JSON]:
         reward_model=config.reward_model or None,
         budget=journal.budget(finished),
         dropped_turns=journal.dropped_turns(finished),
+        **journal.judged(finished),
         config=config.to_dict(),
     )
 

@@ -17,6 +17,7 @@ from agentrm_jax.search.lookahead import lookahead
 from agentrm_jax.search.mcts import explore
 from agentrm_jax.search.particle import particle
 from agentrm_jax.search.result import Result
+from agentrm_jax.search.sample import sample
 from agentrm_jax.search.sharing_beam import sharing_beam
 from agentrm_jax.search.turns import Command
 from agentrm_jax.types import UserError
@@ -32,11 +33,18 @@ class Method:
       run: the coroutine of one task.
       reward_model: it is given a reward model after the environments.
       explores: its results are trees to learn from, not answers to compare with others.
+      samples: its candidates are drawn alike, so that they say what rules without a reward model make of them.
     """
 
     run: Search
     reward_model: bool = False
     explores: bool = False
+    samples: bool = False
+
+    @property
+    def keeps(self) -> bool:
+        """Whether all candidates are kept in the record of a task."""
+        return self.reward_model or self.samples
 
     def bind(self, settings: Mapping[str, Any], *, seed: int, command: Command) -> Search:
         """`run` with the settings of a config; `command` is how it recognises equal commands, if it does.
@@ -66,6 +74,7 @@ METHODS: Mapping[str, Method] = {
     "sharing_beam": Method(sharing_beam, reward_model=True),
     "particle": Method(particle, reward_model=True),
     "guided_mcts": Method(guided_mcts, reward_model=True),
+    "sample": Method(sample, samples=True),
     "mcts": Method(explore, explores=True),
 }
 
