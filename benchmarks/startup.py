@@ -11,6 +11,7 @@ the second is what was traced, compiled or loaded on the way.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -20,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("nano", "smollm2")
@@ -55,9 +55,9 @@ def child(model: str, started: float) -> dict[str, float]:
 
     inside = dict.fromkeys(INSIDE, 0.0)
 
-    def count(event: str, seconds: float, **_: Any) -> None:
+    def count(event: str, duration_secs: float, **_: str | int) -> None:
         if event in _EVENTS:
-            inside[_EVENTS[event]] += seconds
+            inside[_EVENTS[event]] += duration_secs
             inside["programs"] += _EVENTS[event] == "compile or load"
 
     jax.monitoring.register_event_duration_secs_listener(count)
@@ -96,7 +96,7 @@ def child(model: str, started: float) -> dict[str, float]:
     for seed in (1, 2):
         asyncio.run(episodes(seed))
         times.append(time.time())
-    found = dict(zip(PARTS, (b - a for a, b in zip(times, times[1:], strict=False)), strict=True))
+    found = dict(zip(PARTS, (b - a for a, b in itertools.pairwise(times)), strict=True))
     return found | inside | {"to first token": times[3] - times[0], "in all": times[-1] - times[0]}
 
 
@@ -112,7 +112,9 @@ def measure(model: str, checkout: Path, cache: Path) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", nargs="*", default=["nano"], metavar="MODEL", help=f"any of {', '.join(MODELS)}")
-    parser.add_argument("--repeats", type=int, default=3, help="processes with a warm cache, after one with an empty one")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="processes with a warm cache, after one with an empty one"
+    )
     parser.add_argument("--against", type=Path, help="another checkout to take turns with")
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/startup.json"))
     parser.add_argument("--child", help=argparse.SUPPRESS)

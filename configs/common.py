@@ -77,7 +77,7 @@ def engine(size: str) -> ml_collections.ConfigDict:
         "nano": config_dict(
             cache_tokens=262144,
             rows=(16, 64),
-            batch_tokens=(512, 2048),
+            batch_tokens=(128, 512, 2048),
             new_tokens=(64, 128, 512),
             context=(256, 512, 896),
             max_new=24,
@@ -102,6 +102,7 @@ def engine(size: str) -> ml_collections.ConfigDict:
         ),
     )
     sizes.samples = 5
+    sizes.draft = 0  # tokens proposed a step by prompt lookup, as far as that is faster; 0: none
     sizes.tensor = 1  # devices of a process that share each model
     sizes.weights = ""  # the policy's: bfloat16, or int8 for less memory and faster decoding; empty: in dtype
     sizes.dtype = "float32" if size in ("nano", "smollm2") else "bfloat16"

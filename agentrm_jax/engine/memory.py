@@ -13,8 +13,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from agentrm_jax.models.config import ModelConfig
-from agentrm_jax.models.narrow import Int8Matrix, product, quantize, rows
 from agentrm_jax.models.lora import TARGETS
+from agentrm_jax.models.narrow import Int8Matrix, product, quantize, rows
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.models.vocabulary import log_probabilities
 
@@ -51,10 +51,8 @@ class Weights(nnx.Pytree):
         self.dtype = dtype
         self.layers = nnx.data(blocks)
         head = model.head_dv[...] if hasattr(model, "head_dv") else None
-        if matrices == "int8":
-            self.embed_vd = nnx.data(quantize(model.embed_vd[...].T, 1))
-        else:
-            self.embed_vd = nnx.data(model.embed_vd[...].astype(matrices or dtype))
+        table = model.embed_vd[...]
+        self.embed_vd: Any = nnx.data(quantize(table.T, 1) if matrices == "int8" else table.astype(matrices or dtype))
         self.head_dv = nnx.data(head if head is None else matrix(head, 1))
         self.final_norm_d = nnx.data(model.final_norm_d[...])
         self.value_d = nnx.data(model.value_d[...] if hasattr(model, "value_d") else None)

@@ -62,7 +62,6 @@ def load_explicit(
     """The explicit reward model of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes.
 
     It is told about an environment what its card says it was told in training; `specs` speak for those that are new to it.
-    Its weights stay in the engine's type, whatever `engine.weights` says: rankings of close candidates hang on small differences.
 
     Raises:
       UserError: the workdir holds a model without a value head.
@@ -72,6 +71,5 @@ def load_explicit(
     if not hasattr(loaded.model, "value_d"):
         raise UserError(f"{place} holds a model without a value head; train one with configs/explicit.py")
     encoder = Encoder(loaded.chat, reward_specs(loaded.card, specs), "reward")
-    exact = {**engine, "weights": ""}
-    engine_ = make_engine(loaded.model, exact, end_id=loaded.chat.end_id)
+    engine_ = make_engine(loaded.model, engine, end_id=loaded.chat.end_id)
     return ExplicitRewardModel(engine_, encoder, loaded.card, loaded.read_at)
