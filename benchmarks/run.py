@@ -32,7 +32,7 @@ from benchmarks.options import SystemOptions
 from benchmarks.side_by_side import Comparison
 
 BASELINES = ("matmul", "decode", "scoring", "training", "environments")
-PROGRAMS = ("engine", "search")
+PROGRAMS = ("engine", "search", "weights")
 NAMES = (*BASELINES, *PROGRAMS)
 
 
