@@ -129,6 +129,7 @@ def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.
         log_seconds=10.0,
     )
     if reward_model:
+        config.pessimism = 0.0  # of an ensemble: its score is the mean less so many standard deviations
         # what an implicit reward model gives for a state: the sum over its path; single: its last step's reward alone
         config.step_reward = "accumulated"
         whole = method in ("best_of_n", "particle")  # methods whose candidates have different histories

@@ -27,7 +27,9 @@ def get_config(size: str = "nano"):
         context_weight=0.3 if nano else 0.0,  # nano starts from nothing and learns to read on the way
         lora=common.lora(),
         seed=0,
+        seeds=1,  # 3: seeds 0, 1 and 2, each in a folder of the workdir
         mesh=common.config_dict(data=-1, fsdp=1, tensor=1) if nano else common.config_dict(data=1, fsdp=-1, tensor=1),
+        accumulate=1,  # parts in which the rows of an update are read
         total_steps=160 if nano else 300,
         learning_rate=2e-3 if nano else 2e-5,
         warmup=0.05 if nano else 0.1,

@@ -7,6 +7,7 @@ after warm-up nothing is compiled; paths that share a beginning share its cache.
 import collections
 import contextlib
 import functools
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -39,6 +40,8 @@ from agentrm_jax.engine.seats import DecodeBatch
 from agentrm_jax.engine.sequence import Job, Lane
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.types import UserError
+
+_SLOW_START = 5.0  # seconds of compiling or loading programs after which that is said
 
 
 class Engine:
@@ -81,7 +84,9 @@ class Engine:
             self._reader = histories.choose_reader(
                 parallel.platform(), model.config, config.cache_tokens, config.tensor
             )
-        self.cache, self._facts = PrefixCache(config.cache_tokens), SlotFacts(config.cache_tokens)
+        value_d = self._weights.value_d
+        heads = value_d.shape[1] if value_d is not None and value_d.ndim == 2 else 1
+        self.cache, self._facts = PrefixCache(config.cache_tokens), SlotFacts(config.cache_tokens, heads)
         self.scheduler = Scheduler(config, self.cache, self._facts, self._reader)
         self._paces: dict[DecodeShape, Pace] = collections.defaultdict(Pace)
 
@@ -124,11 +129,16 @@ class Engine:
     def step(self) -> bool:
         """Does one thing that the scheduler decides: a prefill batch, or some steps of a decode batch. False if there is none."""
         work = self.scheduler.next()
+        programs_before, begin = self.compilations, time.perf_counter()
         with self._placed():
             if isinstance(work, Prefill):
                 self._prefill(work)
             elif isinstance(work, Decode):
                 self._decode(work)
+        new, spent = self.compilations - programs_before, time.perf_counter() - begin
+        if new and spent > _SLOW_START:
+            what = "reading" if isinstance(work, Prefill) else "writing"
+            print(f"note: {new} programs for {what} were made ready in {spent:.0f} s", file=sys.stderr, flush=True)
         return work is not None
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
@@ -140,7 +150,9 @@ class Engine:
         return self._all(requests)
 
     def score(self, paths: Sequence[np.ndarray]) -> np.ndarray:
-        """float32[len(paths)]: the value at the end of every path. Of many paths, every distinct token is read once.
+        """float32[len(paths)], or [len(paths), e] of several value heads: the value at the end of every path.
+
+        Of many paths, every distinct token is read once.
 
         Raises:
           RequestError: a path cannot be scored.

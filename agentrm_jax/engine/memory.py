@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import TARGETS
 from agentrm_jax.models.narrow import Int8Matrix, product, quantize, rows
-from agentrm_jax.models.transformer import Transformer
+from agentrm_jax.models.transformer import Transformer, value_map
 from agentrm_jax.models.vocabulary import log_probabilities
 
 Entries = list[tuple[jax.Array, jax.Array]]  # keys and values of every layer
@@ -55,7 +55,7 @@ class Weights(nnx.Pytree):
         self.embed_vd: Any = nnx.data(quantize(table.T, 1) if matrices == "int8" else table.astype(matrices or dtype))
         self.head_dv = nnx.data(head if head is None else matrix(head, 1))
         self.final_norm_d = nnx.data(model.final_norm_d[...])
-        self.value_d = nnx.data(model.value_d[...] if hasattr(model, "value_d") else None)
+        self.value_d = nnx.data(value_map(model))  # [d], or [d, e] of several value heads
 
 
 def embed(weights: Weights, tokens: jax.Array) -> jax.Array:

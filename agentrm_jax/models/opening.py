@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,14 @@ from orbax.checkpoint import v1 as ocp
 
 from agentrm_jax import parallel
 from agentrm_jax.chat import KEEP, Chat, load_chat
+from agentrm_jax.files import read_json
 from agentrm_jax.models import checksums, weights
 from agentrm_jax.models.card import NAME, Card, ReadAt, read_card
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA, merge, split
 from agentrm_jax.models.pretrained import EXAMPLE_SCORES, open_pretrained
-from agentrm_jax.models.transformer import Transformer
+from agentrm_jax.models.transformer import VALUE_HEADS, Transformer
+from agentrm_jax.prompts import Representation
 from agentrm_jax.tokenizer import load_tokenizer
 from agentrm_jax.types import JSON, UserError
 
@@ -35,6 +37,7 @@ class OpenedModel:
         but at the end of turn if the folder was exported here.
       has: shape and type of every parameter it has.
       load: (some of `has`, with shardings) -> (the parameters, step, meta).
+      state: what a reward model reads of a conversation, as its card, or the folder that was exported here, says.
     """
 
     config: ModelConfig
@@ -43,6 +46,7 @@ class OpenedModel:
     read_at: ReadAt
     has: weights.Params
     load: Callable[[weights.Params], tuple[weights.Params, int, dict[str, JSON]]]
+    state: Representation = "default"
 
     def read(self, wanted: weights.Params) -> weights.Params:
         """Those of the wanted parameters that the model has, in the wanted type, every shard read into its place."""
@@ -51,7 +55,7 @@ class OpenedModel:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A trained model with what is needed to use it; `card` and `read_at` as in `OpenedModel`."""
+    """A trained model with what is needed to use it; `card`, `read_at` and `state` as in `OpenedModel`."""
 
     model: Transformer
     chat: Chat
@@ -59,14 +63,16 @@ class LoadedModel:
     read_at: ReadAt
     step: int
     meta: dict[str, JSON]
+    state: Representation = "default"
 
 
 def open_model(place: Path | str, *, step: int | None = None, template: str = "", date: str = "") -> OpenedModel:
     """The model of a training workdir, of a Hugging Face folder or GGUF file, or `smollm2` by name.
 
-    Of a workdir it is the latest readable checkpoint (or the one of `step`), parameters only. A one-label classifier that was
-    trained elsewhere brings its value head. `template` is a chat template to use instead of the tokenizer's own; `date` (ISO) is
-    what a template that reads the clock is told, by default the date on the model's card, else today's.
+    Of a workdir it is the best checkpoint where training kept it, else the latest readable one (or the one of `step`), parameters
+    only. A one-label classifier that was trained elsewhere brings its value head. `template` is a chat template to use instead of
+    the tokenizer's own; `date` (ISO) is what a template that reads the clock is told, by default the date on the model's card, else
+    today's.
 
     Raises:
       UserError: there is no model, it cannot be read, or its tokenizer has ids for which the model has no embedding.
@@ -86,23 +92,33 @@ def open_model(place: Path | str, *, step: int | None = None, template: str = ""
             "end_of_turn" if (workdir / EXAMPLE_SCORES).exists() else "last_token",
             has,
             lambda wanted: (weights.load_params(found.source(), found.config, wanted), 0, {}),
+            _exported_state(workdir),
         )
     else:
-        folder = (workdir / "checkpoints").resolve()
-        if not folder.is_dir():
-            raise UserError(f"{workdir} holds no checkpoints; train it with train.py")
+        folder = _checkpoints(workdir, step)
         rows = card.config.vocab_size
         template = template or (KEEP if card.template == KEEP else "")  # the tokenizer holds the text of any other
         chat = load_chat(load_tokenizer(workdir / "tokenizer"), template, date=date or card.date, rows=rows)
         if card.lora:
             opened = _open_adapted(workdir, card, chat, step)
         else:
-            has = weights.abstract_params(card.config, lm_head=card.lm_head, value_head=card.value_head)
+            has = weights.abstract_params(card.config, **_heads(card))
             opened = OpenedModel(
                 card.config, chat, card, card.read_at, has, lambda wanted: _load_checkpoint(folder, wanted, step)
             )
     _check_ids(place, chat, opened.config.vocab_size)
-    return opened
+    return dataclasses.replace(opened, state=card.state) if card else opened
+
+
+def _exported_state(folder: Path) -> Representation:
+    """What a model that was exported here reads of a conversation. Raises: UserError: it is nothing that this program knows."""
+    path = folder / EXAMPLE_SCORES
+    said = read_json(path) if path.exists() else {}
+    found = said.get("state", "default") if isinstance(said, dict) else "default"
+    known: dict[str, Representation] = {name: name for name in get_args(Representation)}
+    if found not in known:
+        raise UserError(f'{path}: "state" is {found!r}; known are {", ".join(known)}')
+    return known[found]
 
 
 def _check_ids(place: Path | str, chat: Chat, rows: int) -> None:
@@ -146,10 +162,10 @@ def load_model(
     }
     params, number, meta = opened.load(here)
     built = weights.build(opened.config, params)
-    return LoadedModel(built, opened.chat, opened.card, opened.read_at, number, meta)
+    return LoadedModel(built, opened.chat, opened.card, opened.read_at, number, meta, opened.state)
 
 
-_SMALL = ("final_norm_d", "value_d")
+_SMALL = ("final_norm_d", *VALUE_HEADS)
 
 
 def _wanted(x: jax.ShapeDtypeStruct, where: jax.sharding.Sharding, dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
@@ -162,7 +178,7 @@ class Adapters:
 
     Attributes:
       base: place or name of the model they belong to.
-      params: `layers.adapters`, and `value_d` of a reward model.
+      params: `layers.adapters`, and the value heads of a reward model.
     """
 
     lora: LoRA
@@ -185,7 +201,7 @@ def load_adapters(workdir: Path, *, step: int | None = None, sharding: jax.shard
     where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = nnx.to_pure_dict(split(made)[0])
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
-    params, number, meta = _load_checkpoint((workdir / "checkpoints").resolve(), wanted, step)
+    params, number, meta = _load_checkpoint(_checkpoints(workdir, step), wanted, step)
     return Adapters(card.lora, card.base, params, number, meta)
 
 
@@ -209,7 +225,7 @@ def _open_adapted(workdir: Path, card: Card, chat: Chat, step: int | None) -> Op
         params = base.read({k: v for k, v in wanted.items() if k == "layers" or k not in trained})
         return merge(params, trained, adapters.lora), adapters.step, adapters.meta
 
-    has = weights.abstract_params(card.config, lm_head=card.lm_head, value_head=card.value_head)
+    has = weights.abstract_params(card.config, **_heads(card))
     return OpenedModel(card.config, chat, card, card.read_at, has, load)
 
 
@@ -244,6 +260,19 @@ def _is_policy(base: OpenedModel) -> bool:
 def _lasting(place: str) -> str:
     path = Path(place).expanduser()
     return str(path.resolve()) if path.exists() else place
+
+
+def _checkpoints(workdir: Path, step: int | None) -> Path:
+    """The folder that holds a workdir's model: the best one where training kept it (`--config.eval_metric`), else the latest.
+
+    Raises:
+      UserError: there is none.
+    """
+    best, all_ = (workdir / "best").resolve(), (workdir / "checkpoints").resolve()
+    if not all_.is_dir():
+        raise UserError(f"{workdir} holds no checkpoints; train it with train.py")
+    kept = step is None and best.is_dir() and any(p.name.isdigit() for p in best.iterdir())
+    return best if kept else all_
 
 
 def _load_checkpoint(
@@ -282,6 +311,8 @@ def _common(wanted: weights.Params, has: weights.Params) -> weights.Params:
 
 def build_model(card: Card, rngs: nnx.Rngs, **options: Any) -> Transformer:
     """A model with the heads, and the adapters, that its card names."""
-    return Transformer(
-        card.config, rngs=rngs, lm_head=card.lm_head, value_head=card.value_head, lora=card.lora, **options
-    )
+    return Transformer(card.config, rngs=rngs, lora=card.lora, **_heads(card), **options)
+
+
+def _heads(card: Card) -> dict[str, Any]:
+    return {"lm_head": card.lm_head, "value_head": card.value_head, "heads": card.heads}
