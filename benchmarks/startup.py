@@ -6,6 +6,8 @@ MODEL is `nano` (default; random weights of the shape, a tokenizer is not needed
 repetition is a fresh process. The first of each kind has an empty compilation cache, the others find what it left. `--against` is
 another checkout, say of the commit before a change, which takes turns with this one.
 
+`processor` are the processor seconds of all threads until the first token: on a machine that others use they say more than the clock.
+
 A round is best-of-5 agents: tasks with an instruction in common, five episodes each, some turns. What the first takes longer than
 the second is what was traced, compiled or loaded on the way.
 """
@@ -25,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MODELS = ("nano", "smollm2")
 PARTS = ("import", "weights", "first token", "round 1", "round 2")
+SUMS = ("to first token", "processor", "in all")
 INSIDE = ("trace", "lower", "compile or load", "programs")
 _EVENTS = {
     "/jax/core/compile/jaxpr_trace_duration": "trace",
@@ -70,8 +73,6 @@ def child(model: str, started: float) -> dict[str, float]:
         loaded = load_model(model).model
     engine = make_engine(loaded, common.engine(model), end_id=-1)
     del loaded
-    if hasattr(engine, "warm_up"):
-        engine.warm_up()
     jax.block_until_ready(engine._weights.embed_vd)
     times.append(time.time())
 
@@ -81,6 +82,7 @@ def child(model: str, started: float) -> dict[str, float]:
     instruction = tokens(_CONTEXT, 0)
     engine.generate([GenerateRequest(tokens(_CONTEXT, 1), SamplingParams(max_tokens=1))])
     times.append(time.time())
+    worked = time.process_time()  # of all threads, since the process began
     service = EngineService(engine)
 
     async def episode(task: int, index: int, seed: int) -> None:
@@ -97,7 +99,8 @@ def child(model: str, started: float) -> dict[str, float]:
         asyncio.run(episodes(seed))
         times.append(time.time())
     found = dict(zip(PARTS, (b - a for a, b in itertools.pairwise(times)), strict=True))
-    return found | inside | {"to first token": times[3] - times[0], "in all": times[-1] - times[0]}
+    sums = {"to first token": times[3] - times[0], "processor": worked, "in all": times[-1] - times[0]}
+    return found | inside | sums
 
 
 def measure(model: str, checkout: Path, cache: Path) -> dict[str, float]:
@@ -128,8 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     checkouts = {"here": ROOT} | ({"there": arguments.against.resolve()} if arguments.against else {})
     rows = []
-    print(f"| model | checkout | cache | {' | '.join((*PARTS, 'to first token', 'in all', *INSIDE))} |")
-    print("| --- " * (len(PARTS) + len(INSIDE) + 5) + "|", flush=True)
+    print(f"| model | checkout | cache | {' | '.join((*PARTS, *SUMS, *INSIDE))} |")
+    print("| --- " * (len(PARTS) + len(SUMS) + len(INSIDE) + 3) + "|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for model in arguments.models:
             found: dict[tuple[str, str], list[dict[str, float]]] = {}
@@ -140,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for (name, cache), times in sorted(found.items()):
                 median = {key: statistics.median(one[key] for one in times) for key in times[0]}
                 rows.append({"model": model, "checkout": name, "cache": cache, "repeats": len(times)} | median)
-                shown = (f"{median[key]:.1f}" for key in (*PARTS, "to first token", "in all", *INSIDE))
+                shown = (f"{median[key]:.1f}" for key in (*PARTS, *SUMS, *INSIDE))
                 print(f"| {model} | {name} | {cache} | {' | '.join(shown)} |", flush=True)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -142,7 +142,7 @@ def _sizes(work: dict[str, Any], kind: str) -> EngineConfig:
     new = max(work["new"], *(shape["new"] for shape in work["decode"]))
     read = max(shape["tokens"] for shape in work["prefill"])
     return EngineConfig(
-        cache_tokens=40 * work["room"],
+        cache_tokens=20 * work["room"],
         rows=tuple(sorted({shape["sequences"] for shape in work["decode"]})),
         batch_tokens=(read,),
         new_tokens=(read,),
