@@ -220,7 +220,7 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         Key(
             "engine.weights",
             Choice(("bfloat16", "int8"), optional=True),
-            "type of the policy's matrices, for less memory and faster decoding; empty: `dtype`. Reward models keep `dtype`",
+            "type of the policy's matrices, for less memory and, by processor, speed; empty: `dtype`. Reward models keep `dtype`",
             of=SEARCH,
         ),
     ),
