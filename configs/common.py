@@ -104,6 +104,7 @@ def engine(size: str) -> ml_collections.ConfigDict:
     sizes.samples = 5
     sizes.draft = 0  # tokens proposed a step by prompt lookup, as far as that is faster; 0: none
     sizes.tensor = 1  # devices of a process that share each model
+    sizes.weights = ""  # the policy's: bfloat16 or int8, for less memory; empty: in dtype
     sizes.dtype = "float32" if size in ("nano", "smollm2") else "bfloat16"
     return sizes
 

@@ -160,7 +160,7 @@ class Block(nnx.Module):
 
     def _linear(self, x: jax.Array, name: str) -> jax.Array:
         """Applies the linear map `name` to x, and adds what its adapter gives if it has one."""
-        y = linear(x, getattr(self, name)[...])
+        y = linear(x, getattr(self, name).get_value())
         if self.lora and name in self.adapters:
             y += low_rank(x, self.adapters[name], self.lora.scale)
         return checkpoint_name(y, PRODUCT)

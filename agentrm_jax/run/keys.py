@@ -217,6 +217,12 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         ),
         Key("engine.tensor", COUNT, "devices that share each model", of=SEARCH, steady=True),
         Key("engine.dtype", DTYPES, "type that is computed in", of=SEARCH),
+        Key(
+            "engine.weights",
+            Choice(("bfloat16", "int8"), optional=True),
+            "type of the policy's matrices, for less memory and, by processor, speed; empty: `dtype`. Reward models keep `dtype`",
+            of=SEARCH,
+        ),
     ),
 }
 

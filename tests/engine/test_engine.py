@@ -464,3 +464,23 @@ def test_no_engine_reads_paths_for_which_positions_would_turn_otherwise(kind):
     Engine(model, dataclasses.replace(SIZES, context=(16, 32)), end_id=END)
     with pytest.raises(UserError, match=r"context=64: positions of this model .* at most 32 tokens"):
         Engine(model, SIZES, end_id=END)
+
+
+# --- weights in fewer bytes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("weights", "bound"), [("bfloat16", 0.05), ("int8", 0.15)])
+def test_an_engine_with_narrow_matrices_says_almost_what_the_whole_ones_say(weights, bound):
+    """Logits spread by 2 here: log-probabilities move by rounding, and what is decoded is what is read again."""
+    whole = tiny_model(tie_embeddings=False)
+    narrow = Engine(whole, dataclasses.replace(SIZES, weights=weights), end_id=END)
+    path = ids(20, 70)
+    logits = dense_logits(whole, path)
+    want = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    [got] = narrow.logprobs([LogprobsRequest(path, 1)])
+    moved = np.abs(got - want[np.arange(19), path[1:]])
+    assert 0 < moved.mean() < bound
+    [[sample]] = narrow.generate([greedy(path)])
+    fresh = Engine(whole, dataclasses.replace(SIZES, weights=weights), end_id=END)
+    [again] = fresh.logprobs([LogprobsRequest(np.concatenate([path, sample.tokens]), len(path))])
+    assert np.abs(sample.logprobs - again).mean() < bound
