@@ -27,14 +27,14 @@ def check_size(size: str) -> None:
 def model() -> ml_collections.ConfigDict:
     """The transformer of size nano, 3.4 M parameters; the other sizes bring their own shape."""
     return config_dict(
-        vocab_size=1024, num_layers=4, d_model=256, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=768, max_length=896
+        vocab_size=1024, num_layers=4, d_model=256, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=768, max_length=1024
     )
 
 
 def env(*, split: str, start: int = 0, count: int = 64) -> ml_collections.ConfigDict:
     """Which tasks: `count` per environment of a split, from `start` on, in an order shuffled once and for all."""
     return config_dict(
-        names=("babyai", "maze"),
+        names=("webshop", "maze"),
         split=split,
         start=start,
         count=count,
@@ -48,6 +48,7 @@ def env(*, split: str, start: int = 0, count: int = 64) -> ml_collections.Config
                 seeds_per_level=400,
                 max_steps=10,
             ),
+            webshop=config_dict(page_size=3, code_length=4),  # short pages and codes, for a small context and a small model
             maze=config_dict(sizes=(3, 4), seeds=1200, max_steps=18),
         ),
     )
@@ -56,7 +57,7 @@ def env(*, split: str, start: int = 0, count: int = 64) -> ml_collections.Config
 def training(size: str) -> ml_collections.ConfigDict:
     """Rows, precision and placement of a training run."""
     if size == "nano":
-        return config_dict(dtype="float32", row_length=896, batch_rows=8, scan=False, remat=False, cpu_devices=2)
+        return config_dict(dtype="float32", row_length=1024, batch_rows=8, scan=False, remat=False, cpu_devices=2)
     if size == "smollm2":
         return config_dict(dtype="float32", row_length=1024, batch_rows=2, scan=True, remat=False, cpu_devices=1)
     return config_dict(dtype="bfloat16", row_length=4096, batch_rows=64, scan=True, remat=True, cpu_devices=1)
@@ -79,8 +80,8 @@ def engine(size: str) -> ml_collections.ConfigDict:
             rows=(16, 64),
             batch_tokens=(512, 2048),
             new_tokens=(64, 128, 512),
-            context=(256, 512, 896),
-            max_new=24,
+            context=(256, 512, 1024),
+            max_new=72,
         ),
         "smollm2": config_dict(
             cache_tokens=32768,

@@ -59,6 +59,7 @@ RERANKING = (
     "sharing_beam",
     "particle",
     "guided_mcts",
+    "refine",
 )  # with a reward model
 SAMPLING = (*RERANKING, "mcts")
 TREES = ("mcts", "guided_mcts")
@@ -192,6 +193,7 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
             "waves in a row without a better one, after which no more are drawn; 0: never",
             of=("adaptive",),
         ),
+        Key("search.attempts", COUNT, "trajectories made one after another", of=("refine",)),
         Key("search.width", COUNT, "trajectories kept (W1)", of=("beam", "sharing_beam")),
         Key("search.trees", COUNT, "subtrees, which do not compete", of=("dvts",)),
         Key("search.width", COUNT, "trajectories kept in each of them", of=("dvts",)),
@@ -231,7 +233,7 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
             "search.aggregate",
             Choice(get_args(Aggregator)),
             "from the scores of steps to the score of a trajectory",
-            of=("best_of_n", "beam", "adaptive", "dvts", "sharing_beam", "particle"),
+            of=("best_of_n", "beam", "adaptive", "dvts", "sharing_beam", "particle", "refine"),
         ),
         Key("search.all_steps", Flag(), "every step is scored, for the report", of=("best_of_n",)),
     ),

@@ -14,6 +14,7 @@ from agentrm_jax.search.guided_mcts import guided_mcts
 from agentrm_jax.search.lookahead import lookahead
 from agentrm_jax.search.mcts import explore
 from agentrm_jax.search.particle import particle
+from agentrm_jax.search.refine import refine
 from agentrm_jax.search.result import Candidate, Result
 from agentrm_jax.search.sharing_beam import sharing_beam
 
@@ -32,6 +33,7 @@ __all__ = [
     "guided_mcts",
     "lookahead",
     "particle",
+    "refine",
     "rollout",
     "run_tasks",
     "sharing_beam",

@@ -16,6 +16,7 @@ from agentrm_jax.search.guided_mcts import guided_mcts
 from agentrm_jax.search.lookahead import lookahead
 from agentrm_jax.search.mcts import explore
 from agentrm_jax.search.particle import particle
+from agentrm_jax.search.refine import refine
 from agentrm_jax.search.result import Result
 from agentrm_jax.search.sharing_beam import sharing_beam
 from agentrm_jax.search.turns import Command
@@ -66,6 +67,7 @@ METHODS: Mapping[str, Method] = {
     "sharing_beam": Method(sharing_beam, reward_model=True),
     "particle": Method(particle, reward_model=True),
     "guided_mcts": Method(guided_mcts, reward_model=True),
+    "refine": Method(refine, reward_model=True),
     "mcts": Method(explore, explores=True),
 }
 

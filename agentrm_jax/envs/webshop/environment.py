@@ -8,28 +8,29 @@ the prefixes <r>, <a>, <c> and <q>, which bypass its search, are ordinary text h
 
 The full catalogue is read and indexed once, when its tasks are first listed (`webshop.cache`).
 
-Options: `data`, `setting` (`generated`, `small`, `original`, `eto`; see `webshop.catalogue.read_shop`), `num_products`, and
-`seed` of the made-up catalogue.
+Options: `data`, `setting` (`generated`, `small`, `original`, `eto`; see `webshop.catalogue.read_shop`), `num_products`,
+`page_size` (products on a page of results, 10 as in the original; fewer make histories shorter), and of the made-up catalogue its
+`seed` and `code_length` (characters of a product's code, 10 as in the original; shorter ones are easier to copy for small models).
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from agentrm_jax.envs.react import played
-from agentrm_jax.envs.spec import EnvSpec, Options
+from agentrm_jax.envs.spec import EnvSpec, Options, whole
 from agentrm_jax.envs.webshop import pages
 from agentrm_jax.envs.webshop.cache import is_large, prepared
-from agentrm_jax.envs.webshop.catalogue import Goal, Product, Shop, read_shop, shop_files
+from agentrm_jax.envs.webshop.catalogue import PAGE_SIZE, Goal, Product, Shop, read_shop, shop_files
 from agentrm_jax.envs.webshop.expert import solve
-from agentrm_jax.envs.webshop.generate import generate_shop
+from agentrm_jax.envs.webshop.generate import CODE_LENGTH, generate_shop
 from agentrm_jax.envs.webshop.reward import reward
 from agentrm_jax.types import EngineStep, Environment, Message, Start, Task, UserError
 
 MAX_STEPS = 10
-PAGE_SIZE = 10
 _SETTINGS = ("generated", "small", "original", "eto")
 _COMMAND = re.compile(r"\s*(search|click)\s*\[(.+)\]", re.IGNORECASE | re.DOTALL)
 
@@ -134,8 +135,8 @@ class WebShop:
         return view._replace(options=tuple({**dict(view.options), option: name}.items()))
 
     def _shown(self) -> tuple[Product, ...]:
-        start = (self.view.page - 1) * PAGE_SIZE
-        return self.shop.find(self.view.query)[start : start + PAGE_SIZE]
+        size = self.shop.page_size
+        return self.shop.find(self.view.query)[(self.view.page - 1) * size : self.view.page * size]
 
     def _show(self) -> str:
         view, text = self.view, self.goal.text
@@ -181,13 +182,23 @@ def _shop_of(options: Options) -> Shop:
     num_products = options.get("num_products")
     if num_products is not None and num_products < 1:
         raise UserError(f"WebShop's num_products is {num_products}; it takes one product at least")
-    return _cached_shop(str(data), setting, num_products, options.get("seed") or 0)
+    code_length = whole(options, "code_length", CODE_LENGTH)
+    if data and code_length != CODE_LENGTH:
+        raise UserError("WebShop's code_length is for made-up products; official ones bring their codes")
+    page_size = whole(options, "page_size", PAGE_SIZE)
+    return _paged_shop(page_size, str(data), setting, num_products, options.get("seed") or 0, code_length)
 
 
 @functools.lru_cache(4)
-def _cached_shop(data: str, setting: str, num_products: int | None, seed: int) -> Shop:
+def _paged_shop(page_size: int, *catalogue: Any) -> Shop:
+    shop = _cached_shop(*catalogue)
+    return shop if page_size == shop.page_size else dataclasses.replace(shop, page_size=page_size)
+
+
+@functools.lru_cache(4)
+def _cached_shop(data: str, setting: str, num_products: int | None, seed: int, code_length: int) -> Shop:
     if not data:
-        return generate_shop(num_products, seed)
+        return generate_shop(num_products, seed, code_length)
     read = functools.partial(read_shop, Path(data), setting, num_products)
     files = shop_files(Path(data), setting)
     return prepared(files, (setting, num_products), read) if is_large(files) else read()
@@ -235,7 +246,7 @@ SPEC = EnvSpec(
     example=_example(),
     observation_prefix=_PREFIX,
     exhausted_reward="zero",
-    options=("setting", "num_products", "seed"),
+    options=("setting", "num_products", "seed", "page_size", "code_length"),
     engine="own",
     licence="Apache-2.0",
 )

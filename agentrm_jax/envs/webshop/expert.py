@@ -21,7 +21,6 @@ _FILLER_LIST = """
     these they this to trying under us use want wanted we which who will with would you your"""
 _FILLER = frozenset(_FILLER_LIST.split())
 _QUERY_WORDS = 10
-_PAGE = 10
 _WISH_PAGES = 2  # how many pages of results the expert looks at before it tries the title
 
 
@@ -45,15 +44,16 @@ def solve(session: Session, turns: int) -> Iterator[tuple[str, str]]:
     """(thought, command) pairs from the search page to the purchase, which is among the first `turns`."""
     goal, product = session.goal, session.goal.product
     query, rank = best_query(session.shop, goal)
-    if rank == SEARCH_DEPTH:
-        return  # cannot be found
+    pages = rank // session.shop.page_size
+    clicks = turns - pages - len(("search", "open", "buy"))
+    if rank == SEARCH_DEPTH or clicks < 0:
+        return  # cannot be found, or not in time
     yield f"The customer wants {' '.join(key_words(goal))}. I search for that.", f"search[{query}]"
-    pages = rank // _PAGE
     for page in range(1, pages + 1):
         yield f"What I look for is not on page {page}, so I look at the next one.", "click[Next >]"
     name = product.title.split(",")[0].strip()
     yield f"{name} for {product.price_tag} looks right. I open it.", f"click[{product.asin}]"
-    chosen = choices(product, goal, turns - pages - len(("search", "open", "buy")))
+    chosen = choices(product, goal, clicks)
     for choice in chosen:
         wish = "should be" if choice.asked else "that comes nearest to the wish is"
         yield f"The {choice.option} {wish} {choice.value}.", f"click[{choice.value}]"
@@ -86,7 +86,7 @@ def best_query(shop: Shop, goal: Goal) -> tuple[str, int]:
     words, title = search_words(goal), _WORD.findall(goal.product.title.lower())
     wishes = [key_words(goal), words[:_QUERY_WORDS], words, [*goal.attributes, goal.product.query]]
     query, rank = _best(shop, goal, wishes)
-    return (query, rank) if rank < _WISH_PAGES * _PAGE else _best(shop, goal, [title[:_QUERY_WORDS], title])
+    return (query, rank) if rank < _WISH_PAGES * shop.page_size else _best(shop, goal, [title[:_QUERY_WORDS], title])
 
 
 def _best(shop: Shop, goal: Goal, wordings: list[list[str]]) -> tuple[str, int]:
@@ -97,7 +97,7 @@ def _best(shop: Shop, goal: Goal, wordings: list[list[str]]) -> tuple[str, int]:
         rank = asins.index(goal.product.asin) if goal.product.asin in asins else SEARCH_DEPTH
         if rank < best_rank:
             best, best_rank = query, rank
-        if rank < _PAGE:
+        if rank < shop.page_size:
             break
     return best, best_rank
 

@@ -11,8 +11,10 @@ from typing import Any
 
 from agentrm_jax.envs.webshop.catalogue import Shop, human_goals, products_of, split_by_product
 from agentrm_jax.envs.webshop.wares import BULLETS, OPTION_PHRASES, OPTIONS, WARES, WISHES, Ware
+from agentrm_jax.types import UserError
 
 NUM_PRODUCTS = 800
+CODE_LENGTH = 10
 WISHES_PER_PRODUCT = 3
 _SYLLABLES = (
     "bal",
@@ -40,22 +42,30 @@ _IN_TITLE = 2  # attributes a title tells; bullets tell them all
 Records = tuple[list[dict[str, Any]], dict[str, Any], dict[str, list[dict[str, Any]]]]
 
 
-def generate_shop(num_products: int | None = None, seed: int = 0) -> Shop:
-    """A shop of `num_products` (800) products with three goals each, split by product; a function of its arguments only."""
+def generate_shop(num_products: int | None = None, seed: int = 0, code_length: int = CODE_LENGTH) -> Shop:
+    """A shop of `num_products` (800) products with three goals each, split by product; a function of its arguments only.
+
+    Raises:
+      UserError: codes so short are too few for the products.
+    """
     num_products = num_products or NUM_PRODUCTS
-    items, attributes, instructions = generate_records(num_products, seed)
+    items, attributes, instructions = generate_records(num_products, seed, code_length)
     rng = random.Random(f"webshop prices {seed}")
     products = products_of(items, attributes, rng)
     goals = human_goals(products, instructions, rng)
-    return Shop(f"generated-{num_products}-{seed}", products, goals, split_by_product(goals))
+    name = f"generated-{num_products}-{seed}" + (f"-{code_length}" if code_length != CODE_LENGTH else "")
+    return Shop(name, products, goals, split_by_product(goals))
 
 
-def generate_records(num_products: int, seed: int) -> Records:
+def generate_records(num_products: int, seed: int, code_length: int = CODE_LENGTH) -> Records:
     """What `items_shuffle.json`, `items_ins_v2.json` and `items_human_ins.json` would hold."""
     rng = random.Random(f"webshop {seed}")
+    letters, drawn = string.ascii_uppercase + string.digits, max(code_length - len("B0"), 0)
+    if not code_length <= CODE_LENGTH or len(letters) ** drawn < 1.5 * num_products:
+        raise UserError(f"WebShop's code_length is {code_length}; {num_products} products need more, 10 at most")
     asins: dict[str, None] = {}
     while len(asins) < num_products:
-        asins["B0" + "".join(rng.choices(string.ascii_uppercase + string.digits, k=8))] = None
+        asins["B0" + "".join(rng.choices(letters, k=drawn))] = None
     items, attributes, instructions = [], {}, {}
     last: dict[str, tuple[str, list[str]]] = {}
     for i, asin in enumerate(asins):
