@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from agentrm_jax.evaluation import statistics
+from agentrm_jax.evaluation import panels, statistics
 from agentrm_jax.types import JSON, UserError
 
 OVERALL = "overall"
@@ -34,8 +34,12 @@ def rows(results: Sequence[Mapping[str, JSON]]) -> list[Row]:
     """Rows of several results: greedy and the rules without a model first, the methods in order, other references (oracle) last.
 
     A reference with the scores of an earlier row of that name is shown once; otherwise it is named after its method.
+
+    Raises:
+      UserError: the results are about different task panels.
     """
     methods = _methods(results)
+    panels.check({row.name: results[row.source] for row in methods})
     taken = {row.name: row for row in methods}
     references: list[Row] = []
     for source, (result, method) in enumerate(zip(results, methods, strict=True)):
@@ -45,10 +49,10 @@ def rows(results: Sequence[Mapping[str, JSON]]) -> list[Row]:
             if any(scores and dict(r.scores) == scores for r in known):
                 continue
             unique = name if name not in taken else f"{name} ({method.name})"
-            cells = {**row["tasks"], OVERALL: row["overall"]}
+            cells = {**row["tasks"], **({OVERALL: row["overall"]} if "overall" in row else {})}
             taken[unique] = Row(unique, source, "reference", cells, scores, result.get("weights"))
             references.append(taken[unique])
-    place = {"greedy": 0, "random": 1, "shortest": 1, "longest": 1, "ended": 1}
+    place = {"greedy": 0, "random": 1, "shortest": 1, "longest": 1, "ended": 1, "majority": 1}
     first = {id(row): place.get(row.name.split(" (")[0], 3 if row.kind == "reference" else 2) for row in taken.values()}
     return sorted([*methods, *references], key=lambda row: first[id(row)])
 

@@ -4,7 +4,7 @@ A line of `tasks.jsonl` is a finished task: what became of it, what it cost, and
 had spent in all when it was written. So the cost of finished tasks and what was lost with unfinished ones can be told apart:
 
     {"task", "env", "reward", "progress", "success", "steps", "failed", "fault"?, "counts"?, "nodes"?, "mean_return"?,
-     "samples"?: [[score | null, reward, success, progress, steps, ended], ...],
+     "samples"?: [[score | null, reward, success, progress, steps, ended, answer | null], ...],
      "cost": {"policy_tokens", "reward_tokens", "env_steps", ...}, "sitting", "launch"?, "spent": {..., "seconds"}}
 """
 
@@ -13,15 +13,18 @@ import math
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agentrm_jax import files
 from agentrm_jax.data import fields, formats
 from agentrm_jax.data.fields import Fields
-from agentrm_jax.evaluation.results import BUDGET, Sample, TaskRecord
+from agentrm_jax.evaluation.results import BUDGET, TaskRecord
+from agentrm_jax.evaluation.rules import Sample
 from agentrm_jax.search import Candidate, Cost, Done, Meter, Result
 from agentrm_jax.types import JSON, SearchTree, State, Task, trajectory_of
+
+Answer = Callable[[State], str | None]  # what an episode came to, as votes are counted
 
 _COUNTED = tuple(
     name for name in BUDGET if name != "seconds"
@@ -117,12 +120,13 @@ class Journal:
             if path.exists():
                 _keep_tasks(path, self.finished)
 
-    def record(self, done: Done[Result], meter: Meter, *, ranked: bool = True) -> None:
+    def record(self, done: Done[Result], meter: Meter, *, ranked: bool = True, answer: Answer | None = None) -> None:
         """Writes what became of a task.
 
         Args:
           meter: what the run has spent so far.
           ranked: the method chose among its candidates, which are then kept as samples.
+          answer: reads what a sample came to, if there is something to read.
         """
         row: dict[str, JSON] = {"task": done.task.key, "env": done.task.env}
         cost = meter.tasks[done.task.key]
@@ -143,7 +147,7 @@ class Journal:
                 self._keep(result.candidates, result.chosen)
                 row |= _episode_row(result.state) | {"counts": dict(result.counts)}
                 if ranked:
-                    row["samples"] = [[_or_null(s.score), *s[1:]] for s in map(_sample, result.candidates)]
+                    row["samples"] = [_sample_row(c, answer) for c in result.candidates]
         row |= {"cost": dataclasses.asdict(cost), "sitting": self._sitting, "spent": self._spent(meter.total())}
         formats.append_jsonl(self._tasks, [row])
         self._entries.append(_entry(row, str(self._tasks)))
@@ -233,12 +237,17 @@ def _episode_row(state: State) -> dict[str, JSON]:
     }
 
 
-def _sample(candidate: Candidate) -> Sample:
+def _sample_row(candidate: Candidate, answer: Answer | None) -> list[JSON]:
+    sample = _sample(candidate, answer(candidate.state) if answer else None)
+    return [_or_null(sample.score), *sample[1:]]
+
+
+def _sample(candidate: Candidate, answer: str | None) -> Sample:
     outcome = candidate.state.outcome
     assert outcome is not None
     state = candidate.state
     ended = state.done and state.depth < state.task.max_steps
-    return Sample(candidate.score, outcome.reward, outcome.success, outcome.progress, state.depth, ended)
+    return Sample(candidate.score, outcome.reward, outcome.success, outcome.progress, state.depth, ended, answer)
 
 
 def _or_null(score: float) -> float | None:
@@ -281,8 +290,10 @@ def _entry(row: dict[str, JSON], origin: str) -> Entry:
 
 
 def _read_sample(task: Fields, index: int, value: JSON) -> Sample:
-    """A sample as `_sample` made it; earlier files end after the progress."""
-    names = Sample._fields[: len(value)] if isinstance(value, list) and len(value) in (4, len(Sample._fields)) else ()
+    """A sample as `_sample` made it; earlier files end after the progress, or before the answer."""
+    names = (
+        Sample._fields[: len(value)] if isinstance(value, list) and len(value) in (4, 6, len(Sample._fields)) else ()
+    )
     if not names:
         expected = f"a list of {', '.join(Sample._fields)}"
         raise dataclasses.replace(task, values={f"samples[{index}]": value}).error(f"samples[{index}]", expected)
@@ -294,4 +305,5 @@ def _read_sample(task: Fields, index: int, value: JSON) -> Sample:
         progress=fields.number(sample, "progress", 0, 1),
         steps=fields.whole(sample, "steps", 0) if "steps" in names else None,
         ended=fields.flag(sample, "ended", default=False),
+        answer=fields.text(sample, "answer", verbatim=True) if sample.values.get("answer") is not None else None,
     )

@@ -175,6 +175,12 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         Key(
             "greedy", Text("a workdir"), "greedy run whose row is reported too, if it is there", of=SEARCH, steady=True
         ),
+        Key(
+            "samples",
+            Text("a workdir", optional=True),
+            "finished run whose samples are ranked; empty: samples are drawn",
+            of=("best_of_n",),
+        ),
         Key("examples", SOME, "worked examples in the policy's prompt", of=SEARCH),
         Key("concurrency", COUNT, "tasks in flight", unit="tasks", of=SEARCH, steady=True),
         Key("log_seconds", NOT_NEGATIVE, "time between two lines of progress", unit="seconds", of=SEARCH, steady=True),

@@ -3,13 +3,14 @@
 import dataclasses
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from agentrm_jax.data import formats
-from agentrm_jax.evaluation import report, results
+from agentrm_jax.evaluation import prefixes, report, results
 from agentrm_jax.files import read_json, write_json
 from agentrm_jax.run import journal, workdirs
 from agentrm_jax.run.journal import Journal
@@ -24,14 +25,19 @@ def write(workdir: Path, config: Any, tasks: list[Task], log: Journal) -> None:
     baselines = {}
     if config.method != "greedy" and (greedy := _greedy(Path(config.greedy), tasks)):
         baselines["greedy"] = greedy
+    scored, independent = _scored(workdir / "trajectories.jsonl"), _independent(config)
     found = results.build(
         log.records(tasks),
         method=config.method,
         policy=config.policy,
         reward_model=config.reward_model or None,
-        budget=log.spent,
+        budget=_spent(workdir, log.spent),
         baselines=baselines,
+        independent=independent,
         dropped_turns=log.dropped_turns,
+        prefixes=prefixes.measure(scored) if independent is None else None,
+        value_curves=prefixes.curves(scored),
+        **_about(workdir),
         config=json.loads(config.to_json_best_effort()),
     )
     write_json(workdir / "results.json", found)
@@ -74,7 +80,7 @@ def page(searches: Sequence[Path], path: Path, *, title: str, training: Sequence
     evaluated = {run.name: run / "evaluation.json" for run in training}
     provenance = {
         "commands": [_command(w) for w in (*training, *searches)],
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in _PACKAGES}},
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
         "config": {str(w): read_json(w / "config.json") for w in searches},
     }
     return report.write(
@@ -108,10 +114,48 @@ def read(workdir: Path) -> dict[str, JSON]:
         method=f"{config.method} (unfinished: {len(finished)} tasks)",
         policy=config.policy,
         reward_model=config.reward_model or None,
-        budget=journal.budget(finished),
+        budget=_spent(workdir, journal.budget(finished)),
+        independent=_independent(config),
         dropped_turns=journal.dropped_turns(finished),
         config=config.to_dict(),
     )
+
+
+def _about(workdir: Path) -> dict[str, JSON]:
+    """The task panel of a run, and the run that drew its samples, as far as it says."""
+    panel, drawn = workdir / "panel.json", workdir / "drawn.json"
+    found = {"panel": read_json(panel)} if panel.exists() else {}
+    return found | ({"samples": read_json(drawn)["run"]} if drawn.exists() else {})
+
+
+def _spent(workdir: Path, budget: dict[str, JSON]) -> dict[str, JSON]:
+    """A budget with what drawing the samples cost where they were drawn: a method costs what it needs, whoever paid."""
+    path = workdir / "drawn.json"
+    drawn = read_json(path)["budget"] if path.exists() else {}
+    return {name: value + drawn[name] if name in drawn else value for name, value in budget.items()}
+
+
+def _independent(config: Any) -> int | None:
+    """How many candidates of a task are independent samples of the policy: None is all, 0 none."""
+    method, settings = METHODS[config.method], config.get("search") or {}
+    if not method.drawn:
+        return 0 if method.reward_model else None
+    drawn = settings.get(method.drawn)
+    return None if drawn is None or drawn >= settings.get("n", drawn) else int(drawn)
+
+
+def _scored(path: Path) -> list[prefixes.Scored]:
+    """Sampled episodes of which every step was scored."""
+    found = formats.read_trajectories(path) if path.exists() else []
+    return [
+        prefixes.Scored(t.task.key, t.task.env, _numbers(t.meta["step_scores"]), t.last.reward, t.last.success)
+        for t in found
+        if len(t.meta.get("step_scores") or ()) == len(t.steps) > 0
+    ]
+
+
+def _numbers(scores: Sequence[float | None]) -> list[float]:
+    return [math.nan if score is None else score for score in scores]
 
 
 def _explores(result: dict[str, JSON]) -> bool:
@@ -127,6 +171,14 @@ def _greedy(workdir: Path, tasks: list[Task]) -> list[results.TaskRecord]:
 def _command(workdir: Path) -> str:
     """The command that began a run, with all its flags."""
     return workdirs.command_of(workdir) or f"(not recorded) --workdir={workdir}"
+
+
+def _version(package: str) -> str:
+    """The version of a package; a checkout that is only on the path has none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _labelled(path: Path, method: str) -> list[Trajectory]:

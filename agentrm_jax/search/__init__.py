@@ -5,7 +5,7 @@ Every method is a coroutine for one task; `run_tasks` runs many at once, which i
 
 from agentrm_jax.search.adaptive import adaptive
 from agentrm_jax.search.beam import beam
-from agentrm_jax.search.best_of_n import best_of_n
+from agentrm_jax.search.best_of_n import best_of_n, rank
 from agentrm_jax.search.budget import Cost, Meter
 from agentrm_jax.search.driver import Done, run_tasks
 from agentrm_jax.search.dvts import dvts
@@ -33,6 +33,7 @@ __all__ = [
     "guided_mcts",
     "lookahead",
     "particle",
+    "rank",
     "refine",
     "rollout",
     "run_tasks",

@@ -32,11 +32,14 @@ class Method:
     Attributes:
       run: the coroutine of one task.
       reward_model: it is given a reward model after the environments.
+      drawn: the setting that says how many trajectories of a task are drawn from the policy whatever their scores; empty for a method
+        whose candidates are not independent samples.
       explores: its results are trees to learn from, not answers to compare with others.
     """
 
     run: Search
     reward_model: bool = False
+    drawn: str = ""
     explores: bool = False
 
     def bind(self, settings: Mapping[str, Any], *, seed: int, command: Command) -> Search:
@@ -59,10 +62,10 @@ class Method:
 
 METHODS: Mapping[str, Method] = {
     "greedy": Method(greedy),
-    "best_of_n": Method(best_of_n, reward_model=True),
+    "best_of_n": Method(best_of_n, reward_model=True, drawn="n"),
     "beam": Method(beam, reward_model=True),
     "lookahead": Method(lookahead, reward_model=True),
-    "adaptive": Method(adaptive, reward_model=True),
+    "adaptive": Method(adaptive, reward_model=True, drawn="wave"),
     "dvts": Method(dvts, reward_model=True),
     "sharing_beam": Method(sharing_beam, reward_model=True),
     "particle": Method(particle, reward_model=True),

@@ -1,6 +1,7 @@
 """Refine: attempts one after another, each told the reward model's verdict on the best one so far (after Reflexion, arXiv 2303.11366)."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -98,7 +99,7 @@ def note(best: Candidate, command: Command = command_of) -> str:
 
 def _drop(scores: Sequence[float]) -> str:
     """Names the step after which expectations fell most, if they fell."""
-    falls = [(before - after, i) for i, (before, after) in enumerate(zip(scores, scores[1:], strict=False), 2)]
+    falls = [(before - after, i) for i, (before, after) in enumerate(itertools.pairwise(scores), 2)]
     worst = max((fall for fall in falls if fall[0] > 0), default=None)  # no comparison with a missing score is true
     return f" Action {worst[1]} lowered it most." if worst else ""
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from agentrm_jax.evaluation import results
-from agentrm_jax.evaluation.results import Sample, TaskRecord
+from agentrm_jax.evaluation.results import TaskRecord
+from agentrm_jax.evaluation.rules import Sample
 from agentrm_jax.types import UserError
 
 BUDGET = {"policy_tokens": 10, "reward_tokens": 5, "env_steps": 3, "seconds": 1.5}

@@ -74,7 +74,10 @@ def test_the_reward_model_and_the_record_know_nothing_of_the_note():
 
 def test_with_a_policy_that_does_not_listen_it_is_best_of_n():
     for seed in range(20):
-        mine, other = run(random_reward(), attempts=4, seed=seed), run(random_reward(), method=best_of_n, n=4, seed=seed)
+        mine, other = (
+            run(random_reward(), attempts=4, seed=seed),
+            run(random_reward(), method=best_of_n, n=4, seed=seed),
+        )
         assert [(commands_of(c.state), c.score) for c in mine.candidates] == [
             (commands_of(c.state), c.score) for c in other.candidates
         ]

@@ -28,7 +28,7 @@ from agentrm_jax.envs.webshop.catalogue import PAGE_SIZE, Goal, Product, Shop, r
 from agentrm_jax.envs.webshop.expert import solve
 from agentrm_jax.envs.webshop.generate import CODE_LENGTH, generate_shop
 from agentrm_jax.envs.webshop.reward import reward
-from agentrm_jax.types import EngineStep, Environment, Message, Start, Task, UserError
+from agentrm_jax.types import EngineStep, Environment, Message, Outcome, Start, Task, UserError
 
 MAX_STEPS = 10
 _SETTINGS = ("generated", "small", "original", "eto")
@@ -226,6 +226,12 @@ def expert(env: Environment, task: Task) -> Iterator[tuple[str, str]]:
     return solve(env, task.max_steps)
 
 
+def answer(outcome: Outcome) -> str | None:
+    """What was bought, with its options; None without a purchase."""
+    bought = pages.PURCHASE.search(outcome.observation)
+    return f"{bought[1]} {bought[2]}" if bought and outcome.done else None
+
+
 def _example() -> tuple[Message, ...]:
     """The expert's episode for the first goal of a made-up shop of few products."""
     env = WebShop(generate_shop(num_products=3, seed=_EXAMPLE_SEED))
@@ -243,6 +249,7 @@ SPEC = EnvSpec(
     instruction=INSTRUCTION,
     rm_instruction=RM_INSTRUCTION,
     expert=expert,
+    answer=answer,
     example=_example(),
     observation_prefix=_PREFIX,
     exhausted_reward="zero",
