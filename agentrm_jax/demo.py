@@ -24,7 +24,7 @@ def main() -> None:
     for number, name in enumerate(NAMES, 1):
         arguments = stages.arguments_of(name, SIZE)
         purpose = stages.STAGES[name].purpose
-        print(f"\n[{number}/{len(NAMES)}] {purpose}\n$ python {' '.join(arguments)}", flush=True)
+        print(f"\n[{number}/{len(NAMES)}] {purpose}\n$ {stages.shown(arguments)}", flush=True)
         if code := stages.run(arguments):
             raise UserError(f"the demo stopped at {name} (exit code {code}); run make demo again to continue there")
     runs = [stages.workdir_of(name, SIZE) for name in NAMES]

@@ -39,6 +39,7 @@ MAY_IMPORT = {
     # commands beside the mains
     "report": {"types", "run"},
     "demo": {"types", "files", "run", "evaluation"},
+    "cli": {"types", "run"},
     "export": _BASE | {"models", "run"},
     "scoring": _BASE | {"models", "data", "search"},
     "score": {"types", "envs", "models", "data", "search", "scoring", "run"},

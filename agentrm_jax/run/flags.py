@@ -29,9 +29,7 @@ def parse(argv: Sequence[str], main: str = "") -> tuple[ml_collections.ConfigDic
     Raises:
       UserError: a flag, key, value, size or path is wrong, or the config is for another main.
     """
-    usage = (
-        f"usage: python {main or 'MAIN.py'} --config=configs/NAME.py[:SIZE] [--workdir=DIR] [--config.KEY=VALUE ...]"
-    )
+    usage = f"usage: {stages.spoken(main or 'MAIN.py')} --config=configs/NAME.py[:SIZE] [--workdir=DIR] [--config.KEY=VALUE ...]"
     source, workdir, overrides = "", None, []
     for arg in joined(argv):
         name, equals, value = arg.removeprefix("--").partition("=")
@@ -51,7 +49,7 @@ def parse(argv: Sequence[str], main: str = "") -> tuple[ml_collections.ConfigDic
     file = _find(name)
     module = load_module(file)
     if main and main != module.MAIN:
-        raise UserError(f"--config={source} is for {module.MAIN}: python {module.MAIN} --config={source}")
+        raise UserError(f"--config={source} is for {module.MAIN}: {stages.spoken(module.MAIN)} --config={source}")
     config = _made(module, file, size)
     for key, value in overrides:
         if (known := keys.find(key, keys.roles(config))) and known.identity:

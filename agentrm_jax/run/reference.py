@@ -38,7 +38,10 @@ def configs(main: str = "") -> dict[str, tuple[str, dict[str, Any]]]:
 def usage(main: str) -> str:
     """The text of `--help`: the configs of a main, and their keys."""
     found = configs(main)
-    lines = [f"usage: python {main} --config=configs/NAME.py[:SIZE] [--workdir=DIR] [--config.KEY=VALUE ...]", ""]
+    lines = [
+        f"usage: {stages.spoken(main)} --config=configs/NAME.py[:SIZE] [--workdir=DIR] [--config.KEY=VALUE ...]",
+        "",
+    ]
     width = max(map(len, found))
     lines += [f"  configs/{f'{name}.py':<{width + 4}} {doc.splitlines()[0]}" for name, (doc, _) in found.items()]
     lines += ["", "keys, with defaults at size nano; docs/config.md says which may change in a run that has begun:"]

@@ -55,15 +55,23 @@ STAGES: Mapping[str, Stage] = {
 
 
 def home() -> Path:
-    """The folder of the mains and their configs: that of the program being run, of the package, or the current one.
+    """The folder of the mains and their configs: that of the program being run, of a checkout or the installed package, or the
+    current one.
 
     Raises:
       UserError: the mains are nowhere to be found.
     """
-    for folder in (Path(sys.argv[0]).resolve().parent, Path(__file__).resolve().parents[2], Path.cwd()):
+    package = Path(__file__).resolve().parents[1]
+    for folder in (Path(sys.argv[0]).resolve().parent, package.parent, package / "mains", Path.cwd()):
         if all((folder / name).is_file() for name in MAINS) and (folder / "configs").is_dir():
             return folder
     raise UserError("train.py, search.py and configs/ are not here; start in a checkout of agentrm_jax")
+
+
+def spoken(main: str) -> str:
+    """How a user starts a main: `python train.py` in a checkout, `agentrm train` where the package is installed without one."""
+    installed = home() == Path(__file__).resolve().parents[1] / "mains"
+    return f"agentrm {Path(main).stem}" if installed else f"python {main}"
 
 
 def workdir_of(name: str, size: str) -> Path:
@@ -76,6 +84,15 @@ def arguments_of(name: str, size: str, workdir: Path | None = None) -> list[str]
     here = Path() if home() == Path.cwd() else home()
     command = [str(here / STAGES[name].main), f"--config={here / 'configs' / name}.py:{size}"]
     return command if workdir is None else [*command, f"--workdir={workdir}"]
+
+
+def shown(arguments: Sequence[str]) -> str:
+    """A command line of `arguments_of` as a user would type it."""
+    main, *rest = arguments
+    start = spoken(main)
+    return " ".join(
+        [start, *(word.replace(f"{home()}/", "") if start.startswith("agentrm") else word for word in rest)]
+    )
 
 
 def require_named(config: ml_collections.ConfigDict) -> None:
@@ -100,7 +117,7 @@ def require(place: str, name: str, size: str) -> None:
     if workdir != workdir_of(name, size):
         raise UserError(f"{place} (needed as {name}) {_missing(place)}")
     arguments = arguments_of(name, size, workdir)
-    print(f"{workdir} is missing or unfinished; making it first: python {' '.join(arguments)}", flush=True)
+    print(f"{workdir} is missing or unfinished; making it first: {shown(arguments)}", flush=True)
     workdir.parent.mkdir(parents=True, exist_ok=True)
     if code := run(arguments, alone=True):
         raise UserError(f"making {workdir} failed with exit code {code}; see the lines above")
