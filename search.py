@@ -97,7 +97,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         progress = ProgressLine(total, done=len(log.finished), name="task", period=config.log_seconds)
 
         def on_done(done: search.Done[search.Result]) -> None:
-            log.record(done, meter, ranked=method.reward_model, answer=answer_reader(environments.specs))
+            log.record(done, meter, ranked=method.keeps, answer=answer_reader(environments.specs))
             spent = meter.total()
             speed = spent.policy_tokens / max(spent.seconds, 1e-9)
             progress.show(

@@ -48,9 +48,8 @@ def env(*, split: str, start: int = 0, count: int = 64) -> ml_collections.Config
                 seeds_per_level=400,
                 max_steps=10,
             ),
-            webshop=config_dict(
-                page_size=3, code_length=4
-            ),  # short pages and codes, for a small context and a small model
+            # A small shop for a small model: short pages and codes, four kinds of products, all with a size and a colour.
+            webshop=config_dict(num_products=400, kinds=4, page_size=3, code_length=4),
             maze=config_dict(sizes=(3, 4), seeds=1200, max_steps=18),
         ),
     )

@@ -20,6 +20,7 @@ class Row:
       cells: environment, and `overall`, to a cell of `results`.
       scores: task key to score, empty if the result does not hold them.
       weights: of the environments in `overall`; None is the plain mean over tasks.
+      runs: scores of each of several runs whose mean the row is (`repeats.mean_of`); empty for one run.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Row:
     cells: Mapping[str, Mapping[str, JSON]]
     scores: Mapping[str, float]
     weights: Mapping[str, float] | None = None
+    runs: Sequence[Mapping[str, float]] = ()
 
 
 def rows(results: Sequence[Mapping[str, JSON]]) -> list[Row]:
@@ -80,9 +82,11 @@ def difference(
     ]
     if not common or row is baseline:
         return None
-    return statistics.paired_difference(
-        [row.scores[task] for task in common],
-        [baseline.scores[task] for task in common],
+    mine, other = list(row.runs) or [row.scores], list(baseline.runs) or [baseline.scores]
+    if len(mine) != len(other):  # a single run is paired with each of several
+        mine, other = (runs * max(len(mine), len(other)) if len(runs) == 1 else runs for runs in (mine, other))
+    return statistics.mean_over_runs(
+        [[a[task] - b[task] for a, b in zip(mine, other, strict=False)] for task in common],
         [task.split("/", 1)[0] for task in common],
         row.weights if column == OVERALL else None,
         resamples=resamples,
@@ -142,7 +146,7 @@ def _methods(results: Sequence[Mapping[str, JSON]]) -> list[Row]:
         name = next(n for k, n in enumerate(names) if sum(other[k] == n for other in candidates) == 1)
         scores = {record["task"]: record["score"] for record in result.get("records", [])}
         cells = {**result["tasks"], OVERALL: result["overall"]}
-        found.append(Row(name, source, "method", cells, scores, result.get("weights")))
+        found.append(Row(name, source, "method", cells, scores, result.get("weights"), result.get("runs", ())))
     return found
 
 

@@ -61,7 +61,7 @@ RERANKING = (
     "guided_mcts",
     "refine",
 )  # with a reward model
-SAMPLING = (*RERANKING, "mcts")
+SAMPLING = (*RERANKING, "mcts", "sample")
 TREES = ("mcts", "guided_mcts")
 MODELS = "a workdir, a Hugging Face folder, a .gguf file, or smollm2"
 DTYPES = Choice(("float32", "bfloat16"))
@@ -171,7 +171,7 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         ),
         Key("policy", Text(MODELS), "the policy", of=SEARCH),
         Key("reward_model", Text(MODELS), "the reward model", of=RERANKING),
-        Key("reward_model", Text(MODELS, optional=True), "not used", of=("greedy", "mcts")),
+        Key("reward_model", Text(MODELS, optional=True), "not used", of=("greedy", "mcts", "sample")),
         Key(
             "greedy", Text("a workdir"), "greedy run whose row is reported too, if it is there", of=SEARCH, steady=True
         ),
@@ -184,7 +184,7 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         Key("examples", SOME, "worked examples in the policy's prompt", of=SEARCH),
         Key("concurrency", COUNT, "tasks in flight", unit="tasks", of=SEARCH, steady=True),
         Key("log_seconds", NOT_NEGATIVE, "time between two lines of progress", unit="seconds", of=SEARCH, steady=True),
-        Key("search.n", COUNT, "trajectories drawn for a task", of=("best_of_n",)),
+        Key("search.n", COUNT, "trajectories drawn for a task", of=("best_of_n", "sample")),
         Key("search.n", COUNT, "trajectories drawn for a task at most", of=("adaptive",)),
         Key("search.wave", COUNT, "trajectories drawn at once", of=("adaptive",)),
         Key(

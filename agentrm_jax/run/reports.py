@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from agentrm_jax.data import formats
-from agentrm_jax.evaluation import prefixes, report, results
+from agentrm_jax.evaluation import budgets, comparison, prefixes, repeats, report, results
+from agentrm_jax.evaluation import markdown as markdown_page
 from agentrm_jax.files import read_json, write_json
 from agentrm_jax.run import journal, workdirs
 from agentrm_jax.run.journal import Journal
@@ -47,7 +48,8 @@ def write(workdir: Path, config: Any, tasks: list[Task], log: Journal) -> None:
 def show(*searches: Path) -> str:
     """The results of search runs as a table; of explorations, which are no answers to compare, and of failed tasks, a line each."""
     found = [read(workdir) for workdir in searches]
-    answers = [result for result in found if not _explores(result)]
+    answers = averaged([result for result in found if not _explores(result)])
+    costs = budgets.equal(answers) if len(answers) > 1 else None
     lines = [
         f"{result['method']}: {result['overall']['n']} trees; the best episode of a tree earns {100 * result['overall']['score']:.1f} "
         "on average (what exploration reaches, not what the policy does)"
@@ -55,7 +57,52 @@ def show(*searches: Path) -> str:
         if _explores(result)
     ]
     failures = [line for workdir, result in zip(searches, found, strict=True) for line in _failures(workdir, result)]
-    return "\n".join([*lines, *([results.table(*answers)] if answers else []), *failures])
+    tables = [results.table(*answers)] if answers else []
+    tables += ["A task costs:", *budgets.lines(costs), ""] if costs else []
+    return "\n".join([*lines, *tables, *failures])
+
+
+def averaged(found: Sequence[dict[str, JSON]]) -> list[dict[str, JSON]]:
+    """Results in order; those of one method whose reward models were trained alike, but for the seed, as one (`repeats.mean_of`)."""
+    groups: dict[str, list[dict[str, JSON]]] = {}
+    for number, result in enumerate(found):
+        trained = _training_of(result)
+        told = [result["method"], result["policy"], (result.get("panel") or {}).get("hash"), trained]
+        groups.setdefault(json.dumps(told, sort_keys=True) if trained else str(number), []).append(result)
+    return [repeats.mean_of(same) if len(same) > 1 else same[0] for same in groups.values()]
+
+
+def _training_of(result: dict[str, JSON]) -> dict[str, JSON] | None:
+    """What the reward model of a result was trained with, but for its seed; None if that is not known."""
+    path = Path(result.get("reward_model") or "") / "config.json"
+    if not result.get("reward_model") or not path.is_file():
+        return None
+    return {name: value for name, value in read_json(path).items() if name not in ("seed", "date")}
+
+
+def markdown(*searches: Path) -> str:
+    """The results of search runs as Markdown: the table, what the reward model adds to rules without one, and what each method costs."""
+    answers = averaged([result for result in map(read, searches) if not _explores(result)])
+    named = [row.name for row in comparison.rows(answers)]
+    best = [name for name in named if name.startswith("best_of_n")]
+    parts = [markdown_page.table(*answers)]
+    if best:
+        rules = ["random", "greedy", "shortest", "longest", "ended", "majority"]
+        parts.append(markdown_page.differences(answers, best[0], rules))
+    for result in answers:
+        parts += [_repeats(result)] if result.get("repeats") else []
+    if costs := budgets.equal(answers):
+        parts.append("```\n" + "\n".join(budgets.lines(costs)) + "\n```")
+    return "\n\n".join(parts)
+
+
+def _repeats(result: dict[str, JSON]) -> str:
+    """One line: what each of several reward models made of the same samples."""
+    runs = "; ".join(
+        f"{', '.join(f'{env} {100 * score:.1f}' for env, score in run['tasks'].items())}" for run in result["repeats"]
+    )
+    spreads = ", ".join(f"{env} {100 * cell['spread']:.1f}" for env, cell in result["tasks"].items())
+    return f"{result['method']}: by reward model {runs}; standard deviation over them {spreads}."
 
 
 def _failures(workdir: Path, result: dict[str, JSON]) -> list[str]:
@@ -139,7 +186,7 @@ def _independent(config: Any) -> int | None:
     """How many candidates of a task are independent samples of the policy: None is all, 0 none."""
     method, settings = METHODS[config.method], config.get("search") or {}
     if not method.drawn:
-        return 0 if method.reward_model else None
+        return 0 if method.keeps else None
     drawn = settings.get(method.drawn)
     return None if drawn is None or drawn >= settings.get("n", drawn) else int(drawn)
 

@@ -40,6 +40,7 @@ STAGES: Mapping[str, Stage] = {
         Stage("sft", "train.py", "the policy learns from expert trajectories", ("init", "policy")),
         Stage("mcts", "search.py", "tree search on other tasks collects step values", ("trees",)),
         Stage("explicit", "train.py", "the reward model learns the step values", ("reward_model",)),
+        Stage("sample", "search.py", "whole trajectories on other tasks, for their outcomes", ("samples",)),
         Stage("greedy", "search.py", "held-out tasks: the policy alone"),
         Stage("best_of_n", "search.py", "held-out tasks: best of 5 by the reward model"),
         Stage("lookahead", "search.py", "held-out tasks: the best of 5 turns at every step"),

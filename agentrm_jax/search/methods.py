@@ -18,6 +18,7 @@ from agentrm_jax.search.mcts import explore
 from agentrm_jax.search.particle import particle
 from agentrm_jax.search.refine import refine
 from agentrm_jax.search.result import Result
+from agentrm_jax.search.sample import sample
 from agentrm_jax.search.sharing_beam import sharing_beam
 from agentrm_jax.search.turns import Command
 from agentrm_jax.types import UserError
@@ -35,12 +36,19 @@ class Method:
       drawn: the setting that says how many trajectories of a task are drawn from the policy whatever their scores; empty for a method
         whose candidates are not independent samples.
       explores: its results are trees to learn from, not answers to compare with others.
+      samples: its candidates are drawn alike, so that they say what rules without a reward model make of them.
     """
 
     run: Search
     reward_model: bool = False
     drawn: str = ""
     explores: bool = False
+    samples: bool = False
+
+    @property
+    def keeps(self) -> bool:
+        """Whether all candidates are kept in the record of a task."""
+        return self.reward_model or self.samples
 
     def bind(self, settings: Mapping[str, Any], *, seed: int, command: Command) -> Search:
         """`run` with the settings of a config; `command` is how it recognises equal commands, if it does.
@@ -71,6 +79,7 @@ METHODS: Mapping[str, Method] = {
     "particle": Method(particle, reward_model=True),
     "guided_mcts": Method(guided_mcts, reward_model=True),
     "refine": Method(refine, reward_model=True),
+    "sample": Method(sample, drawn="n", samples=True),
     "mcts": Method(explore, explores=True),
 }
 

@@ -34,6 +34,8 @@ def test_another_order_member_limit_argument_or_option_is_another_panel(tasks, o
 def test_two_panels_in_one_table_are_refused_by_name():
     one, other = panels.panel_of(TASKS, OPTIONS), panels.panel_of(TASKS[:1], OPTIONS)
     beam, greedy = build(method="beam", panel=other), build(method="greedy", panel=one)
-    with pytest.raises(UserError, match=r"greedy is about panel \w{12} \(2 test tasks of maze, webshop\), beam about panel"):
+    with pytest.raises(
+        UserError, match=r"greedy is about panel \w{12} \(2 test tasks of maze, webshop\), beam about panel"
+    ):
         comparison.table(greedy, beam)
     assert "beam" in comparison.table(greedy, build(method="beam", panel=one), build(method="unknown"))

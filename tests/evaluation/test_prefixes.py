@@ -10,17 +10,17 @@ from agentrm_jax.evaluation.prefixes import Scored
 
 def episodes(*kinds, tasks=prefixes.LEAST):
     """The same samples (scores, reward) for every task."""
-    return [
-        Scored(f"shop/{t}", "shop", scores, reward, reward == 1)
-        for t in range(tasks)
-        for scores, reward in kinds
-    ]
+    return [Scored(f"shop/{t}", "shop", scores, reward, reward == 1) for t in range(tasks) for scores, reward in kinds]
 
 
 def test_the_best_prefix_is_worth_what_its_episode_ended_with():
-    found = prefixes.measure(episodes(([0.3, 0.9, 0.8], 1.0), ([0.6, 0.1, 0.2], 0.5), ([0.9], 0.7)), resamples=50)["shop"]
+    found = prefixes.measure(episodes(([0.3, 0.9, 0.8], 1.0), ([0.6, 0.1, 0.2], 0.5), ([0.9], 0.7)), resamples=50)[
+        "shop"
+    ]
     first, second = found["by_step"]
-    assert (first["step"], first["tasks"], first["states"]) == (1, 8, 16), "the episode that ended at step 1 is no prefix"
+    assert (first["step"], first["tasks"], first["states"]) == (1, 8, 16), (
+        "the episode that ended at step 1 is no prefix"
+    )
     assert (first["chosen"], first["random"]) == pytest.approx((0.5, 0.75))
     assert first["gain"] == {"score": pytest.approx(-0.25), "ci95": pytest.approx([-0.25, -0.25])}
     assert (first["auc"], first["concordance"]) == (0.0, 0.0)

@@ -209,7 +209,7 @@ def test_a_missing_score_is_null_on_disk_and_missing_when_read(tmp_path):
     assert (trajectory.meta["score"], trajectory.meta["step_scores"]) == (None, [0.5, None])
     ((sample,),) = (r.samples for r in Journal(tmp_path).records([episode.task]))
     assert math.isnan(sample.score)
-    assert sample[1:] == (1.0, False, 0.0, 1, True)
+    assert sample[1:] == (1.0, False, 0.0, 1, True, None)
 
 
 def test_a_failed_task_is_finished_too(tmp_path):

@@ -10,7 +10,8 @@ The full catalogue is read and indexed once, when its tasks are first listed (`w
 
 Options: `data`, `setting` (`generated`, `small`, `original`, `eto`; see `webshop.catalogue.read_shop`), `num_products`,
 `page_size` (products on a page of results, 10 as in the original; fewer make histories shorter), and of the made-up catalogue its
-`seed` and `code_length` (characters of a product's code, 10 as in the original; shorter ones are easier to copy for small models).
+`seed`, `code_length` (characters of a product's code, 10 as in the original) and `kinds` (of products, all by default), which make
+it a shop for small models.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from agentrm_jax.envs.webshop.catalogue import PAGE_SIZE, Goal, Product, Shop, r
 from agentrm_jax.envs.webshop.expert import solve
 from agentrm_jax.envs.webshop.generate import CODE_LENGTH, generate_shop
 from agentrm_jax.envs.webshop.reward import reward
+from agentrm_jax.envs.webshop.wares import WARES
 from agentrm_jax.types import EngineStep, Environment, Message, Outcome, Start, Task, UserError
 
 MAX_STEPS = 10
@@ -183,10 +185,13 @@ def _shop_of(options: Options) -> Shop:
     if num_products is not None and num_products < 1:
         raise UserError(f"WebShop's num_products is {num_products}; it takes one product at least")
     code_length = whole(options, "code_length", CODE_LENGTH)
-    if data and code_length != CODE_LENGTH:
-        raise UserError("WebShop's code_length is for made-up products; official ones bring their codes")
+    kinds = whole(options, "kinds", len(WARES))
+    if data and (code_length, kinds) != (CODE_LENGTH, len(WARES)):
+        raise UserError(
+            "WebShop's code_length and kinds are for made-up products; set setting=generated, or leave them out"
+        )
     page_size = whole(options, "page_size", PAGE_SIZE)
-    return _paged_shop(page_size, str(data), setting, num_products, options.get("seed") or 0, code_length)
+    return _paged_shop(page_size, str(data), setting, num_products, options.get("seed") or 0, code_length, kinds)
 
 
 @functools.lru_cache(4)
@@ -196,9 +201,9 @@ def _paged_shop(page_size: int, *catalogue: Any) -> Shop:
 
 
 @functools.lru_cache(4)
-def _cached_shop(data: str, setting: str, num_products: int | None, seed: int, code_length: int) -> Shop:
+def _cached_shop(data: str, setting: str, num_products: int | None, seed: int, code_length: int, kinds: int) -> Shop:
     if not data:
-        return generate_shop(num_products, seed, code_length)
+        return generate_shop(num_products, seed, code_length, kinds)
     read = functools.partial(read_shop, Path(data), setting, num_products)
     files = shop_files(Path(data), setting)
     return prepared(files, (setting, num_products), read) if is_large(files) else read()
@@ -253,7 +258,7 @@ SPEC = EnvSpec(
     example=_example(),
     observation_prefix=_PREFIX,
     exhausted_reward="zero",
-    options=("setting", "num_products", "seed", "page_size", "code_length"),
+    options=("setting", "num_products", "seed", "page_size", "code_length", "kinds"),
     engine="own",
     licence="Apache-2.0",
 )

@@ -42,35 +42,46 @@ _IN_TITLE = 2  # attributes a title tells; bullets tell them all
 Records = tuple[list[dict[str, Any]], dict[str, Any], dict[str, list[dict[str, Any]]]]
 
 
-def generate_shop(num_products: int | None = None, seed: int = 0, code_length: int = CODE_LENGTH) -> Shop:
+def generate_shop(
+    num_products: int | None = None, seed: int = 0, code_length: int = CODE_LENGTH, kinds: int = len(WARES)
+) -> Shop:
     """A shop of `num_products` (800) products with three goals each, split by product; a function of its arguments only.
 
+    Args:
+      code_length: characters of a product's code.
+      kinds: kinds of products it sells, the first so many of `WARES`.
+
     Raises:
-      UserError: codes so short are too few for the products.
+      UserError: codes so short are too few for the products, or there are fewer kinds.
     """
     num_products = num_products or NUM_PRODUCTS
-    items, attributes, instructions = generate_records(num_products, seed, code_length)
+    items, attributes, instructions = generate_records(num_products, seed, code_length, kinds)
     rng = random.Random(f"webshop prices {seed}")
     products = products_of(items, attributes, rng)
     goals = human_goals(products, instructions, rng)
-    name = f"generated-{num_products}-{seed}" + (f"-{code_length}" if code_length != CODE_LENGTH else "")
+    name = f"generated-{num_products}-{seed}"
+    if (code_length, kinds) != (CODE_LENGTH, len(WARES)):
+        name += f"-{code_length}-{kinds}"
     return Shop(name, products, goals, split_by_product(goals))
 
 
-def generate_records(num_products: int, seed: int, code_length: int = CODE_LENGTH) -> Records:
+def generate_records(num_products: int, seed: int, code_length: int = CODE_LENGTH, kinds: int = len(WARES)) -> Records:
     """What `items_shuffle.json`, `items_ins_v2.json` and `items_human_ins.json` would hold."""
     rng = random.Random(f"webshop {seed}")
     letters, drawn = string.ascii_uppercase + string.digits, max(code_length - len("B0"), 0)
     if not code_length <= CODE_LENGTH or len(letters) ** drawn < 1.5 * num_products:
         raise UserError(f"WebShop's code_length is {code_length}; {num_products} products need more, 10 at most")
+    if kinds > len(WARES):
+        raise UserError(f"WebShop's kinds is {kinds}; the made-up shop has {len(WARES)} kinds of products")
+    wares = WARES[:kinds]
     asins: dict[str, None] = {}
     while len(asins) < num_products:
         asins["B0" + "".join(rng.choices(letters, k=drawn))] = None
     items, attributes, instructions = [], {}, {}
     last: dict[str, tuple[str, list[str]]] = {}
     for i, asin in enumerate(asins):
-        ware = WARES[i % len(WARES)]
-        twin = (i // len(WARES)) % 3 == 2 and ware.noun in last
+        ware = wares[i % kinds]
+        twin = (i // kinds) % 3 == 2 and ware.noun in last
         brand, has = (
             _twin(ware, *last[ware.noun], rng) if twin else (_brand(rng), _attributes(ware, rng.randint(3, 5), rng))
         )
