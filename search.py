@@ -26,9 +26,9 @@ from agentrm_jax.envs.pool.pool import EnvironmentPool
 from agentrm_jax.envs.react import answer_reader, command_reader
 from agentrm_jax.evaluation import panels
 from agentrm_jax.files import write_json
-from agentrm_jax.models.card import differences, texts_of
-from agentrm_jax.policies.native import load_policy
-from agentrm_jax.rewards.explicit import load_reward_model
+from agentrm_jax.models.card import card_of, differences, texts_of
+from agentrm_jax.policies.loading import load_policy
+from agentrm_jax.rewards.loading import load_reward_model
 from agentrm_jax.run import journal, mains, recorded, reports, stages, workdirs
 from agentrm_jax.run.devices import accelerator
 from agentrm_jax.run.logs import ProgressLine
@@ -61,7 +61,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
             stages.require_named(config)
             if process == 0:
                 journal.gather(workdir)  # what processes of a stopped run left
-        specs, how = environments.specs, {"template": config.chat_template, "date": config.date}
+        specs, how = environments.specs, {"template": config.chat_template, "date": config.date, "config": config}
         policy = None
         if drawn is None:
             policy = load_policy(config.policy, specs, config.engine, examples=config.examples, **how)
@@ -83,11 +83,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     print(f"{config.method} on {len(tasks)} tasks" + (f", {len(before)} done before" if before else "") + share)
     if process == 0:
         told = functools.partial(texts_of, specs, tasks, config.env.prompts)
-        for line in (
-            differences(policy.card, told(reader="policy", examples=config.examples)) if policy and policy.card else ()
-        ):
+        for line in differences(card_of(policy), told(reader="policy", examples=config.examples)):
             print(f"note: the policy reads this run's texts; {line}", file=sys.stderr)
-        for line in differences(reward_model.card, told(reader="reward")) if reward_model and reward_model.card else ():
+        for line in differences(card_of(reward_model), told(reader="reward")):
             print(f"note: the reward model reads what it was trained with; {line}", file=sys.stderr)
 
     # --- Run: one coroutine a task; engines batch across them, environments step in worker processes -------------------

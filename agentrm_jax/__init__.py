@@ -39,8 +39,8 @@ _HOMES = {
     "run_tasks": "search",
     # models
     "Engine": "engine.engine",
-    "load_policy": "policies.native",
-    "load_reward_model": "rewards.explicit",
+    "load_policy": "policies.loading",
+    "load_reward_model": "rewards.loading",
 }
 
 __all__ = sorted(_HOMES)

@@ -14,10 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from agentrm_jax import rendering
 from agentrm_jax import tokenizer as tokenizers
 from agentrm_jax.templates import CHATML, Template
 from agentrm_jax.tree import Segment
-from agentrm_jax.types import Message, UserError
+from agentrm_jax.types import JSON, Message, UserError
+
+_PROBE = "reply one"  # an assistant turn that is asked for what a template writes after it
+KEEP = "keep"  # instead of a template: the tokenizer's own, with turns that stay as they were written
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,13 +34,15 @@ class Chat:
       end_id: its id; the last token of every action segment.
       tail: what the template writes after the end-of-turn token, before the next message.
       header: a rendered beginning of a conversation that ends where an assistant turn begins.
-      lead: white space the template writes between header and content; part of the tokenised action.
+      lead: what the template writes between header and content, usually nothing or a blank; part of the tokenised action.
       alternates: the template refuses two messages of one role in a row, so they are merged.
       system: the template has a system role; otherwise system text is put before the first user message.
       template: the compiled template.
       advice: what to do about a conversation that the template cannot render.
       trust_special_tokens: special tokens that are written in contents are read as such, so that contents can begin and end
         turns; otherwise they are plain text.
+      keeps_turns: every turn stays as the template wrote it when it was the newest one, also where the template would write it
+        differently later (without its thought, say).
     """
 
     tokenizer: Any
@@ -50,6 +56,7 @@ class Chat:
     template: Template
     advice: str
     trust_special_tokens: bool = False
+    keeps_turns: bool = False
 
     @property
     def date(self) -> str | None:
@@ -61,15 +68,19 @@ class Chat:
         """Highest id of the tokenizer + 1: the rows an embedding must have."""
         return max(self.tokenizer.get_vocab().values()) + 1
 
-    def prompt(self, messages: Sequence[Message]) -> Segment:
+    @functools.cached_property
+    def closing(self) -> Segment:
+        """What the template writes after an end-of-turn token at the end of a conversation; often a line break, or nothing."""
+        return Segment(self.encode(self.tail, after=self.end_of_turn), "observation")
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[JSON] = ()) -> Segment:
         """Everything before the first generated turn, with its generation header. Earlier assistant turns are context."""
-        return Segment(self.encode(self._render(self._fit(messages), generate=True)), "prompt")
+        text = self._render(self._fit(messages), generate=True, tools=self._marked_tools(tools))
+        return Segment(self.encode(text), "prompt")
 
     def action(self, text: str, loss: bool = True) -> Segment:
         """An assistant turn: content and exactly one end-of-turn token (more only if special tokens in contents are trusted)."""
-        ids = self.encode(self.lead + self._marked(text.strip()) + self.end_of_turn, after=self.header)
-        assert ids[-1] == self.end_id, "checked when the template was loaded"
-        return Segment(ids, "action", loss)
+        return self._action(self.lead + self._marked(text.strip()) + self.end_of_turn, loss)
 
     def sampled(self, tokens: Sequence[int], loss: bool = True) -> Segment:
         """An assistant turn exactly as a policy with this tokenizer sampled it; closed if it was cut off."""
@@ -80,22 +91,22 @@ class Chat:
 
     def observation(self, *contents: str) -> Segment:
         """User messages after an assistant turn, from the end of that turn to the next generation header."""
-        messages = self._fit([Message("user", c) for c in contents])
-        before = (Message("user", "x"), Message("assistant", "x"))
-        prefix = self._render(before, generate=False)
-        text = self._render([*before, *messages], generate=True)
-        return Segment(self.encode(self.tail + text[len(prefix) :], after=self.end_of_turn), "observation")
+        text = self._between(self._fit([Message("user", c) for c in contents]))
+        return Segment(self.encode(text, after=self.end_of_turn), "observation")
 
-    def conversation(self, messages: Sequence[Message]) -> list[Segment]:
+    def conversation(self, messages: Sequence[Message], tools: Sequence[JSON] = ()) -> list[Segment]:
         """A whole conversation as segments; assistant turns keep their `loss`. Text after the last assistant turn is dropped.
 
         Turns before the first one with loss (an opening "OK") are context, part of the prompt, as they are when acting; a
         conversation in which no turn has loss begins with its first assistant turn.
 
+        Args:
+          tools: schemas of the functions that the assistant may call.
+
         Raises:
-          UserError: the conversation has no assistant turn, or the template rewrites earlier turns of it.
+          UserError: the conversation has no assistant turn, the template rewrites earlier turns of it, or leaves something out.
         """
-        messages = self._fit([_stripped(m) for m in messages])
+        messages, tools = self._fit(messages), self._marked_tools(tools)
         turns = [i for i, m in enumerate(messages) if m.role == "assistant"]
         if not turns:
             raise UserError("a conversation without an assistant turn cannot be scored or learned from")
@@ -103,17 +114,27 @@ class Chat:
             raise UserError("a conversation begins with a system or user message, this one with an assistant turn")
         first = next((i for i in turns if messages[i].loss), turns[0])
         segments: list[Segment] = []
-        done = ""
+        done, last = "", -1
         for i in turns[turns.index(first) :]:
-            header = self._render(messages[:i], generate=True)
-            if not header.startswith(done):
+            header = self._render(messages[:i], generate=True, tools=tools)
+            text = self._turn(messages[: i + 1], header, tools)
+            between = messages[last + 1 : i]
+            if header.startswith(done):
+                context = header[len(done) :]
+            elif self.keeps_turns:
+                context = self._between(between)
+            else:
                 raise UserError(
                     f"the chat template rewrites turns of this conversation before message {i}; {self.advice}"
                 )
-            context = self.encode(header[len(done) :], after=self.end_of_turn if segments else "")
-            segments.append(Segment(context, "observation" if segments else "prompt"))
-            segments.append(self.action(messages[i].content, messages[i].loss))
-            done = header + self.lead + messages[i].content + self.end_of_turn
+            if tools and not segments:
+                self._require_tools(tools, context, without=self._render(messages[:i], generate=True))
+            self._require_all(between, context)
+            self._require_all(messages[i : i + 1], text)
+            ids = self.encode(context, after=self.end_of_turn if segments else "")
+            segments.append(Segment(ids, "observation" if segments else "prompt"))
+            segments.append(self._action(text, messages[i].loss))
+            done, last = header + text, i
         return segments
 
     def encode(self, text: str, after: str = "") -> np.ndarray:
@@ -127,11 +148,48 @@ class Chat:
         """Text of an assistant turn's tokens, without end-of-turn and other special tokens."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
-    def _render(self, messages: Sequence[Message], generate: bool) -> str:
+    def _action(self, text: str, loss: bool) -> Segment:
+        """An assistant turn of its rendered text, lead and end of turn included."""
+        ids = self.encode(text, after=self.header)
+        assert ids[-1] == self.end_id, "checked when the template was loaded"
+        return Segment(ids, "action", loss)
+
+    def _turn(self, messages: Sequence[Message], header: str, tools: Sequence[JSON]) -> str:
+        """The last of some messages, an assistant turn, as the template writes it after `header`, up to its end-of-turn token."""
+        whole, after = self._render(messages, generate=False, tools=tools), self.end_of_turn + self.tail
+        if not whole.startswith(header) or not whole.endswith(after):
+            raise UserError(
+                f"the chat template does not write message {len(messages) - 1} between its usual header and end; {self.advice}"
+            )
+        return whole[len(header) : len(whole) - len(self.tail)]
+
+    def _between(self, messages: Sequence[Message]) -> str:
+        """What the template writes from the end of an assistant turn, over `messages`, to the next generation header."""
+        before = (Message("user", "x"), Message("assistant", _PROBE))
+        text = self._render([*before, *messages], generate=True)
+        _, found, rest = text.rpartition(_PROBE + self.end_of_turn)
+        if not found:
+            raise UserError(f"the chat template leaves out assistant turns; {self.advice}")
+        return rest
+
+    def _require_all(self, messages: Sequence[Message], text: str) -> None:
+        """Raises UserError if a piece of rendered text leaves out something that its messages hold."""
+        if name := rendering.missing(messages, text):
+            raise UserError(f"the chat template leaves out {name}; {self.advice}")
+
+    def _require_tools(self, tools: Sequence[JSON], text: str, without: str) -> None:
+        """Raises UserError if a prompt does not tell of all tools."""
+        if name := rendering.missing_tools(tools, text, without):
+            raise UserError(f"the chat template does not tell of tools (of {name}); {self.advice}")
+
+    def _render(self, messages: Sequence[Message], generate: bool, tools: Sequence[JSON] = ()) -> str:
         try:
-            return _render(self.template, self.tokenizer, messages, generate)
+            return _render(self.template, self.tokenizer, messages, generate, tools)
         except UserError as error:
             raise UserError(f"{error}; {self.advice}") from error
+
+    def _marked_tools(self, tools: Sequence[JSON]) -> list[JSON]:
+        return [rendering.each_text(tool, self._marked) for tool in tools]
 
     def _marked(self, content: str) -> str:
         return content if self.trust_special_tokens else tokenizers.mark(self.tokenizer, content)
@@ -146,13 +204,13 @@ class Chat:
         if self.alternates:
             merged: list[Message] = []
             for m in out:
-                if merged and merged[-1].role == m.role:
+                if merged and merged[-1].role == m.role and not merged[-1].more and not m.more:
                     text = merged[-1].content + "\n\n" + m.content
                     merged[-1] = Message(m.role, text, merged[-1].loss or m.loss)
                 else:
                     merged.append(m)
             out = merged
-        return [dataclasses.replace(m, content=self._marked(m.content)) for m in out]
+        return [rendering.marked(m, self._marked) for m in out]
 
 
 def load_chat(
@@ -166,14 +224,16 @@ def load_chat(
 ) -> Chat:
     """Checks a tokenizer's chat template and learns its parts.
 
-    `template` is another one to use: the word `chatml`, a file, or the text itself. `date` (ISO, default: today) is what a template
+    `template` is another one to use: the word `chatml`, a file, or the text itself; or the word `keep`, for the tokenizer's own where
+    it rewrites earlier turns (`Chat.keeps_turns`). `date` (ISO, default: today) is what a template
     that reads the clock is told, always the same one. `rows` are the rows of the model's embedding, if known: a padding token may be
     added below them. `trust_special_tokens`: see `Chat`. `flag` is the command's flag for `template`, for messages.
 
     Raises:
       UserError: no template, the template does not keep prefixes or alters contents, or pad and end-of-turn are one token.
     """
-    if template:
+    keeps = template == KEEP
+    if template and not keeps:
         tokenizer.chat_template = _template(template, flag)
     source = getattr(tokenizer, "chat_template", None)
     if isinstance(source, dict):  # several named ones
@@ -183,7 +243,7 @@ def load_chat(
         raise UserError(f"the tokenizer has no chat template; {advice}")
     try:
         compiled = Template(source, date)
-        header, lead, after = _parts(compiled, tokenizer)
+        header, lead, after = _parts(compiled, tokenizer, keeps)
         stops = [t for t in tokenizer.all_special_tokens if after.lstrip().startswith(t)]
         if not stops:
             raise UserError(f"the chat template ends no assistant turn with a special token (found {after!r})")
@@ -209,6 +269,7 @@ def load_chat(
         template=compiled,
         advice=advice,
         trust_special_tokens=trust_special_tokens,
+        keeps_turns=keeps,
     )
 
 
@@ -232,8 +293,11 @@ def _advice(tokenizer: Any, source: str | None, flag: str) -> str:
     return f"set {flag} to a template file that ends assistant turns {which}"
 
 
-def _parts(template: Template, tokenizer: Any) -> tuple[str, str, str]:
+def _parts(template: Template, tokenizer: Any, keeps: bool) -> tuple[str, str, str]:
     """(header, lead, what follows an assistant turn) of a template.
+
+    Args:
+      keeps: turns stay as they were written when they were the newest, so the template may write earlier ones as it likes.
 
     Raises:
       UserError: the template does not keep prefixes, or alters contents.
@@ -242,15 +306,19 @@ def _parts(template: Template, tokenizer: Any) -> tuple[str, str, str]:
     u2, a2 = Message("user", "ask two"), Message("assistant", "reply two")
     texts = [_render(template, tokenizer, s, False) for s in ([u1], [u1, a1], [u1, a1, u2], [u1, a1, u2, a2])]
     for shorter, longer in itertools.pairwise(texts):
-        if not longer.startswith(shorter):
-            raise UserError("the chat template does not keep prefixes (a later turn changes an earlier one)")
+        if not keeps and not longer.startswith(shorter):
+            raise UserError(
+                "the chat template does not keep prefixes (a later turn changes an earlier one); "
+                f"{KEEP} instead of it keeps every turn as it was written"
+            )
     header = lead = after = None
     for messages, full, answer in (([u1], texts[1], a1), ([u1, a1, u2], texts[3], a2)):
         header = _render(template, tokenizer, messages, True)
         if not full.startswith(header):
             raise UserError("the chat template's generation prompt is no prefix of the answered conversation")
         before, found, rest = full[len(header) :].partition(answer.content)
-        if not found or before.strip() or (lead is not None and (lead, after) != (before, rest)):
+        differs = lead is not None and (lead, after) != (before, rest)
+        if not found or (before.strip() and not keeps) or differs:
             raise UserError("the chat template alters the text of assistant turns")
         lead, after = before, rest
     assert header is not None
@@ -284,16 +352,11 @@ def _separate_pad(tokenizer: Any, end_id: int, rows: int) -> None:
     tokenizer.pad_token = named[0]
 
 
-def _render(template: Template, tokenizer: Any, messages: Sequence[Message], generate: bool) -> str:
-    rows = [{"role": m.role, "content": m.content} for m in messages]
-    return template.render(rows, generate=generate, **tokenizer.special_tokens_map)
-
-
-def _stripped(message: Message) -> Message:
-    """Assistant turns without white space around them: some templates strip it, and so does `Chat.action`."""
-    if message.role != "assistant":
-        return message
-    return dataclasses.replace(message, content=message.content.strip())
+def _render(
+    template: Template, tokenizer: Any, messages: Sequence[Message], generate: bool, tools: Sequence[JSON] = ()
+) -> str:
+    rows = [rendering.row(m) for m in messages]
+    return template.render(rows, generate=generate, tools=tools, **tokenizer.special_tokens_map)
 
 
 def _accepts(template: Template, tokenizer: Any, messages: Sequence[Message], shows: str = "") -> bool:

@@ -24,6 +24,7 @@ from agentrm_jax.files import check_new_folder, new_folder, write_json
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.families import Head, config_to_hf
 from agentrm_jax.models.peft import write_peft
+from agentrm_jax.models.pretrained import EXAMPLE_SCORES
 from agentrm_jax.models.transformer import Transformer, token_logprobs, values
 from agentrm_jax.models.weights import Params, build, tensors
 from agentrm_jax.run import command
@@ -72,7 +73,7 @@ def write_hf(
             write_json(draft / "generation_config.json", _token_ids(chat))
         _write_weights(params, config, draft, head, shard_bytes)
         write_tokenizer(chat.tokenizer, draft)
-        write_json(draft / "example_scores.json", example_scores(build(config, params), chat, head, examples))
+        write_json(draft / EXAMPLE_SCORES, example_scores(build(config, params), chat, head, examples))
 
 
 def write_tokenizer(tokenizer: Any, out: Path) -> None:

@@ -24,13 +24,18 @@ import jax.numpy as jnp
 from agentrm_jax.data import conversations
 from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.spec import EnvSpec
-from agentrm_jax.models.card import Card, read_card, reward_specs
+from agentrm_jax.models.card import READ_AT, Card, ReadAt, read_card, reward_specs
 from agentrm_jax.models.pretrained import open_pretrained
 from agentrm_jax.run import command
 from agentrm_jax.run.devices import accelerator
 from agentrm_jax.scoring import Scored, score
 from agentrm_jax.search import aggregate as aggregation
 from agentrm_jax.types import UserError
+
+_PLACES: Mapping[ReadAt, str] = {
+    "end_of_turn": "the end-of-turn token of every step",
+    "last_token": "the last token of the conversation up to every step, as transformers pools it",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
     parser.add_argument(
         "--chat-template", default="", help="chatml, or a file with the template, instead of the tokenizer's own"
+    )
+    parser.add_argument(
+        "--read-at", choices=READ_AT, help="where a step's value is read (default: what the model's folder says)"
     )
     parser.add_argument(
         "--env", action="append", default=[], metavar="MODULE", help="your own environment of our records"
@@ -81,7 +89,8 @@ def _run(args: argparse.Namespace) -> int:
     from agentrm_jax.models.opening import load_model
 
     loaded = load_model(args.rm, template=args.chat_template)
-    options = {"row_length": args.row_length, "rows": args.rows, "max_length": args.max_length}
+    read_at: ReadAt = args.read_at or loaded.read_at
+    options = {"row_length": args.row_length, "rows": args.rows, "max_length": args.max_length, "read_at": read_at}
     done: list[Scored] = []
     began = time.monotonic()
     with _output(args.out) as out:
@@ -90,6 +99,7 @@ def _run(args: argparse.Namespace) -> int:
         ):
             done.append(dataclasses.replace(one, error=_here(one.error)))
             print(json.dumps(done[-1].to_json(), allow_nan=False), file=out, flush=True)
+    print(f"values were read at {_PLACES[read_at]} (--read-at={read_at})", file=sys.stderr)
     _report(done, args.max_length or loaded.model.config.max_length, time.monotonic() - began)
     failed = any(one.error for one in done)
     return 2 if failed and (args.strict or all(math.isnan(one.score) for one in done)) else 0

@@ -19,6 +19,7 @@ from agentrm_jax import parallel, tree
 from agentrm_jax.chat import Chat
 from agentrm_jax.data import conversations
 from agentrm_jax.data.conversations import Conversation
+from agentrm_jax.models.card import ReadAt
 from agentrm_jax.models.transformer import Transformer, values
 from agentrm_jax.search import aggregate as aggregation
 from agentrm_jax.tree import FlatTree
@@ -63,6 +64,7 @@ def score(
     row_length: int = 1024,
     rows: int = 8,
     max_length: int | None = None,
+    read_at: ReadAt = "end_of_turn",
     dtype: jnp.dtype = jnp.float32,
 ) -> Iterator[Scored]:
     """Scores of every trajectory, in order, as their batches are done; rows are split over the local devices.
@@ -72,6 +74,7 @@ def score(
       rows: rows of `row_length` in one forward pass (fewer if they are longer).
       max_length: tokens of the longest path to read, by default the model's own limit. Steps that lie within it are read in
         one pass; each step beyond it is read without the oldest turns, as a search does.
+      read_at: where the value of a step is read (`models.card.Card`).
 
     A trajectory that cannot be rendered, or of which prompt and one turn alone are too long, has an `error` and no scores.
 
@@ -84,7 +87,7 @@ def score(
     model = jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
     before: list[_Prepared] = []
     coming: Iterator[list[float]] = iter(())
-    prepared = (_prepare(one, chat, limit, model.config.max_length) for one in trajectories)
+    prepared = (_prepare(one, chat, limit, model.config.max_length, read_at) for one in trajectories)
     windows = _windows(prepared, _PASSES * rows * row_length)
     for window in itertools.chain(windows, [[]]):  # a window is begun before the one before it is waited for
         passes = _passes([r.flat for one in window for r in one.readings], row_length, rows)
@@ -124,10 +127,12 @@ class _Prepared:
     error: str = ""
 
 
-def _prepare(one: Conversation, chat: Chat, limit: int, longest: int) -> _Prepared:
+def _prepare(one: Conversation, chat: Chat, limit: int, longest: int, read_at: ReadAt) -> _Prepared:
     """A conversation within `limit` tokens, of a model that reads up to `longest`."""
     try:
-        found = Window(limit).steps(conversations.segments(one, chat))
+        found = Window(limit).steps(
+            conversations.segments(one, chat), chat.closing if read_at == "last_token" else None
+        )
         readings = [_Reading(tree.flatten(tree.path_tree(r.segments)), r.ends) for r in found]
     except TooLong as error:
         advice = f"raise --max-length, up to {longest}" if limit < longest else "the model reads no more: shorten them"

@@ -24,9 +24,21 @@ LENGTH = 10_000_000  # characters of a rendered conversation, and of every value
 SECONDS = 5.0  # of one thread's processor time, for one rendering
 
 CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
-    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if tools %}{{ '<|im_start|>system\\n' }}"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\\n\\n' }}{% endif %}"
+    "{{ 'Functions that can be called, as JSON schemas:\\n' }}"
+    "{% for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}"
+    '{{ \'A call is written <tool_call>{"name": ..., "arguments": {...}}</tool_call>.<|im_end|>\\n\' }}{% endif %}'
+    "{% for m in messages %}{% if not (tools and loop.first and m['role'] == 'system') %}"
+    "{{ '<|im_start|>' + m['role'] + '\\n' }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}"
+    "{% if m['reasoning_content'] %}{{ '<think>\\n' + m['reasoning_content'] + '\\n</think>\\n\\n' }}{% endif %}"
+    "{% for call in m['tool_calls'] or [] %}{% if loop.first %}{{ m['content'] }}{% endif %}"
+    "{{ ('\\n' if m['content'] or not loop.first else '') + '<tool_call>\\n' }}"
+    "{{ '{\"name\": ' + call['function']['name'] | tojson + ', \"arguments\": ' + call['function']['arguments'] | tojson }}"
+    "{{ '}\\n</tool_call>' + ('<|im_end|>' if loop.last else '') }}"
+    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endfor %}{% endgeneration %}"
+    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
@@ -62,8 +74,12 @@ class Template:
         self._program = jinja2.Template.from_code(environment, code, environment.make_globals(None))
         self._environment = environment
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, generate: bool, **words: Any) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, generate: bool, tools: Sequence[Any] = (), **words: Any
+    ) -> str:
         """The text of a conversation; `generate` adds the header of the next assistant turn, `words` are the special tokens.
+
+        `tools` are the schemas of the functions that the model may call.
 
         Raises:
           UserError: the template raises, or takes too long.
@@ -71,7 +87,11 @@ class Template:
         self._environment.start()
         try:
             return self._program.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=generate, **words
+                messages=messages,
+                tools=list(tools) or None,
+                documents=None,
+                add_generation_prompt=generate,
+                **words,
             )
         except Exception as error:  # whatever a program can raise
             roles = ", ".join(m["role"] for m in messages)

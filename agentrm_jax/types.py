@@ -132,13 +132,22 @@ class State:
         return states[::-1]
 
 
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
-    """One chat message. `loss` marks an assistant turn that imitation learns (an opening "OK" is not)."""
+    """One chat message.
 
-    role: Literal["system", "user", "assistant"]
+    Attributes:
+      loss: marks an assistant turn that imitation learns (an opening "OK" is not).
+      more: further fields that chat templates read: `tool_calls`, `reasoning_content`, `tool_call_id`, `name`.
+    """
+
+    role: Role
     content: str
     loss: bool = False
+    more: Mapping[str, JSON] = dataclasses.field(default_factory=dict, hash=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@
     python tests/record_score_golden.py
 
 Every folder is a small random one-label classifier of one architecture, written by transformers (weights, configuration,
-tokenizer with a chat template of its family's style), with `expected.json`: conversations and transformers' value of every step.
+tokenizer with a chat template of its family's style), with `expected.json`: conversations and transformers' value of every step, read
+at its end of turn (`values`) and pooled from the whole rendered conversation up to it (`pooled`).
 """
 
 import json
@@ -105,8 +106,11 @@ def make_folder(architecture: str, folder: Path) -> None:
 
 
 @torch.no_grad()
-def step_values(folder: Path, row: list[dict[str, str]]) -> list[float]:
-    """The classifier's own answer for every beginning of a conversation that ends with an assistant turn (but "OK")."""
+def step_values(folder: Path, row: list[dict[str, str]], pooled: bool) -> list[float]:
+    """The classifier's own answer for every beginning of a conversation that ends with an assistant turn (but "OK").
+
+    `pooled`: at its very end; otherwise at the end-of-turn token, after which some templates write a line break.
+    """
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
@@ -116,7 +120,8 @@ def step_values(folder: Path, row: list[dict[str, str]]) -> list[float]:
         if m["role"] == "assistant" and m["content"] != "OK":
             ids = tokenizer.apply_chat_template(row[: i + 1], tokenize=True, return_dict=False)
             last = max(at for at, token in enumerate(ids) if token == tokenizer.eos_token_id)
-            values.append(float(model(input_ids=torch.tensor([ids[: last + 1]])).logits[0, 0]))
+            read = ids if pooled else ids[: last + 1]
+            values.append(float(model(input_ids=torch.tensor([read])).logits[0, 0]))
     return values
 
 
@@ -124,7 +129,10 @@ def record(architecture: str) -> None:
     folder = GOLDEN / architecture
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(architecture, folder)
-    rows = [{"messages": row, "values": step_values(folder, row)} for row in conversations()]
+    rows = [
+        {"messages": row, "values": step_values(folder, row, False), "pooled": step_values(folder, row, True)}
+        for row in conversations()
+    ]
     assert len({np.round(v, 4) for row in rows for v in row["values"]}) > 10
     (folder / "expected.json").write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -178,21 +178,25 @@ def test_our_own_trajectories_get_the_scores_that_a_search_gives(chat):
 # --- transformers ----------------------------------------------------------------------------------------------------
 
 
-def recorded(case: str) -> tuple[list[dict], list[list[float]]]:
+def recorded(case: str, what: str = "pooled") -> tuple[list[dict], list[list[float]]]:
+    """Conversations, and transformers' value of every step: `pooled` from all that is rendered, or `values` at the end of turn."""
     rows = json.loads((GOLDEN / case / "expected.json").read_text())
-    return [{"messages": r["messages"]} for r in rows], [r["values"] for r in rows]
+    return [{"messages": r["messages"]} for r in rows], [r[what] for r in rows]
 
 
 def test_every_architecture_was_recorded():
     assert CASES == ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
 
 
+@pytest.mark.parametrize("what", ["values", "pooled"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_folder_of_transformers_gives_its_value_at_every_end_of_turn(case):
-    rows, want = recorded(case)
+def test_a_folder_of_transformers_gives_its_value_at_every_end_of_turn_or_as_it_is_pooled(case, what):
+    rows, want = recorded(case, what)
     loaded = load_model(GOLDEN / case)
+    assert loaded.read_at == "last_token", "what is not ours is read as transformers pools it"
+    read_at = "end_of_turn" if what == "values" else loaded.read_at
     for part in (slice(None), slice(5, None, -1)):  # another order, other neighbours in a row
-        scored = score.score(loaded.model, loaded.chat, parsed(rows[part]), **ONE_ROW)
+        scored = score.score(loaded.model, loaded.chat, parsed(rows[part]), **ONE_ROW, read_at=read_at)
         for got, values in zip(scored, want[part], strict=True):
             np.testing.assert_allclose(got.step_scores, values, atol=TOLERANCE)
 
@@ -206,9 +210,12 @@ def test_live_transformers_agrees(case, tmp_path):
     record.make_folder(case, tmp_path)
     rows = record.conversations()
     loaded = load_model(tmp_path)
-    scored = score.score(loaded.model, loaded.chat, parsed({"messages": r} for r in rows), **ONE_ROW)
-    for got, row in zip(scored, rows, strict=True):
-        np.testing.assert_allclose(got.step_scores, record.step_values(tmp_path, row), atol=TOLERANCE)
+    for read_at in ("end_of_turn", "last_token"):
+        talks = parsed({"messages": r} for r in rows)
+        scored = score.score(loaded.model, loaded.chat, talks, **ONE_ROW, read_at=read_at)
+        for got, row in zip(scored, rows, strict=True):
+            want = record.step_values(tmp_path, row, pooled=read_at == "last_token")
+            np.testing.assert_allclose(got.step_scores, want, atol=TOLERANCE)
 
 
 # --- The command -----------------------------------------------------------------------------------------------------

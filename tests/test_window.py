@@ -47,3 +47,19 @@ def test_steps_within_the_limit_share_a_reading_and_later_ones_have_their_own():
 
 def test_a_conversation_without_steps_has_no_reading():
     assert Window(10).steps(conversation(0)) == []
+
+
+def test_a_step_that_is_read_behind_its_turn_is_read_where_it_would_end_the_conversation():
+    closing = Segment(np.array([7], np.int32), "observation")
+    same = [
+        Segment(np.concatenate([closing.tokens, s.tokens]), s.kind) if s.kind == "observation" else s
+        for s in conversation(3)
+    ]
+    (together,) = Window(100).steps(same, closing)
+    assert together.tokens[together.ends].tolist() == [7, 7, 7]
+    assert together.ends[-1] == len(together.tokens) - 1
+    apart = Window(100).steps(conversation(3), closing)  # between turns something else is written
+    assert [r.tokens[r.ends].tolist() for r in apart] == [[7], [7], [7]]
+    assert [len(r.tokens) for r in apart] == [7, 12, 17]
+    path = Window(12).path(conversation(3), closing=closing)
+    assert path.tolist() == [0, 1, 2, 3, 201, 201, 102, 102, 102, 202, 202, 7]

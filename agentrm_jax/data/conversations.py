@@ -1,12 +1,15 @@
 """Trajectories as other people write them: ETO, AgentGym, TRL, and our own records, told apart row by row.
 
-Every row becomes one `Conversation` (a preference row two), which keeps the row it came from: nothing of it is lost.
+Every row becomes one `Conversation` (a preference row two), which keeps the row it came from: nothing of it is lost. Messages may
+call tools, in the spellings of `data.messages`; a row's `tools` are their schemas.
 
     {"id", "conversations": [{"from": "human" | "gpt", "value", "loss"?}]}                  ETO, IPR; AgentGym with `item_id`
     {"item_id", "conversations": [{"role", "content"}]}                                     AgentGym-RL
     {"messages": [{"role", "content"}]}   {"prompt", "completion"}                          TRL
     {"prompt", "completions": [...], "labels": [...]}                                       TRL, stepwise supervision
     {"prompt"?, "chosen", "rejected"}                                                       preferences of all of them
+    {"query", "tools", "chosen": {"messages"}, "reject": {"messages"}}                      Plan-RewardBench
+    {"task_id", "traj": [{"role", "content", "tool_calls"?}], "reward"}                     tau-bench
     {"kind": "trajectory", "task", "goal", "observation", "steps"}                          ours
 """
 
@@ -21,6 +24,7 @@ from typing import Literal
 from agentrm_jax.chat import Chat
 from agentrm_jax.data import fields
 from agentrm_jax.data.formats import trajectory_from_json
+from agentrm_jax.data.messages import context, read_messages, read_tools
 from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.prompts import Encoder, transcript
@@ -30,13 +34,7 @@ from agentrm_jax.types import JSON, Message, Trajectory, UserError
 
 Form = Literal["eto", "agentgym", "trl", "native"]
 
-_ROLES: dict[str, Literal["system", "user", "assistant"]] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
+_IDS = ("id", "item_id", "uuid", "task_id")
 # One line that agrees and does nothing: "OK", "Ok.", "OK. I'll follow your instructions and try my best."
 _AGREES = re.compile(
     r"(ok|okay|sure|understood|got it|alright|i understand)[.!]?"
@@ -61,6 +59,7 @@ class Conversation:
       form: which family of formats the row belongs to.
       row: the row as it was read.
       origin: file and line, for messages.
+      tools: schemas of the functions that the assistant may call.
       trajectory: our own record, if it is one.
       spec: what a reader of that record is told about its environment.
     """
@@ -70,6 +69,7 @@ class Conversation:
     form: Form
     row: Mapping[str, JSON]
     origin: str
+    tools: tuple[JSON, ...] = ()
     trajectory: Trajectory | None = None
     spec: EnvSpec | None = None
 
@@ -117,16 +117,17 @@ def conversations_of(
         raise UserError(f"{origin}: a row is a JSON object, not {type(row).__name__}")
     if fields.too_deep(row):
         raise UserError(f"{origin}: nested deeper than {fields.DEEPEST} levels")
-    known = next((name for key in ("id", "item_id") if (name := _name(row.get(key))) is not None), fallback)
+    known = next((name for key in _IDS if (name := _name(row.get(key))) is not None), fallback)
     if "kind" in row and "task" in row:
         return [_native(row, origin, _shipped() if specs is None else specs)]
     try:
-        if "chosen" in row or "rejected" in row:
+        tools = read_tools(row)
+        if not {"chosen", "rejected", "reject"}.isdisjoint(row):
             return [
-                Conversation(f"{known}/{side}", messages, _form(row), row, origin)
+                Conversation(f"{known}/{side}", messages, _form(row), row, origin, tools)
                 for side, messages in _preference(row).items()
             ]
-        return [Conversation(known, _single(row), _form(row), row, origin)]
+        return [Conversation(known, _single(row), _form(row), row, origin, tools)]
     except UserError as error:
         raise UserError(f"{origin}: {error}") from error
 
@@ -147,7 +148,7 @@ def segments(conversation: Conversation, chat: Chat) -> list[Segment]:
             return Encoder(chat, {trajectory.task.env: conversation.spec}, "reward").trajectory(trajectory)
         if not any(m.role == "assistant" for m in conversation.messages):
             return []
-        out = chat.conversation(conversation.messages)
+        out = chat.conversation(conversation.messages, conversation.tools)
         turns = sum(m.loss for m in conversation.messages)
         if (kept := sum(s.loss for s in out)) != turns:
             raise UserError(
@@ -239,23 +240,23 @@ def _native(row: Mapping[str, JSON], origin: str, specs: Mapping[str, EnvSpec]) 
         raise UserError(f"{origin}: no environment named {task.env!r} is known here; known: {', '.join(sorted(specs))}")
     sample = trajectory.meta.get("sample")
     name = task.key if sample is None else f"{task.key}#{sample!s:.40}"
-    return Conversation(clean(name), tuple(transcript(spec, trajectory)), "native", row, origin, trajectory, spec)
+    return Conversation(clean(name), tuple(transcript(spec, trajectory)), "native", row, origin, (), trajectory, spec)
 
 
 def _single(row: Mapping[str, JSON]) -> tuple[Message, ...]:
-    for key in ("conversations", "messages"):
+    for key in ("conversations", "messages", "traj"):
         if key in row:
             if not row[key]:
                 raise UserError(f"{key!r} is empty: an item to be solved, not a trajectory")
-            return _acknowledged(_messages(row[key], key), row[key])
+            return _acknowledged(read_messages(row[key], key), row[key])
     if "prompt" in row and "completion" in row:
-        return (*_context(_side(row["prompt"], "prompt", "user")), *_side(row["completion"], "completion", "assistant"))
+        return (*context(_side(row["prompt"], "prompt", "user")), *_side(row["completion"], "completion", "assistant"))
     steps = row.get("completions")
     labels = row.get("labels")
     if "prompt" in row and isinstance(steps, list) and isinstance(labels, list):
         if len(steps) != len(labels):
             raise UserError(f"'completions' has {len(steps)} entries and 'labels' {len(labels)}")
-        prompt = _context(_side(row["prompt"], "prompt", "user"))
+        prompt = context(_side(row["prompt"], "prompt", "user"))
         return (*prompt, *(m for step in steps for m in _side(step, "completions", "assistant")))
     found = ", ".join(f"{key!r:.40}" for key in list(row)[:8]) or "none"
     raise UserError(f"in none of the known formats: its keys are {found}; {_EXPECTED}")
@@ -263,15 +264,21 @@ def _single(row: Mapping[str, JSON]) -> tuple[Message, ...]:
 
 def _preference(row: Mapping[str, JSON]) -> dict[str, tuple[Message, ...]]:
     """`chosen` and `rejected`, each behind the prompt; without one, what both begin with is the prompt, as in TRL."""
+    row = {"rejected" if name == "reject" else name: _inner(value) for name, value in row.items()}
     names = [n for n in ("chosen", "rejected") if n in row]
     sides = {n: _side(row[n], n, "assistant") for n in names}
     if all(side and side[0].role != "assistant" for side in sides.values()):  # each is a whole conversation
         shared = _shared(list(sides.values())) if len(sides) > 1 else 0
-        return {n: _acknowledged((*_context(side[:shared]), *side[shared:]), row[n]) for n, side in sides.items()}
+        return {n: _acknowledged((*context(side[:shared]), *side[shared:]), row[n]) for n, side in sides.items()}
     if "prompt" not in row:
         raise UserError("a preference of texts without 'prompt': nothing says where the assistant's turn begins")
-    prompt = _context(_side(row["prompt"], "prompt", "user"))
+    prompt = context(_side(row["prompt"], "prompt", "user"))
     return {n: (*prompt, *side) for n, side in sides.items()}
+
+
+def _inner(value: JSON) -> JSON:
+    """The messages of a side that is a row of its own."""
+    return value["messages"] if isinstance(value, dict) and "messages" in value else value
 
 
 def _shared(sides: Sequence[Sequence[Message]]) -> int:
@@ -284,39 +291,7 @@ def _side(value: JSON, name: str, role: Literal["user", "assistant"]) -> tuple[M
     """A list of messages, or a text as one message of `role`."""
     if isinstance(value, str):
         return (Message(role, clean(value), loss=role == "assistant"),)
-    return _messages(value, name)
-
-
-def _messages(value: JSON, name: str) -> tuple[Message, ...]:
-    """Messages of either spelling. Assistant turns are trained unless they say `"loss": false`."""
-    if not isinstance(value, list):
-        raise UserError(f"{name!r} is a {type(value).__name__}, not a list of messages")
-    return tuple(_message(m, f"{name}[{i}]") for i, m in enumerate(value))
-
-
-def _message(m: JSON, place: str) -> Message:
-    if not isinstance(m, dict) or not ({"from", "value"} <= m.keys() or {"role", "content"} <= m.keys()):
-        raise UserError(f"{place} is no message: expected 'from' and 'value', or 'role' and 'content'")
-    name, content = (m["from"], m["value"]) if {"from", "value"} <= m.keys() else (m["role"], m["content"])
-    if not isinstance(name, str) or name not in _ROLES:
-        raise UserError(f"{place} has the role {name!r:.40}; known are {', '.join(_ROLES)}")
-    if isinstance(content, list) and all(map(_is_text, content)):
-        content = "".join(part["text"] for part in content)
-    if not isinstance(content, str):
-        raise UserError(f"{place} has no text: its content is a {type(content).__name__}")
-    loss = m.get("loss")
-    if loss is not None and not isinstance(loss, bool):
-        raise UserError(f"{place}.loss is {fields.shown(loss)}; expected true, false or null")
-    role = _ROLES[name]
-    return Message(role, clean(content), loss=role == "assistant" and loss is not False)
-
-
-def _is_text(part: JSON) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-
-
-def _context(messages: Sequence[Message]) -> tuple[Message, ...]:
-    return tuple(dataclasses.replace(m, loss=False) for m in messages)
+    return read_messages(value, name)
 
 
 def _acknowledged(messages: Sequence[Message], rows: Sequence[Mapping[str, JSON]]) -> tuple[Message, ...]:
@@ -329,4 +304,4 @@ def _acknowledged(messages: Sequence[Message], rows: Sequence[Mapping[str, JSON]
         or not _AGREES.fullmatch(messages[turns[0]].content.strip())
     ):
         return tuple(messages)
-    return (*_context(messages[: turns[0] + 1]), *messages[turns[0] + 1 :])
+    return (*context(messages[: turns[0] + 1]), *messages[turns[0] + 1 :])

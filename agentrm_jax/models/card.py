@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.models.config import ModelConfig
@@ -34,6 +35,10 @@ class Texts:
         return hashlib.blake2b("\0".join(self.instructions).encode(), digest_size=8).hexdigest()
 
 
+ReadAt = Literal["end_of_turn", "last_token"]
+READ_AT: tuple[ReadAt, ...] = ("end_of_turn", "last_token")
+
+
 @dataclasses.dataclass(frozen=True)
 class Card:
     """A trained model.
@@ -49,6 +54,7 @@ class Card:
         card holds its text.
       date: the day that a template which reads the clock is told, ISO format; empty for other templates.
       aggregate: how the scores of a trajectory's steps become its score.
+      read_at: where a value is read: at the end-of-turn token of the last turn, or at the last token of the rendered conversation.
       texts: environment name -> what it was told.
     """
 
@@ -62,6 +68,7 @@ class Card:
     template: str = ""
     date: str = ""
     aggregate: str = "last"
+    read_at: ReadAt = "end_of_turn"
     texts: Mapping[str, Texts] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, JSON]:
@@ -121,11 +128,16 @@ def texts_of(
     return found
 
 
-def differences(card: Card, told: Mapping[str, Texts]) -> list[str]:
+def card_of(model: object) -> Card | None:
+    """The card of an opened policy or reward model; None for one that has none (from elsewhere, behind a server, a user's own)."""
+    return getattr(model, "card", None)
+
+
+def differences(card: Card | None, told: Mapping[str, Texts]) -> list[str]:
     """One line for every environment that this run tells other texts about than training did; new environments do not count."""
     lines = []
     for name, now in told.items():
-        before = card.texts.get(name)
+        before = card.texts.get(name) if card else None
         if before is not None and set(now.instructions) - set(before.instructions):
             lines.append(
                 f"{name}: trained with the texts of {before.source} ({before.digest}), this run has those of {now.source} "

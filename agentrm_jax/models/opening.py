@@ -14,12 +14,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from agentrm_jax import parallel
-from agentrm_jax.chat import Chat, load_chat
+from agentrm_jax.chat import KEEP, Chat, load_chat
 from agentrm_jax.models import checksums, weights
-from agentrm_jax.models.card import NAME, Card, read_card
+from agentrm_jax.models.card import NAME, Card, ReadAt, read_card
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA, merge, split
-from agentrm_jax.models.pretrained import open_pretrained
+from agentrm_jax.models.pretrained import EXAMPLE_SCORES, open_pretrained
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.tokenizer import load_tokenizer
 from agentrm_jax.types import JSON, UserError
@@ -31,6 +31,8 @@ class OpenedModel:
 
     Attributes:
       card: of a model that was trained here; None for one from elsewhere.
+      read_at: where a value head is read: as its card says; a classifier from elsewhere at the last token, as `transformers` pools it,
+        but at the end of turn if the folder was exported here.
       has: shape and type of every parameter it has.
       load: (some of `has`, with shardings) -> (the parameters, step, meta).
     """
@@ -38,6 +40,7 @@ class OpenedModel:
     config: ModelConfig
     chat: Chat
     card: Card | None
+    read_at: ReadAt
     has: weights.Params
     load: Callable[[weights.Params], tuple[weights.Params, int, dict[str, JSON]]]
 
@@ -48,11 +51,12 @@ class OpenedModel:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A trained model with what is needed to use it; `card` as in `OpenedModel`."""
+    """A trained model with what is needed to use it; `card` and `read_at` as in `OpenedModel`."""
 
     model: Transformer
     chat: Chat
     card: Card | None
+    read_at: ReadAt
     step: int
     meta: dict[str, JSON]
 
@@ -79,6 +83,7 @@ def open_model(place: Path | str, *, step: int | None = None, template: str = ""
             found.config,
             chat,
             None,
+            "end_of_turn" if (workdir / EXAMPLE_SCORES).exists() else "last_token",
             has,
             lambda wanted: (weights.load_params(found.source(), found.config, wanted), 0, {}),
         )
@@ -87,12 +92,15 @@ def open_model(place: Path | str, *, step: int | None = None, template: str = ""
         if not folder.is_dir():
             raise UserError(f"{workdir} holds no checkpoints; train it with train.py")
         rows = card.config.vocab_size
+        template = template or (KEEP if card.template == KEEP else "")  # the tokenizer holds the text of any other
         chat = load_chat(load_tokenizer(workdir / "tokenizer"), template, date=date or card.date, rows=rows)
         if card.lora:
             opened = _open_adapted(workdir, card, chat, step)
         else:
             has = weights.abstract_params(card.config, lm_head=card.lm_head, value_head=card.value_head)
-            opened = OpenedModel(card.config, chat, card, has, lambda wanted: _load_checkpoint(folder, wanted, step))
+            opened = OpenedModel(
+                card.config, chat, card, card.read_at, has, lambda wanted: _load_checkpoint(folder, wanted, step)
+            )
     _check_ids(place, chat, opened.config.vocab_size)
     return opened
 
@@ -137,7 +145,8 @@ def load_model(
         for key in opened.has
     }
     params, number, meta = opened.load(here)
-    return LoadedModel(weights.build(opened.config, params), opened.chat, opened.card, number, meta)
+    built = weights.build(opened.config, params)
+    return LoadedModel(built, opened.chat, opened.card, opened.read_at, number, meta)
 
 
 _SMALL = ("final_norm_d", "value_d")
@@ -201,7 +210,7 @@ def _open_adapted(workdir: Path, card: Card, chat: Chat, step: int | None) -> Op
         return merge(params, trained, adapters.lora), adapters.step, adapters.meta
 
     has = weights.abstract_params(card.config, lm_head=card.lm_head, value_head=card.value_head)
-    return OpenedModel(card.config, chat, card, has, load)
+    return OpenedModel(card.config, chat, card, card.read_at, has, load)
 
 
 def adapter_base(place: str, base: OpenedModel, *, lm_head: bool) -> str:

@@ -24,6 +24,8 @@ from agentrm_jax.models.weights import Source, some
 from agentrm_jax.tokenizer import load_tokenizer
 from agentrm_jax.types import UserError
 
+EXAMPLE_SCORES = "example_scores.json"  # a file of folders that were exported here
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pretrained:

@@ -49,7 +49,7 @@ class NativePolicy:
         ]
 
 
-def load_policy(
+def load_native_policy(
     place: Path | str,
     specs: Mapping[str, EnvSpec],
     engine: Any,

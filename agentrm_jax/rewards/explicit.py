@@ -11,7 +11,7 @@ import numpy as np
 from agentrm_jax.engine.engine import Engine, local_mesh, make_engine
 from agentrm_jax.engine.service import EngineService
 from agentrm_jax.envs.spec import EnvSpec
-from agentrm_jax.models.card import Card, reward_specs
+from agentrm_jax.models.card import Card, ReadAt, reward_specs
 from agentrm_jax.models.opening import load_model
 from agentrm_jax.prompts import Encoder
 from agentrm_jax.types import State, TooLong, UserError
@@ -23,10 +23,14 @@ class ExplicitRewardModel:
 
     `tokens` counts what the model has read, for budgets. A state that is too long even without its oldest turns has no score
     (NaN); see `window` for what was left out.
+
+    Args:
+      read_at: where a value is read; see `models.card.Card`.
     """
 
-    def __init__(self, engine: Engine, encoder: Encoder, card: Card | None = None):
+    def __init__(self, engine: Engine, encoder: Encoder, card: Card | None = None, read_at: ReadAt = "end_of_turn"):
         self._engine, self._encoder, self.card = engine, encoder, card
+        self._closing = encoder.chat.closing if read_at == "last_token" else None
         self.window = Window(engine.config.context[-1])
         self._service = EngineService(engine)
 
@@ -47,12 +51,12 @@ class ExplicitRewardModel:
 
     def _path(self, state: State) -> np.ndarray | None:
         try:
-            return self.window.path(self._encoder.turn(state), state.task.key)
+            return self.window.path(self._encoder.turn(state), state.task.key, self._closing)
         except TooLong:
             return None
 
 
-def load_reward_model(
+def load_explicit(
     place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, template: str = "", date: str = ""
 ) -> ExplicitRewardModel:
     """The explicit reward model of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes.
@@ -68,4 +72,4 @@ def load_reward_model(
         raise UserError(f"{place} holds a model without a value head; train one with configs/explicit.py")
     encoder = Encoder(loaded.chat, reward_specs(loaded.card, specs), "reward")
     engine_ = make_engine(loaded.model, engine, end_id=loaded.chat.end_id)
-    return ExplicitRewardModel(engine_, encoder, loaded.card)
+    return ExplicitRewardModel(engine_, encoder, loaded.card, loaded.read_at)

@@ -4,6 +4,7 @@ from typing import Any
 
 import ml_collections
 
+from agentrm_jax import places
 from agentrm_jax.run import keys
 from agentrm_jax.types import UserError
 
@@ -26,7 +27,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, value in values.items():
         if known := keys.find(name, roles):
             _check_value(known, name, value)
-    for together in (_mesh, _model, _engine, _simulations):
+    for together in (_places, _mesh, _model, _engine, _simulations):
         together(config)
 
 
@@ -38,6 +39,17 @@ def show(value: Any) -> str:
 def _check_value(key: keys.Key, name: str, value: Any) -> None:
     if not key.range.allows(value):
         raise UserError(f"--config.{name}={show(value)}: must be {key.range.words()}")
+
+
+def _places(config: ml_collections.ConfigDict) -> None:
+    for key in ("policy", "reward_model"):
+        if "method" in config and config[key]:
+            try:
+                place = places.read(config[key])
+                if isinstance(place, places.Maker):
+                    place.find()
+            except UserError as error:
+                raise UserError(f"--config.{key}={config[key]}: {error}") from error
 
 
 def _mesh(config: ml_collections.ConfigDict) -> None:

@@ -80,7 +80,7 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         Key("seed", SEED, "names everything that is drawn at random", of=BOTH),
         Key(
             "chat_template",
-            Text("chatml, or a file that holds a template", optional=True),
+            Text("chatml, keep, or a file that holds a template", optional=True),
             "chat template instead of the tokenizer's own",
             of=BOTH,
         ),

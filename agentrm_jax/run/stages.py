@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ml_collections
 
+from agentrm_jax import places
 from agentrm_jax.run.workdirs import is_finished
 from agentrm_jax.types import UserError
 
@@ -101,7 +102,11 @@ def require_named(config: ml_collections.ConfigDict) -> None:
     for stage in STAGES.values():
         for key in stage.named_by:
             if config.get(key):
-                require(config[key], stage.name, config.size)
+                place, name = places.read(config[key]), stage.name
+                if isinstance(place, places.Judge):
+                    place, name = place.policy, "sft"
+                if isinstance(place, places.Model):
+                    require(place.place, name, config.size)
 
 
 def require(place: str, name: str, size: str) -> None:

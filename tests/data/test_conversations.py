@@ -229,7 +229,7 @@ def test_formats_may_be_mixed_and_a_workdir_is_its_trajectories(tmp_path):
         ('{"messages": [{"role": "user", "content": "x"}]}\n{"messa', "line 2: not JSON"),
         ('{"broken\n{"messages": []}\n', "line 1: not JSON"),
         ('[{"messages": [{"role": "user", "content": "x"}]}, 3]', "entry 2: a row is a JSON object, not int"),
-        ('{"messages": [{"role": "tool", "content": "x"}]}', r"messages\[0\] has the role 'tool'"),
+        ('{"messages": [{"role": "narrator", "content": "x"}]}', r"messages\[0\] has the role 'narrator'"),
         ('{"messages": [{"role": "assistant", "content": null}]}', r"messages\[0\] has no text.*NoneType"),
         ('{"messages": ["hello"]}', r"messages\[0\] is no message"),
         ('{"messages": "hello"}', "'messages' is a str, not a list"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agentrm_jax.policies.native import load_policy
+from agentrm_jax.policies.native import load_native_policy
 from agentrm_jax.types import Outcome, State, Task
 
 GOLDEN = json.loads((Path(__file__).parent / "smollm2_replies.json").read_text())
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 def test_greedy_replies_are_those_of_transformers(hall):
     specs = {f"q{i}": dataclasses.replace(hall, instruction=r["instruction"]) for i, r in enumerate(GOLDEN["rows"])}
-    policy = load_policy("smollm2", specs, SIZES)
+    policy = load_native_policy("smollm2", specs, SIZES)
     states = [
         State(Task(f"q{i}", "1", "test", 1), "reply", outcome=Outcome(r["question"]))
         for i, r in enumerate(GOLDEN["rows"])

@@ -1,0 +1,60 @@
+"""The one place where a reward model is opened, whatever it is: of our own kinds, a judge, or a user's own."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agentrm_jax import places
+from agentrm_jax.envs.spec import EnvSpec
+from agentrm_jax.models.card import read_card
+from agentrm_jax.types import RewardModel, UserError
+
+
+def load_reward_model(
+    place: Path | str,
+    specs: Mapping[str, EnvSpec],
+    engine: Any,
+    *,
+    template: str = "",
+    date: str = "",
+    config: Any = None,
+) -> RewardModel:
+    """The reward model at a place (`agentrm_jax.places`).
+
+    Args:
+      place: a workdir, of whatever kind its card says, or a model folder or preset with a value head, which run on our engine;
+        `judge:PLACE`; or `MODULE:FUNCTION`, a function that is called with `specs` and `config` and returns an object with `score`
+        (`types.RewardModel`).
+      specs: environment name -> spec, whose texts the reward model is told where its card has none.
+      engine: the sizes of a config's `engine` group.
+      template, date: of the chat template; see `models.opening`.
+      config: the whole config of the run, for a user's function and for kinds that have settings in it.
+
+    Raises:
+      UserError: there is no such reward model, or it cannot be used.
+    """
+    match places.read(place):
+        case places.Maker() as maker:
+            return maker.make("score", specs, config if config is not None else {})
+        case places.Server():
+            raise UserError(f"{place} is a policy; to have it judge trajectories, write judge:{place}")
+        case places.Judge():
+            raise UserError(f"{place}: judges are not supported yet")
+        case places.Model():
+            return _of_card(place, specs, engine, template=template, date=date)
+
+
+def _of_card(place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, **how: str) -> RewardModel:
+    """The reward model of a workdir, by the kind on its card; what has no card is a classifier with one label."""
+    card = read_card(Path(place))
+    match card.kind if card else "explicit":
+        case "explicit":
+            from agentrm_jax.rewards.explicit import load_explicit
+
+            return load_explicit(place, specs, engine, **how)
+        case "policy":
+            raise UserError(
+                f"{place} holds a policy; train a reward model with configs/explicit.py, or write judge:{place}"
+            )
+        case kind:
+            raise UserError(f"{place} holds a model of kind {kind!r}, which this program does not know; update it")
