@@ -31,7 +31,7 @@ def model() -> ml_collections.ConfigDict:
     )
 
 
-def env(*, split: str, start: int = 0, count: int = 64) -> ml_collections.ConfigDict:
+def env(size: str, *, split: str, start: int = 0, count: int = 64) -> ml_collections.ConfigDict:
     """Which tasks: `count` per environment of a split, from `start` on, in an order shuffled once and for all."""
     return config_dict(
         names=("webshop", "maze"),
@@ -39,7 +39,8 @@ def env(*, split: str, start: int = 0, count: int = 64) -> ml_collections.Config
         start=start,
         count=count,
         data="",  # folder of official data files, if any
-        prompts="",  # AgentRM's folder eval_agent/prompt, for its wording instead of ours
+        # AgentRM's folder eval_agent/prompt, for its wording instead of ours; none: a model from nothing need not read any
+        prompts="none" if size == "nano" else "",
         workers=2,
         step_timeout=30.0,
         options=config_dict(
@@ -49,7 +50,7 @@ def env(*, split: str, start: int = 0, count: int = 64) -> ml_collections.Config
                 max_steps=10,
             ),
             # A small shop for a small model: short pages and codes, four kinds of products, all with a size and a colour.
-            webshop=config_dict(num_products=400, kinds=4, page_size=3, code_length=4),
+            webshop=config_dict(num_products=400, kinds=4, page_size=2, code_length=4),
             maze=config_dict(sizes=(3, 4), seeds=1200, max_steps=18),
         ),
     )
@@ -117,7 +118,7 @@ def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.
         policy=SIZES[size] or f"runs/{size}/sft",
         reward_model=reward_model,
         greedy=f"runs/{size}/greedy",  # workdir of a finished greedy run; its row is reported beside ours if it is there
-        env=env(split="test", count=64),
+        env=env(size, split="test", count=64),
         engine=engine(size),
         search=config_dict(),
         concurrency=64,

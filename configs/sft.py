@@ -21,7 +21,7 @@ def get_config(size: str = "nano"):
         init=common.SIZES[size],  # a training workdir, a Hugging Face folder, a GGUF file, or smollm2
         chat_template="",  # instead of the tokenizer's own: chatml, or a file
         date="",  # told to a template that reads the clock, ISO format; empty: the day the run began
-        env=common.env(split="train", count=1500),
+        env=common.env(size, split="train", count=1500),
         experts=f"runs/{size}/experts",
         loss="imitation",
         context_weight=0.3 if nano else 0.0,  # nano starts from nothing and learns to read on the way

@@ -156,7 +156,12 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         Key("env.start", SOME, "first task, in an order shuffled once and for all", of=TASKS),
         Key("env.count", COUNT, "tasks of each environment", unit="tasks", of=TASKS),
         Key("env.data", Text("a folder", optional=True), "official data files; empty: generated tasks", of=TASKS),
-        Key("env.prompts", Text("a folder", optional=True), "AgentRM's eval_agent/prompt, for its wording", of=TASKS),
+        Key(
+            "env.prompts",
+            Text("a folder, or none", optional=True),
+            "AgentRM's eval_agent/prompt, for its wording; none: goal and observation only",
+            of=TASKS,
+        ),
         Key("env.workers", COUNT, "processes that environments run in", of=TASKS, steady=True),
         Key("env.step_timeout", POSITIVE, "time a step may take", unit="seconds", of=TASKS, steady=True),
         Key("env.options.*", Free(), "options of an environment, under its name", of=TASKS),

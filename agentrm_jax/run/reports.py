@@ -32,7 +32,7 @@ def write(workdir: Path, config: Any, tasks: list[Task], log: Journal) -> None:
         method=config.method,
         policy=config.policy,
         reward_model=config.reward_model or None,
-        budget=_spent(workdir, log.spent),
+        budget=spent(workdir, log.spent),
         baselines=baselines,
         independent=independent,
         dropped_turns=log.dropped_turns,
@@ -161,7 +161,7 @@ def read(workdir: Path) -> dict[str, JSON]:
         method=f"{config.method} (unfinished: {len(finished)} tasks)",
         policy=config.policy,
         reward_model=config.reward_model or None,
-        budget=_spent(workdir, journal.budget(finished)),
+        budget=spent(workdir, journal.budget(finished)),
         independent=_independent(config),
         dropped_turns=journal.dropped_turns(finished),
         config=config.to_dict(),
@@ -175,7 +175,7 @@ def _about(workdir: Path) -> dict[str, JSON]:
     return found | ({"samples": read_json(drawn)["run"]} if drawn.exists() else {})
 
 
-def _spent(workdir: Path, budget: dict[str, JSON]) -> dict[str, JSON]:
+def spent(workdir: Path, budget: dict[str, JSON]) -> dict[str, JSON]:
     """A budget with what drawing the samples cost where they were drawn: a method costs what it needs, whoever paid."""
     path = workdir / "drawn.json"
     drawn = read_json(path)["budget"] if path.exists() else {}
