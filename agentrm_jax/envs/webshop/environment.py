@@ -19,7 +19,7 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from agentrm_jax.envs.react import played
 from agentrm_jax.envs.spec import EnvSpec, Options, whole
@@ -46,6 +46,18 @@ class View(NamedTuple):
     product: Product | None = None
     options: tuple[tuple[str, str], ...] = ()
     reward: float = 0.0
+
+
+class Settings(NamedTuple):
+    """What a shop is made of: the options, with their defaults."""
+
+    data: str
+    setting: str
+    num_products: int | None
+    seed: int
+    code_length: int
+    kinds: int
+    page_size: int
 
 
 class WebShop:
@@ -190,23 +202,27 @@ def _shop_of(options: Options) -> Shop:
         raise UserError(
             "WebShop's code_length and kinds are for made-up products; set setting=generated, or leave them out"
         )
-    page_size = whole(options, "page_size", PAGE_SIZE)
-    return _paged_shop(page_size, str(data), setting, num_products, options.get("seed") or 0, code_length, kinds)
+    how = Settings(
+        str(data),
+        setting,
+        num_products,
+        options.get("seed") or 0,
+        code_length,
+        kinds,
+        whole(options, "page_size", PAGE_SIZE),
+    )
+    return _cached_shop(how)
 
 
 @functools.lru_cache(4)
-def _paged_shop(page_size: int, *catalogue: Any) -> Shop:
-    shop = _cached_shop(*catalogue)
-    return shop if page_size == shop.page_size else dataclasses.replace(shop, page_size=page_size)
-
-
-@functools.lru_cache(4)
-def _cached_shop(data: str, setting: str, num_products: int | None, seed: int, code_length: int, kinds: int) -> Shop:
-    if not data:
-        return generate_shop(num_products, seed, code_length, kinds)
-    read = functools.partial(read_shop, Path(data), setting, num_products)
-    files = shop_files(Path(data), setting)
-    return prepared(files, (setting, num_products), read) if is_large(files) else read()
+def _cached_shop(how: Settings) -> Shop:
+    if not how.data:
+        shop = generate_shop(how.num_products, how.seed, how.code_length, how.kinds)
+    else:
+        read = functools.partial(read_shop, Path(how.data), how.setting, how.num_products)
+        files = shop_files(Path(how.data), how.setting)
+        shop = prepared(files, (how.setting, how.num_products), read) if is_large(files) else read()
+    return dataclasses.replace(shop, page_size=how.page_size)
 
 
 INSTRUCTION = """You shop on a web site for a customer. Find the product the instruction asks for, choose its options, and buy it. \

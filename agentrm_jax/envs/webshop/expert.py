@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from agentrm_jax.envs.webshop.catalogue import SEARCH_DEPTH, Goal, Product, Shop
+from agentrm_jax.envs.webshop.catalogue import PAGE_SIZE, SEARCH_DEPTH, Goal, Product, Shop
 from agentrm_jax.envs.webshop.reward import MATCH, first_colour, token_set_ratio
 
 _PRICE_CLAUSE = re.compile(r",? and price lower than [\d.]+ dollars.*", re.DOTALL)
@@ -21,7 +21,7 @@ _FILLER_LIST = """
     these they this to trying under us use want wanted we which who will with would you your"""
 _FILLER = frozenset(_FILLER_LIST.split())
 _QUERY_WORDS = 10
-_WISH_PAGES = 2  # how many pages of results the expert looks at before it tries the title
+_WISH_RESULTS = 20  # how many results the expert looks at before it tries the title
 
 
 class Session(Protocol):
@@ -81,12 +81,16 @@ def search_words(goal: Goal) -> list[str]:
 def best_query(shop: Shop, goal: Goal) -> tuple[str, int]:
     """What to search for, and the rank the product then has (`SEARCH_DEPTH` if it cannot be found).
 
-    The words of the wish if one of their wordings shows the product on the first pages, else words of the product's title.
+    The words of the wish if one of their wordings shows the product among the first results, else words of the product's title. Not
+    so in a shop with shorter pages than the original's, which is for small models: those learn to make titles up from an expert who
+    searches for what nobody told it.
     """
     words, title = search_words(goal), _WORD.findall(goal.product.title.lower())
     wishes = [key_words(goal), words[:_QUERY_WORDS], words, [*goal.attributes, goal.product.query]]
     query, rank = _best(shop, goal, wishes)
-    return (query, rank) if rank < _WISH_PAGES * shop.page_size else _best(shop, goal, [title[:_QUERY_WORDS], title])
+    if rank < _WISH_RESULTS or shop.page_size < PAGE_SIZE:
+        return query, rank
+    return _best(shop, goal, [title[:_QUERY_WORDS], title])
 
 
 def _best(shop: Shop, goal: Goal, wordings: list[list[str]]) -> tuple[str, int]:
