@@ -2,10 +2,11 @@
 
     python search.py --config=configs/greedy.py        the policy alone
     python search.py --config=configs/mcts.py          trees to learn step values from
+    python search.py --config=configs/sample.py        trajectories to learn outcomes from
     python search.py --config=configs/best_of_n.py     whole trajectories, the reward model picks
     python search.py --config=configs/beam.py          step by step, the reward model prunes
 
-docs/search.md has the others (lookahead, adaptive, particle, dvts, guided_mcts, sharing_beam, refine). With --config.samples=RUN
+docs/search.md has the others (lookahead, adaptive, particle, dvts, guided_mcts, sharing_beam, refine). With --config.drawn=RUN
 best-of-n draws nothing: another reward model ranks what that run drew.
 
 Finished tasks are kept, so running the same command again continues a run that was stopped. Started as several processes
@@ -42,7 +43,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     environments = catalogue.resolve(config.env)
     tasks = [task for entry in environments.values() for task in catalogue.tasks(config.env, entry)]
     run = method.bind(config.search, seed=config.seed, command=command_reader(environments.specs))
-    if drawn := recorded.read(config, tasks) if config.get("samples") else None:
+    if drawn := recorded.read(config, tasks) if config.get("drawn") else None:
         run = drawn.ranking(config.search)
 
     # --- Where we are --------------------------------------------------------------------------------------------------
@@ -75,7 +76,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
             workdir / "panel.json", panels.panel_of(tasks, {e.spec.name: e.options for e in environments.values()})
         )
         if drawn:
-            write_json(workdir / "drawn.json", {"run": config.samples, "budget": drawn.spent})
+            write_json(workdir / "drawn.json", {"run": config.drawn, "budget": drawn.spent})
     log = journal.part(workdir, process, processes)
     before = {entry.record.task for entry in journal.entries(workdir / "tasks.jsonl")}
     left = [task for task in tasks if task.key not in before][process::processes]
@@ -95,7 +96,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         progress = ProgressLine(total, done=len(log.finished), name="task", period=config.log_seconds)
 
         def on_done(done: search.Done[search.Result]) -> None:
-            log.record(done, meter, ranked=method.keeps, answer=answer_reader(environments.specs))
+            notes, answer = journal.notes_of(reward_model, done.task), answer_reader(environments.specs)
+            log.record(done, meter, ranked=method.keeps, notes=notes, answer=answer)
             spent = meter.total()
             speed = spent.policy_tokens / max(spent.seconds, 1e-9)
             progress.show(
@@ -106,7 +108,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 final=len(log.finished) == total,
             )
 
-        async with EnvironmentPool(environments.pool_options, config.env.workers, config.env.step_timeout) as pool:
+        pool_of = functools.partial(EnvironmentPool, environments.pool_options)
+        async with search.closing(policy, reward_model), pool_of(config.env.workers, config.env.step_timeout) as pool:
             parts = [meter.policy(policy), meter.environments(pool)] if policy else []
             if reward_model is not None:
                 parts.append(meter.reward_model(reward_model))

@@ -2,24 +2,29 @@
 
     python train.py --config=configs/sft.py            the policy
     python train.py --config=configs/explicit.py       the reward model
+    python train.py --config=configs/implicit.py       another kind of reward model
 
 Every array lives where the table in `agentrm_jax/parallel.py` puts it; the same file trains on a laptop and on a pod. Run the
 same command again to continue a run that was stopped.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
+import optax
 from flax import nnx
 
 from agentrm_jax import parallel
 from agentrm_jax.chat import Chat, load_chat
-from agentrm_jax.data import datasets, examples, formats, heldout
+from agentrm_jax.data import datasets, examples, formats, heldout, outcomes
 from agentrm_jax.data.demonstrations import expert_trajectories
+from agentrm_jax.data.samples import read_samples
 from agentrm_jax.envs import catalogue
+from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.files import new_folder, write_json
 from agentrm_jax.models import opening
 from agentrm_jax.models.card import Card, Texts, read_card, texts_of
@@ -32,7 +37,7 @@ from agentrm_jax.run.command import Stopped
 from agentrm_jax.run.devices import accelerator
 from agentrm_jax.run.logs import MetricWriter, ProgressLine, StepLog
 from agentrm_jax.tokenizer import load_tokenizer, train_tokenizer
-from agentrm_jax.training import checkpoint, evaluation, objectives
+from agentrm_jax.training import checkpoint, evaluation, objectives, reference
 from agentrm_jax.training.optimizer import optimizer_of
 from agentrm_jax.training.step import abstract_state, init_state, make_train_step, read_frozen
 from agentrm_jax.types import UserError
@@ -45,7 +50,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     first = jax.process_index() == 0
 
     # --- Mesh: all devices, named axes (before anything is written: a wrong size leaves nothing behind) ----------------
-    objective = objectives.find(config.loss)
+    objective = objectives.of(config)
     mesh = parallel.make_mesh(**config.mesh)
     rows = parallel.batch_rows(config.batch_rows, mesh)
     dtype = jax.numpy.dtype(config.dtype)
@@ -66,21 +71,11 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
     # --- Data: records -> token trees on disk -> packed batches --------------------------------------------------------
     with parallel.first_process_first("data"), workdirs.begun(config, workdir, write=first):
-        make = imitation_data if objective.source == "experts" else step_value_data
-        trees, chat, texts = make(config, workdir, base)
+        make = {"experts": imitation_data, "trees": step_value_data, "samples": outcome_data}
+        trees, chat, texts = make[objective.source](config, workdir, base)
         if first and not (workdir / "tokenizer").exists():
             with new_folder(workdir / "tokenizer") as folder:
                 chat.tokenizer.save_pretrained(folder)
-    data = iter(
-        datasets.batches(
-            trees,
-            rows=rows,
-            row_length=config.row_length,
-            seed=config.seed,
-            shard=jax.process_index(),
-            shards=jax.process_count(),
-        )
-    )
 
     # --- Model and optimizer -------------------------------------------------------------------------------------------
     if base:
@@ -98,6 +93,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         template=config.chat_template,
         date=chat.date or "",
         texts=texts,
+        beta=config.get("beta"),
+        reference=opening.policy_place(config.init, base) if objective.reference and base else "",
     )
     if lora and base:  # adapters and the value head are trained and saved; the base is held in the type it is used in
         card = dataclasses.replace(card, base=opening.adapter_base(config.init, base, lm_head=card.lm_head))
@@ -115,7 +112,15 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # --- One update ----------------------------------------------------------------------------------------------------
     train_step = make_train_step(graphdef, tx, objective.loss(dtype), placed, mesh)
     unseen = heldout.read(workdir / "data") if objective.predict else None
+    sizes = {"rows": rows, "row_length": config.row_length}
+    if objective.reference and base:
+        start = functools.partial(init_state, make_model, optax.set_to_zero(), mesh, config.seed, base.read)
+        trees, unseen = reference.attach(trees, unseen, workdir / "data", start=start, mesh=mesh, dtype=dtype, **sizes)
     predict = evaluation.make_predict(graphdef, objective, dtype, mesh, unseen, rows) if unseen else None
+
+    # --- Batches: this process's share of the trees, packed into rows ---------------------------------------------------
+    shard = {"shard": jax.process_index(), "shards": jax.process_count()}
+    data = iter(datasets.batches(trees, seed=config.seed, **sizes, **shard))
 
     # --- Go on where a former run stopped, or begin --------------------------------------------------------------------
     with checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints, stopping.requests() as stop:
@@ -204,6 +209,34 @@ def step_value_data(
     how = {name: config[name] for name in ("row_length", "min_visits", "target", "outcome")}
     how["heldout_fraction"] = config.heldout
     return examples.step_values(trees, Encoder(base.chat, environments.specs, "reward"), folder, **how), base.chat, told
+
+
+def outcome_data(
+    config: ml_collections.ConfigDict, workdir: Path, base: OpenedModel | None
+) -> tuple[Any, Chat, dict[str, Texts]]:
+    """Whole trajectories with their outcomes as a dataset (samples of a search, leaves of search trees, or both), and as above."""
+    assert base is not None  # the table of keys wants it
+    folder, card = workdir / "data", read_card(workdir)
+    if card and (found := datasets.read_dataset(folder)) is not None:
+        return found, base.chat, dict(card.texts)
+    runs = {}
+    if config.samples:
+        runs[config.samples] = read_samples(Path(config.samples), outcome=config.outcome)
+    if config.trees:
+        runs[config.trees] = formats.read_trees(Path(config.trees) / "trees")
+    specs: dict[str, EnvSpec] = {}
+    told: dict[str, Texts] = {}
+    for place, trees in runs.items():
+        env = workdirs.read_config(Path(place)).get("env") or ml_collections.ConfigDict(
+            {"names": {t.task.env for t in trees}}
+        )
+        own = catalogue.resolve(env).specs
+        told |= texts_of(own, [t.task for t in trees], env.get("prompts", ""), reader="reward")
+        specs |= own
+    how = {name: config[name] for name in ("row_length", "min_visits", "outcome")}
+    how["heldout_fraction"] = config.heldout
+    every = [tree for trees in runs.values() for tree in trees]
+    return outcomes.outcomes(every, Encoder(base.chat, specs, "reward"), folder, **how), base.chat, told
 
 
 if __name__ == "__main__":

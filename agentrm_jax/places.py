@@ -3,6 +3,7 @@
 runs/nano/sft, models/DIR, FILE.gguf, smollm2     a model that runs on our engine
 openai:MODEL@URL                                  a model behind a server that speaks OpenAI's protocol
 my.module:make                                    a user's own, made by a function of an importable module
+implicit:TUNED@BASE                               (a reward model) a policy, compared with the one that it was tuned from
 judge:PLACE                                       (a reward model) a policy, at any of the places above, that is asked to judge
 """
 
@@ -90,45 +91,60 @@ class Judge:
     policy: Model | Server
 
 
-Place = Model | Server | Maker | Judge
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two models of our engine, by their places: a tuned policy and the one it was tuned from."""
+
+    tuned: str
+    base: str
+
+
+Place = Model | Server | Maker | Judge | Pair
 
 
 def read(place: str | Path) -> Place:
     """What a config's `policy` or `reward_model` names; nothing is opened.
 
     Raises:
-      UserError: it begins like a server or a judge and does not go on like one.
+      UserError: it begins like a server, a judge or a pair and does not go on like one.
     """
     text = str(place)
     kind, colon, rest = text.partition(":")
     if colon and kind == "openai":
-        return _server(text, rest)
+        return _server(rest)
     if colon and kind == "judge":
         inner = read(rest) if rest else None
         if not isinstance(inner, Model | Server):
             raise UserError(f"{text}: write judge:PLACE, where PLACE is a workdir, a model folder or openai:MODEL@URL")
         return Judge(inner)
+    if colon and kind == "implicit":
+        tuned, _, base = rest.rpartition("@")
+        if not all(part and isinstance(read(part), Model) for part in (tuned, base)):
+            raise UserError(f"{text}: write implicit:TUNED@BASE, the workdirs or model folders of two policies")
+        return Pair(tuned, base)
     maker = _MAKER.fullmatch(text)
     if maker and not Path(text).exists():
         return Maker(*maker.groups())
     return Model(text)
 
 
-def _server(text: str, rest: str) -> Server:
-    model, _, url = rest.rpartition("@")
+def _server(rest: str) -> Server:
+    """The server of `openai:` + rest. Messages do not repeat it: it may hold a key by mistake."""
+    found = re.fullmatch(r"(.+?)@(https?://.+)", rest)
+    model, url = found.groups() if found else ("", "")
     try:
         parts = urllib.parse.urlsplit(url)
-        fine = bool(model) and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        fine = bool(parts.hostname) and parts.port != 0
     except ValueError:
         fine = False
     if not fine:
         raise UserError(
-            f"{text}: write openai:MODEL@URL with the URL that the server's paths follow, such as "
+            "write openai:MODEL@URL with the URL that the server's paths follow, such as "
             "openai:Qwen/Qwen3-4B@http://127.0.0.1:8000/v1"
         )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UserError(
-            "openai:MODEL@URL holds a user name, password or query; keys belong into the environment variable that "
+            "the URL of openai:MODEL@URL holds a user name, password or query; a key belongs into the environment variable that "
             "--config.server.key_variable names"
         )
     return Server(model, url.rstrip("/"))

@@ -170,7 +170,7 @@ def _abstract_state(
     config: ml_collections.ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, lora: LoRA | None
 ) -> tuple[Any, nnx.GraphDef, TrainState, TrainState]:
     """Optimizer, graph definition, shapes and shardings, as train.py makes them."""
-    objective = objectives.find(config.loss)
+    objective = objectives.of(config)
     card = Card(objective.kind, config.loss, model, objective.lm_head, objective.value_head, lora)
     held = jnp.dtype(config.dtype) if lora else jnp.float32
     tx = optimizer_of(config)
@@ -186,7 +186,7 @@ def _compiled_step(
 ) -> jax.stages.Compiled:
     """The training step, made from shapes alone."""
     tx, graphdef, shape, placed = _abstract_state(config, model, mesh, lora)
-    loss = objectives.find(config.loss).loss(jnp.dtype(config.dtype))
+    loss = objectives.of(config).loss(jnp.dtype(config.dtype))
     step = make_train_step(graphdef, tx, loss, placed, mesh)
     return step.lower(shape, _batch(config, mesh)).compile()  # type: ignore[attr-defined]
 
@@ -195,6 +195,8 @@ def _batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> dict[s
     rows = jax.sharding.NamedSharding(mesh, parallel.BATCH)
     kinds = dict.fromkeys(("tokens", "positions", "subtree_end", "previous"), jnp.int32)
     kinds |= dict.fromkeys(("loss_weight", "value", "value_weight"), jnp.float32)
+    if objectives.find(config.loss).reference:
+        kinds |= {"action": jnp.int32, "reference": jnp.float32}
     size = (config.batch_rows, config.row_length)
     return {k: jax.ShapeDtypeStruct(size, kind, sharding=rows) for k, kind in kinds.items()}
 

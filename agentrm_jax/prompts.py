@@ -28,6 +28,38 @@ def opening(spec: EnvSpec, goal: str, observation: str, *, reader: Reader, examp
     return [Message("user", spec.instruction), Message("assistant", "OK"), *spec.example, Message("user", task)]
 
 
+def told_as_policy(spec: EnvSpec) -> EnvSpec:
+    """A spec of which a reward model reads what a policy does (without examples): for log-ratios of two policies."""
+    told = spec.told
+    return dataclasses.replace(
+        spec,
+        rm_instruction=f"{spec.instruction}\n\nYour task: {GOAL}",
+        told=None if told is None else lambda task: told_as_policy(told(task)),
+    )
+
+
+def messages(
+    state: State, spec: EnvSpec, *, reader: Reader = "policy", examples: int = 0, last: int | None = None
+) -> list[Message]:
+    """The conversation up to where the agent's next turn begins, as chat messages: what an agent of your own is asked to continue.
+
+    Args:
+      state: an executed state (its `outcome` is there).
+      spec: of the state's environment.
+      reader: whose instruction it opens with.
+      examples: worked examples in the opening, 0 or 1.
+      last: turns to keep, the latest ones; None for all. The opening stays.
+    """
+    root, *turns = state.path()
+    assert root.outcome is not None
+    found = opening(spec.texts(state.task), state.goal, root.outcome.observation, reader=reader, examples=examples)
+    for turn in turns if last is None else turns[len(turns) - min(last, len(turns)) :]:
+        assert turn.action is not None
+        assert turn.outcome is not None
+        found += [Message("assistant", turn.action.text, loss=True), Message("user", turn.outcome.observation)]
+    return found
+
+
 def instructions(spec: EnvSpec, tasks: Iterable[Task], *, reader: Reader, examples: int = 0) -> tuple[str, ...]:
     """What a reader is told about an environment, apart from goal and observation: every different text that `tasks` meet.
 

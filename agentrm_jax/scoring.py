@@ -1,7 +1,7 @@
 """Values of the steps of trajectories: conversations in, scores out, in the order they came.
 
 All steps of a trajectory come from one forward pass, and trajectories share rows. A trajectory that cannot be scored says why, and the
-others are scored.
+others are scored. A step's score is the value at its end, or of an implicit reward model the log-ratio of its tokens.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from agentrm_jax.chat import Chat
 from agentrm_jax.data import conversations
 from agentrm_jax.data.conversations import Conversation
 from agentrm_jax.models.card import ReadAt
-from agentrm_jax.models.transformer import Transformer, values
+from agentrm_jax.models.transformer import Transformer, token_logprobs, values
 from agentrm_jax.search import aggregate as aggregation
 from agentrm_jax.tree import FlatTree
 from agentrm_jax.types import JSON, TooLong, UserError
-from agentrm_jax.window import Window
+from agentrm_jax.window import Reading, Window
 
 _PASSES = 16  # forward passes whose trajectories are packed, and printed, together
 
@@ -34,7 +34,7 @@ class Scored:
     """One trajectory's scores.
 
     Attributes:
-      step_scores: the value after every trained assistant turn, in order; NaN where the model gave no number.
+      step_scores: the score of every trained assistant turn, in order; NaN where the model gave no number.
       score: their aggregate; NaN if there are none, or one that it needs is missing.
       tokens: tokens read.
       dropped_turns: the oldest turns that the last step was read without, because the trajectory is too long.
@@ -55,6 +55,21 @@ class Scored:
         return row | ({"error": self.error} if self.error else {})
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class LogRatio:
+    """How a policy is an implicit reward model (paper 3.2.2).
+
+    Attributes:
+      reference: the policy that it is compared with.
+      beta: what log-ratios (nats) are multiplied by.
+      accumulated: a step's score is the sum of the rewards up to it; otherwise its own.
+    """
+
+    reference: Transformer
+    beta: float = 1.0
+    accumulated: bool = True
+
+
 def score(
     model: Transformer,
     chat: Chat,
@@ -66,6 +81,7 @@ def score(
     max_length: int | None = None,
     read_at: ReadAt = "end_of_turn",
     dtype: jnp.dtype = jnp.float32,
+    ratio: LogRatio | None = None,
 ) -> Iterator[Scored]:
     """Scores of every trajectory, in order, as their batches are done; rows are split over the local devices.
 
@@ -74,6 +90,7 @@ def score(
       rows: rows of `row_length` in one forward pass (fewer if they are longer).
       max_length: tokens of the longest path to read, by default the model's own limit. Steps that lie within it are read in
         one pass; each step beyond it is read without the oldest turns, as a search does.
+      ratio: `model` is a policy whose log-ratio is the reward; otherwise it has a value head.
       read_at: where the value of a step is read (`models.card.Card`).
 
     A trajectory that cannot be rendered, or of which prompt and one turn alone are too long, has an `error` and no scores.
@@ -84,20 +101,23 @@ def score(
     aggregation.check(aggregate)
     limit = max_length or model.config.max_length
     mesh = parallel.make_mesh(devices=jax.local_devices())
-    model = jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
+    models = jax.device_put((model, ratio.reference if ratio else None), NamedSharding(mesh, PartitionSpec()))
     before: list[_Prepared] = []
     coming: Iterator[list[float]] = iter(())
     prepared = (_prepare(one, chat, limit, model.config.max_length, read_at) for one in trajectories)
     windows = _windows(prepared, _PASSES * rows * row_length)
     for window in itertools.chain(windows, [[]]):  # a window is begun before the one before it is waited for
         passes = _passes([r.flat for one in window for r in one.readings], row_length, rows)
-        started = [(p, _start(model, mesh, p, dtype)) for p in passes]
-        yield from (_scored(one, coming, aggregate) for one in before)
-        before, coming = window, _finish([r for one in window for r in one.readings], started)
+        started = [(p, _start(models[0], models[1], mesh, p, dtype)) for p in passes]
+        yield from (_scored(one, coming, aggregate, ratio) for one in before)
+        before, coming = window, _finish([r for one in window for r in one.readings], started, summed=ratio is not None)
 
 
-def _scored(one: "_Prepared", found: Iterator[list[float]], aggregate: str) -> Scored:
-    steps = tuple(v if math.isfinite(v) else math.nan for _ in one.readings for v in next(found))
+def _scored(one: "_Prepared", found: Iterator[list[float]], aggregate: str, ratio: LogRatio | None) -> Scored:
+    numbers = [v for _ in one.readings for v in next(found)]
+    if ratio:
+        numbers = [ratio.beta * v for v in (itertools.accumulate(numbers) if ratio.accumulated else numbers)]
+    steps = tuple(v if math.isfinite(v) else math.nan for v in numbers)
     tokens = sum(len(r.flat) for r in one.readings)
     error = one.error
     if missing := [str(i) for i, v in enumerate(steps, 1) if math.isnan(v)]:
@@ -110,10 +130,11 @@ def _scored(one: "_Prepared", found: Iterator[list[float]], aggregate: str) -> S
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Reading:
-    """A path, and the tokens on it at which values are read."""
+    """A path, and the steps on it that are scored: the last token of each, and how many tokens it has."""
 
     flat: FlatTree
     at: np.ndarray
+    sizes: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,13 +154,20 @@ def _prepare(one: Conversation, chat: Chat, limit: int, longest: int, read_at: R
         found = Window(limit).steps(
             conversations.segments(one, chat), chat.closing if read_at == "last_token" else None
         )
-        readings = [_Reading(tree.flatten(tree.path_tree(r.segments)), r.ends) for r in found]
+        readings = [_reading(r) for r in found]
     except TooLong as error:
         advice = f"raise --max-length, up to {longest}" if limit < longest else "the model reads no more: shorten them"
         return _Prepared(one.id, one.origin, [], 0, f"{one.origin}: {error}; {advice}")
     except UserError as error:  # begins with the origin
         return _Prepared(one.id, one.origin, [], 0, str(error))
     return _Prepared(one.id, one.origin, readings, found[-1].dropped_turns if found else 0)
+
+
+def _reading(found: Reading) -> _Reading:
+    sizes = [len(s.tokens) for s in found.segments if s.loss]
+    return _Reading(
+        tree.flatten(tree.path_tree(found.segments)), found.ends, np.array(sizes[-len(found.ends) :], np.int32)
+    )
 
 
 def _windows(prepared: Iterable[_Prepared], tokens: int) -> Iterator[list[_Prepared]]:
@@ -181,36 +209,57 @@ def _passes(paths: Sequence[FlatTree], row_length: int, rows: int) -> list[_Pass
     return [_Pass(part, [[paths[i] for i in row] for row in part], length) for part in parts]
 
 
-def _start(model: Transformer, mesh: Mesh, one: _Pass, dtype: jnp.dtype) -> jax.Array:
+def _start(model: Transformer, reference: Transformer | None, mesh: Mesh, one: _Pass, dtype: jnp.dtype) -> jax.Array:
     """Begins a forward pass; its number of rows is rounded up so that few programs are compiled: float32[b, t]."""
     count = 1 << (len(one.flat) - 1).bit_length()
     count += -count % mesh.size
     empty: list[list[FlatTree]] = [[]] * (count - len(one.flat))
     flat = [tree.to_row(row, one.length) for row in [*one.flat, *empty]]
-    batch = {name: np.stack([getattr(f, name) for f in flat]) for name in ("tokens", "positions", "subtree_end")}
+    batch = {name: np.stack([getattr(f, name) for f in flat]) for name in _FIELDS}
     with jax.set_mesh(mesh), jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default"):
         placed = parallel.put_batch(batch, mesh)
-        return _forward(model, placed["tokens"], placed["positions"], placed["subtree_end"], dtype=dtype)
+        if reference is None:
+            return _values(model, placed, dtype=dtype)
+        return _ratios(model, reference, placed, dtype=dtype)
 
 
-def _finish(readings: Sequence[_Reading], started: Sequence[tuple[_Pass, jax.Array]]) -> Iterator[list[float]]:
-    """The values asked for, reading by reading."""
+def _finish(
+    readings: Sequence[_Reading], started: Sequence[tuple[_Pass, jax.Array]], *, summed: bool
+) -> Iterator[list[float]]:
+    """The numbers asked for, reading by reading: at the end of each step, or the sums over its tokens."""
     found: dict[int, list[float]] = {}
     for one, result in started:
         values_bt = np.asarray(result)
         for b, row in enumerate(one.rows):
             begins = 0
             for i in row:
-                found[i] = [float(v) for v in values_bt[b, begins + readings[i].at]]
+                ends = begins + readings[i].at
+                if summed:
+                    spans = zip(ends - readings[i].sizes + 1, ends + 1, strict=True)
+                    found[i] = [float(values_bt[b, first:after].sum(dtype=np.float64)) for first, after in spans]
+                else:
+                    found[i] = [float(v) for v in values_bt[b, ends]]
                 begins += len(readings[i].flat)
     yield from (found[i] for i in range(len(readings)))
 
 
+_FIELDS = ("tokens", "positions", "subtree_end", "previous")
+
+
 @functools.partial(jax.jit, static_argnames="dtype")
-def _forward(
-    model: Transformer, tokens_bt: jax.Array, positions_bt: jax.Array, end_bt: jax.Array, *, dtype: jnp.dtype
-) -> jax.Array:
-    return values(model, model(tokens_bt, positions_bt, end_bt, dtype=dtype))
+def _values(model: Transformer, batch: dict[str, jax.Array], *, dtype: jnp.dtype) -> jax.Array:
+    return values(model, model(batch["tokens"], batch["positions"], batch["subtree_end"], dtype=dtype))
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _ratios(model: Transformer, reference: Transformer, batch: dict[str, jax.Array], *, dtype: jnp.dtype) -> jax.Array:
+    """log pi - log pi_ref of every token: float32[b, t]."""
+
+    def logprobs(one: Transformer) -> jax.Array:
+        hidden = one(batch["tokens"], batch["positions"], batch["subtree_end"], dtype=dtype)
+        return token_logprobs(one, hidden, batch["tokens"], batch["previous"])
+
+    return logprobs(model) - logprobs(reference)
 
 
 def _bucket(size: int) -> int:

@@ -69,6 +69,8 @@ class FlatTree:
         predicts this token: in a tree that need not be the neighbour to the left.
       loss_weight: float32 weight of predicting this token; 0 outside trained actions.
       value, value_weight: float32 target and weight of the value read at this token; weight 0 where there is none.
+      action: int32, 1 at tokens of assistant turns that count (segments of kind `action` with loss), also in copies that `split`
+        makes; 0 elsewhere.
       node: int32 index of the token's node.
     """
 
@@ -79,6 +81,7 @@ class FlatTree:
     loss_weight: np.ndarray
     value: np.ndarray
     value_weight: np.ndarray
+    action: np.ndarray
     node: np.ndarray
 
     def __len__(self) -> int:
@@ -152,6 +155,7 @@ def flatten(tree: TokenTree) -> FlatTree:
         previous[start[i]] = stop[p] - 1 if p >= 0 else -1
     value, value_weight = np.zeros(offset, np.float32), np.zeros(offset, np.float32)
     loss = np.array([n.weight if n.segment.loss else 0.0 for n in tree], np.float32)
+    action = np.array([n.segment.loss and n.segment.kind == "action" for n in tree], np.int32)
     for i, n in enumerate(tree):
         if n.value_weight > 0:
             value[stop[i] - 1], value_weight[stop[i] - 1] = n.value, n.value_weight
@@ -164,6 +168,7 @@ def flatten(tree: TokenTree) -> FlatTree:
         loss_weight=loss[of],
         value=value,
         value_weight=value_weight,
+        action=action[of],
         node=of.astype(np.int32),
     )
 
@@ -296,5 +301,6 @@ def to_row(trees: Sequence[FlatTree], row_length: int) -> FlatTree:
         loss_weight=join("loss_weight", zeros.astype(np.float32)),
         value=join("value", zeros.astype(np.float32)),
         value_weight=join("value_weight", zeros.astype(np.float32)),
+        action=join("action", zeros),
         node=join("node", nodes[-1] + np.arange(pad)).astype(np.int32),
     )

@@ -1,157 +1,176 @@
-"""The engine by itself: prefill, decode, agents' episodes and step scoring, each against one cached sequence after the other.
+"""The engine beside vLLM, llama.cpp and transformers: prefill, decode, agents' episodes, scores of a beam's candidates.
 
-Beside the rates: what a turn costs early and late in an episode, and how many slots of the cache candidates take that share most
-of their tokens. Samples are greedy and of one length, so that both sides do the same work; ends of turns never occur.
+All run the same weights (`same_weights`) at the same work (`workloads.json`), in turn, each peer in a process of its own (`peers`).
+Beside the rates: what the machine could do (`roofline`), tokens computed for each that is new, the cost of late turns, memory of
+candidates that share most of their tokens, and how long a start takes.
 """
 
-import asyncio
-import statistics
+import contextlib
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.requests import EngineConfig, GenerateRequest, SamplingParams, ScoreRequest
-from agentrm_jax.engine.service import EngineService
+from agentrm_jax.engine.requests import EngineConfig, ScoreRequest
 from agentrm_jax.models.transformer import Transformer
-from benchmarks import naive
-from benchmarks.measure import Pass, Row, Size, compare, tokens
-
-_CANDIDATES, _OBSERVATION = 5, 48
-
-
-def run(size: Size, seconds: float) -> Iterator[Row]:
-    model = Transformer(size.model, rngs=nnx.Rngs(0), value_head=True)
-    room = -(-(size.context + size.new_tokens) // 64) * 64
-    one = "cached, one by one"
-    for count in (1, 8, 32):
-        count = min(count, size.histories)
-        case = f"{count} histories of {size.context} tokens"
-
-        def first_token(repeat: int, count: int = count) -> float:
-            histories = _histories(size, count, repeat)
-            naive.one_by_one(model, histories, 1, room)
-            return sum(map(len, histories))
-
-        yield compare(
-            "engine",
-            f"prefill, {case}",
-            "tokens/s",
-            _prefill(model, size, count),
-            one,
-            first_token,
-            size=size,
-            seconds=seconds,
-        )
-
-        def all_tokens(repeat: int, count: int = count) -> float:
-            new = naive.one_by_one(model, _histories(size, count, 0), size.new_tokens, room)
-            return sum(map(len, new))
-
-        mine = _decode(model, size, count)
-        case = f"decode, {case} (cached), {size.new_tokens} new"
-        yield compare(
-            "engine", case, "tokens/s", mine, f"{one}, prefill included", all_tokens, size=size, seconds=seconds
-        )
-
-    episodes = max(size.histories // 8, 1)
-    room = -(-(size.context + size.turns * (size.new_tokens + _OBSERVATION)) // 64) * 64
-
-    def one_turn_after_the_other(repeat: int) -> float:
-        """The same number of tokens after histories of the middle turn."""
-        middle = size.context + size.turns // 2 * (size.new_tokens + _OBSERVATION)
-        histories = [tokens(middle, size, i, repeat) for i in range(_CANDIDATES)]
-        return sum(map(len, naive.one_by_one(model, histories, size.new_tokens, room)))
-
-    case = f"best of {_CANDIDATES}: {episodes * _CANDIDATES} episodes, {size.turns} turns"
-    mine = _best_of_n(model, size, episodes, room)
-    yield compare("engine", case, "tokens/s", mine, one, one_turn_after_the_other, size=size, seconds=seconds)
-    print(f"cost of a turn: {cost_of_turns(model, size)}")
-    print(f"slots of 25 candidates that share 90 % of their tokens: {shared_slots(model, size):.3f} of unshared ones")
+from agentrm_jax.testing.tiny import TINY
+from benchmarks import peers, workloads
+from benchmarks.options import SystemOptions
+from benchmarks.ours import Ours
+from benchmarks.roofline import Machine
+from benchmarks.same_weights import prepare
+from benchmarks.side_by_side import Case, Comparison, System, compare_all, fact
 
 
-def _engine(model: Transformer, size: Size, rows: int, room: int) -> Engine:
-    config = EngineConfig(
-        cache_tokens=4 * max(rows, 25) * room,
-        rows=tuple(sorted({max(rows // 8, 1), rows})),
-        new_tokens=(64, 256),
-        batch_tokens=(512, 2048),
-        context=(room // 2, room),
-        samples=_CANDIDATES,
-        max_new=size.new_tokens,
+def run(options: SystemOptions) -> Iterator[Comparison]:
+    work = options.workload
+    toy = work["model"] == "toy"
+    model = Transformer(TINY, rngs=nnx.Rngs(0), value_head=True) if toy else prepare(options.models).model()
+    machine = Machine(64, 4096) if toy else Machine()
+    mine = Ours(model, sizes(work, toy))
+    config = model.config
+    del model
+
+    def compared(case: Case, systems: Sequence[System], absent: Mapping[str, str]) -> Iterator[Comparison]:
+        if options.wants(case.name):
+            repeats = options.repeats or work["repeats"]
+            yield compare_all("engine", case, systems, absent, machine, repeats=repeats, seconds=options.case_seconds)
+
+    candidates = "{candidates} with {shared} tokens shared and {own} of their own".format(**work["shared"])
+    if options.wants(f"{SHARED}: {candidates}"):
+        yield shared_row(mine, work["shared"], f"{SHARED}: {candidates}")  # first, while the cache is empty
+    generation = [workloads.prefill(shape, config) for shape in work["prefill"]]
+    generation += [workloads.decode(shape, work["decode"]["context"], config) for shape in work["decode"]["cases"]]
+    loops = [workloads.episodes(work["episodes"], config)]
+    if any(options.wants(case.name) for case in generation + loops):
+        with started(peers.GENERATORS, options, role="generate", toy=toy) as (others, absent):
+            _agree(mine, others)
+            for case in generation:
+                yield from compared(case, [mine, *others], absent)
+            able = [o for o in others if o.name.startswith("vLLM")]
+            missing = {name: why for name, why in absent.items() if name.startswith("vLLM")}
+            for case in loops:
+                yield from compared(case, [mine, *able], missing)
+            if options.wants(START) and not toy:
+                yield start_row({o.name: o.seconds_to_start for o in others})
+    case = workloads.scoring(work["scoring"], config)
+    if options.wants(case.name):
+        with started(peers.SCORERS, options, role="score", toy=toy) as (others, absent):
+            _agree_on_scores(mine, others)
+            yield from compared(case, [mine, *others], absent)
+    if options.wants(HOST):
+        yield host_row()
+
+
+START = "start, seconds from a new process to a first token"
+SHARED = "slots of cached candidates, as a part of what they take apart"
+HOST = "host, milliseconds a decode step of 64 rows with a model of no size"
+
+
+def sizes(work: Mapping[str, Any], toy: bool) -> EngineConfig:
+    """An engine for all of a workload."""
+    e, s, d, r = work["episodes"], work["scoring"], work["decode"], work["search"]
+    longest = max(
+        e["instruction"] + e["task"] + e["turns"] * (e["new"] + e["observation"]),
+        s["prompt"] + s["turns"] * (s["action"] + s["observation"]),
+        d["context"] + max(case["new"] for case in d["cases"]),
+        max(shape["tokens"] + 1 for shape in work["prefill"]),
     )
-    return Engine(model, config, end_id=-1)
+    room = -(-longest // 64) * 64
+    new = max(e["new"], r["new"], *(case["new"] for case in d["cases"]))
+    few = (1, 4) if toy else (1, 8, 32, 64)
+    return EngineConfig(
+        cache_tokens=64 * room,
+        rows=few,
+        batch_tokens=(128, 512, 2048),
+        new_tokens=(64, 512),
+        context=(room,) if toy else (320, room),
+        samples=5,
+        max_new=new,
+    )
 
 
-def _histories(size: Size, count: int, repeat: int) -> list[np.ndarray]:
-    return [tokens(size.context, size, i, repeat) for i in range(count)]
+@contextlib.contextmanager
+def started(
+    kinds: Sequence[peers.Kind], options: SystemOptions, *, role: str, toy: bool
+) -> Iterator[tuple[list[peers.Peer], dict[str, str]]]:
+    """The peers that are wanted and there, one started after the other; and why others are not. All end with the block."""
+    absent: dict[str, str] = {}
+    with peers.running([]) as here:
+        for kind in kinds:
+            if not options.wants_system(kind.name):
+                continue
+            try:
+                if toy:
+                    raise peers.PeerDied("toy size has no weights for it")
+                here.append(peers.start(kind, options.models, options.logs, role=role, **options.workload["peers"]))
+                print(f"{kind.name} ({role}): ready after {here[-1].seconds_to_start:.0f} s", flush=True)
+            except peers.PeerDied as error:
+                absent[kind.name] = str(error)
+                print(f"{kind.name} ({role}): skipped: {error}", flush=True)
+        yield here, absent
 
 
-def _prefill(model: Transformer, size: Size, count: int) -> Pass:
-    mine = _engine(model, size, count, 2 * size.context)
-
-    def read(repeat: int) -> float:
-        histories = _histories(size, count, repeat)
-        mine.score(histories)
-        return sum(map(len, histories))
-
-    return read
-
-
-def _decode(model: Transformer, size: Size, count: int) -> Pass:
-    mine = _engine(model, size, count, 2 * size.context)
-    requests = [GenerateRequest(h, SamplingParams(temperature=0.0)) for h in _histories(size, count, 0)]
-
-    def generate(repeat: int) -> float:
-        return sum(len(sample.tokens) for samples in mine.generate(requests) for sample in samples)
-
-    return generate
+def _agree(mine: System, others: Sequence[System]) -> None:
+    """Says how many of 16 greedy tokens every system has in common with ours."""
+    question = {"do": "generate", "paths": [workloads.ids(40, 10)], "new": 16}
+    [want] = mine.ask(**question)["tokens"]
+    for other in others:
+        [have] = other.ask(**question)["tokens"]
+        print(
+            f"{other.name}: {sum(a == b for a, b in zip(want, have, strict=True))} of 16 greedy tokens as ours",
+            flush=True,
+        )
 
 
-def _best_of_n(model: Transformer, size: Size, tasks: int, room: int) -> Pass:
-    """Episodes of agents that wait for nobody: an instruction they all share, their task, then turns."""
-    service = EngineService(_engine(model, size, tasks * _CANDIDATES, room))
-
-    async def episode(task: int, index: int, repeat: int) -> int:
-        path = np.concatenate([tokens(size.context - 20, size, 0), tokens(20, size, task, repeat)])
-        for turn in range(size.turns):
-            params = SamplingParams(seed=index)
-            [sample] = await service.generate(GenerateRequest(path, params))
-            path = np.concatenate([path, sample.tokens, tokens(_OBSERVATION, size, task, index, turn, repeat)])
-        return size.turns * size.new_tokens
-
-    async def all_episodes(repeat: int) -> int:
-        pairs = [(task, index) for task in range(tasks) for index in range(_CANDIDATES)]
-        return sum(await asyncio.gather(*(episode(task, index, repeat) for task, index in pairs)))
-
-    return lambda repeat: asyncio.run(all_episodes(repeat))
+def _agree_on_scores(mine: System, others: Sequence[System]) -> None:
+    question = {"do": "score", "paths": [workloads.ids(40, 10, i) for i in range(4)]}
+    want = np.array(mine.ask(**question)["values"])
+    for other in others:
+        off = np.abs(np.array(other.ask(**question)["values"]) - want).max()
+        print(f"{other.name}: scores differ from ours by at most {off:.1e}", flush=True)
 
 
-def cost_of_turns(model: Transformer, size: Size, turns: int = 10, repeats: int = 5) -> str:
-    """What scoring five candidates costs at the second and the last turn of an episode, and the ratio of the medians."""
-    step = 24
-    mine = _engine(model, size, 8, -(-(size.context + turns * 2 * step) // 64) * 64)
-    spent: dict[int, list[float]] = {turn: [] for turn in range(turns)}
-    for repeat in range(repeats + 1):
-        history = tokens(size.context, size, repeat)
-        for turn in range(turns):
-            candidates = [np.concatenate([history, tokens(step, size, repeat, turn, c)]) for c in range(_CANDIDATES)]
-            begin = time.perf_counter()
-            mine.score(candidates)
-            if repeat:  # the first one compiles
-                spent[turn].append(time.perf_counter() - begin)
-            history = np.concatenate([candidates[0], tokens(step, size, repeat, turn, 9)])
-    second, last = statistics.median(spent[1]), statistics.median(spent[turns - 1])
-    return f"{1e3 * second:.1f} ms at turn 2, {1e3 * last:.1f} ms at turn {turns}, ratio {last / second:.2f}"
+def start_row(others: Mapping[str, float]) -> Comparison:
+    """Our start, with programs compiled before, beside that of the peers (until they take questions)."""
+    command = [sys.executable, "-m", "benchmarks.first_token"]
+    spent = []
+    for _ in range(2):  # the first one may have to compile
+        begin = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        spent.append(time.perf_counter() - begin)
+    return fact("engine", START, "s", spent[-1], others)
 
 
-def shared_slots(model: Transformer, size: Size) -> float:
-    """Cached tokens of 25 candidates of which 90 % are shared, as a part of what they would take apart."""
-    mine = _engine(model, size, 8, 2 * size.context)
-    trunk, own = tokens(size.context * 9 // 10, size, 1), size.context // 10
-    jobs = [mine.submit(ScoreRequest(np.concatenate([trunk, tokens(own, size, 2, c)]))) for c in range(25)]
+def shared_row(mine: Ours, shape: Mapping[str, int], case: str) -> Comparison:
+    """Cached tokens of candidates, as a part of what they would take apart."""
+    candidates, shared, own = shape["candidates"], shape["shared"], shape["own"]
+    trunk, engine = workloads.ids(shared, 11), mine.engine
+    before = engine.cache.held
+    jobs = [
+        engine.submit(ScoreRequest(np.array(trunk + workloads.ids(own, 12, c), np.int32))) for c in range(candidates)
+    ]
     while not all(job.done for job in jobs):
-        mine.step()
-    return mine.cache.held / (25 * (len(trunk) + own))
+        engine.step()
+    part = (engine.cache.held - before) / (candidates * (shared + own))
+    return fact("engine", case, "share", part, {})
+
+
+def host_row() -> Comparison:
+    """What a decode step costs beside its arithmetic, at most: the time of one with a model that has next to none."""
+    model = Transformer(TINY, rngs=nnx.Rngs(0))
+    new, rows = 64, 64
+    config = EngineConfig(cache_tokens=16384, rows=(rows,), context=(128,), max_new=new, batch_tokens=(2048,))
+    mine = Ours(model, config)
+    question = {"do": "generate", "paths": [workloads.ids(17, 13, i) for i in range(rows)], "new": new}
+    mine.ask(**question)
+    best = float("inf")
+    for _ in range(5):
+        steps, begin = mine.engine.stats.decode_steps, time.perf_counter()
+        mine.ask(**question)
+        best = min(best, (time.perf_counter() - begin) / (mine.engine.stats.decode_steps - steps))
+    return fact("engine", HOST, "ms", 1e3 * best, {})

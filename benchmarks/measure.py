@@ -5,6 +5,7 @@ has its baseline right after it, and the rate of a matrix product in between say
 """
 
 import dataclasses
+import os
 import platform
 import statistics
 import time
@@ -127,6 +128,8 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": model,
         "cores": jax_cores(),
+        "flags": " ".join(flags()) or "unknown",
+        "load": f"{os.getloadavg()[0]:.2f}",
         "device": f"{jax.local_device_count()} x {device.device_kind}",
         "system": platform.system(),
         "python": platform.python_version(),
@@ -134,10 +137,18 @@ def machine() -> dict[str, Any]:
     }
 
 
+def flags() -> list[str]:
+    """What the processor has of the instruction sets that matter here."""
+    try:
+        with open("/proc/cpuinfo") as f:
+            has = next((line.split(":", 1)[1].split() for line in f if line.startswith("flags")), [])
+    except OSError:
+        has = []
+    return [flag for flag in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16") if flag in has]
+
+
 def jax_cores() -> int:
     """Cores this process may use."""
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 

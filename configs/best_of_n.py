@@ -15,7 +15,6 @@ MAIN = "search.py"
 def get_config(size: str = "nano"):
     common.check_size(size)
     config = common.search(size, method="best_of_n", reward_model=f"runs/{size}/explicit")
-    config.samples = ""  # a finished run whose samples are ranked, instead of drawing some
     # all_steps: every step is scored, for the report, also where the aggregate needs the last only
     config.search = common.config_dict(n=5, aggregate="last", temperature=1.0, all_steps=True)
     return config

@@ -112,7 +112,7 @@ def engine(size: str) -> ml_collections.ConfigDict:
 
 def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.ConfigDict:
     """What all of search.py's experiments have in common: policy, reward model, test tasks, engine."""
-    return config_dict(
+    config = config_dict(
         size=size,
         method=method,
         policy=SIZES[size] or f"runs/{size}/sft",
@@ -120,6 +120,7 @@ def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.
         greedy=f"runs/{size}/greedy",  # workdir of a finished greedy run; its row is reported beside ours if it is there
         env=env(size, split="test", count=64),
         engine=engine(size),
+        server=server(),
         search=config_dict(),
         concurrency=64,
         chat_template="",  # of policy and reward model, instead of their tokenizers' own: chatml, or a file
@@ -127,4 +128,24 @@ def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.
         examples=0 if size == "nano" else 1,  # worked examples in the policy's prompt
         seed=0,
         log_seconds=10.0,
+    )
+    if method == "best_of_n":
+        config.drawn = ""  # a finished run whose samples are ranked, instead of drawing some
+    if reward_model:
+        # what an implicit reward model gives for a state: the sum over its path; single: its last step's reward alone
+        config.step_reward = "accumulated"
+        whole = method in ("best_of_n", "particle")  # methods whose candidates have different histories
+        config.judge = config_dict(compare="trajectories" if whole else "steps", orders=5)
+    return config
+
+
+def server() -> ml_collections.ConfigDict:
+    """How a server is asked, for `openai:MODEL@URL`."""
+    return config_dict(
+        key_variable="OPENAI_API_KEY",  # name of the environment variable; the key itself is written nowhere
+        tokenizer="",  # a folder: conversations are rendered here and sent as token ids
+        context=0,  # tokens that the model reads; 0: as the server says
+        timeout=120.0,
+        retries=6,
+        concurrency=32,
     )

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import grain
 import numpy as np
@@ -17,8 +17,12 @@ _INTS = ("tokens", "positions", "subtree_end", "previous")
 _FLOATS = ("loss_weight", "value", "value_weight")
 
 
-def write_dataset(folder: Path, trees: Sequence[FlatTree], *, meta: dict[str, JSON]) -> None:
+def write_dataset(
+    folder: Path, trees: Sequence[FlatTree], *, meta: dict[str, JSON], extra: tuple[str, ...] = ()
+) -> None:
     """Writes flattened trees as a TFDS dataset named `token_trees` (split `train`, array_record files, no TensorFlow).
+
+    `extra` names further whole-number arrays of a `FlatTree` that the objective reads.
 
     Raises:
       UserError: there are no trees.
@@ -31,7 +35,7 @@ def write_dataset(folder: Path, trees: Sequence[FlatTree], *, meta: dict[str, JS
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self) -> Any:
-            ints = {name: tfds.features.Tensor(shape=(None,), dtype=np.int32) for name in _INTS}
+            ints = {name: tfds.features.Tensor(shape=(None,), dtype=np.int32) for name in (*_INTS, *extra)}
             floats = {name: tfds.features.Tensor(shape=(None,), dtype=np.float32) for name in _FLOATS}
             features = tfds.features.FeaturesDict(ints | floats)
             return tfds.core.DatasetInfo(builder=self, description=json.dumps(meta), features=features)
@@ -41,7 +45,7 @@ def write_dataset(folder: Path, trees: Sequence[FlatTree], *, meta: dict[str, JS
 
         def _generate_examples(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
             for i, t in enumerate(trees):
-                yield i, {name: getattr(t, name) for name in _INTS + _FLOATS}
+                yield i, {name: getattr(t, name) for name in (*_INTS, *_FLOATS, *extra)}
 
     if not trees:
         raise UserError("there is nothing to train on: no token tree was made from the data")
@@ -60,10 +64,31 @@ def read_dataset(folder: Path) -> Any:
     return tfds.builder_from_directory(str(place)).as_data_source(split="train")
 
 
+class Joined:
+    """A dataset with one more array [t] a tree, which is kept in memory.
+
+    Args:
+      source: as `read_dataset` gives it.
+      values: the arrays of all trees one after another, in the order of the dataset.
+      ends: int[len(source)], where each ends.
+    """
+
+    def __init__(self, source: Any, name: str, values: np.ndarray, ends: np.ndarray):
+        self._source, self._name, self._values, self._ends = source, name, values, ends
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
+        i = range(len(self))[index]
+        begin = int(self._ends[i - 1]) if i else 0
+        return dict(self._source[i]) | {self._name: self._values[begin : int(self._ends[i])]}
+
+
 def batches(
     source: Any, *, rows: int, row_length: int, seed: int, shard: int = 0, shards: int = 1, threads: int = 1
 ) -> grain.IterDataset:
-    """An endless, shuffled stream of packed batches: dicts of arrays [rows, row_length] as in `FlatTree`.
+    """An endless, shuffled stream of packed batches: dicts of the source's arrays, [rows, row_length], as in `FlatTree`.
 
     Trees are packed first-fit; the tokens of each see that tree only. The iterator's state can be saved and restored exactly.
     `shard` of `shards` is this process's share of the trees, `rows` the number of rows of this process.
@@ -76,9 +101,10 @@ def batches(
             f"{shards} processes share the data, which has fewer token trees ({len(source)}); start fewer processes"
         )
     data = grain.MapDataset.source(source).seed(seed).shuffle()[shard::shards].repeat(None)
+    names = tuple(source[0])
     packed = grain.experimental.FirstFitPackIterDataset(
         data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=64)),
-        length_struct=dict.fromkeys(_INTS + _FLOATS, row_length),
+        length_struct=dict.fromkeys(names, row_length),
         num_packing_bins=max(rows, 8),
         shuffle_bins=False,
     )
@@ -91,7 +117,8 @@ def _to_row(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     real = packed["tokens_segment_ids"] > 0
     start = index - packed["tokens_positions"]
     previous = np.where(real & (packed["previous"] >= 0), packed["previous"] + start, -1)
-    out = {name: np.where(real, packed[name], 0).astype(packed[name].dtype) for name in _INTS + _FLOATS}
+    names = (name for name in packed if not name.endswith(("_segment_ids", "_positions")))
+    out = {name: np.where(real, packed[name], 0).astype(packed[name].dtype) for name in names}
     out["subtree_end"] = np.where(real, packed["subtree_end"] + start, index + 1).astype(np.int32)
     out["previous"] = previous.astype(np.int32)
     return out

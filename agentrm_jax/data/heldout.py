@@ -24,7 +24,8 @@ class HeldOut:
     """Token trees packed into rows, and the states in them whose value is known.
 
     Attributes:
-      rows: `tokens`, `positions`, `subtree_end` and `previous` as in `FlatTree`, each int32[r, t].
+      rows: `tokens`, `positions`, `subtree_end` and `previous` as in `FlatTree`, each int32[r, t], and what else an objective
+        needs to predict.
       row, column: int32[w], where the value of each state is read.
       target: float32[w], its value.
       task: str[w], the key of its task.
@@ -60,8 +61,12 @@ def choose(trees: Sequence[SearchTree], fraction: float) -> tuple[list[SearchTre
     return [t for t in trees if t.task.key not in out], [t for t in trees if t.task.key in out]
 
 
-def collect(parts: Iterable[tuple[SearchTree, Sequence[Node]]], row_length: int) -> HeldOut | None:
+def collect(
+    parts: Iterable[tuple[SearchTree, Sequence[Node]]], row_length: int, *, extra: tuple[str, ...] = ()
+) -> HeldOut | None:
     """Packs pieces of value trees (`targets.value_tree`, cut to `row_length`), each with the search tree it was made from.
+
+    `extra` names further arrays of `FlatTree` that rows have.
 
     None if no piece holds a state whose value is known.
     """
@@ -91,7 +96,7 @@ def collect(parts: Iterable[tuple[SearchTree, Sequence[Node]]], row_length: int)
     packed = [tree.to_row([flats[i] for i in group], row_length) for group in groups]
     known = list(zip(*facts, strict=True))
     return HeldOut(
-        rows={name: np.stack([getattr(row, name) for row in packed]) for name in _FIELDS},
+        rows={name: np.stack([getattr(row, name) for row in packed]) for name in (*_FIELDS, *extra)},
         row=np.array([place[piece][0] for piece, _, _ in states], np.int32),
         column=np.array([place[piece][1] + at for piece, at, _ in states], np.int32),
         target=np.array([target for _, _, target in states], np.float32),
@@ -117,8 +122,8 @@ def read(folder: Path) -> HeldOut | None:
     if not path.exists():
         return None
     with np.load(path) as arrays:
-        rest = {name: arrays[name] for name in arrays.files if name not in _FIELDS}
-        return HeldOut(rows={name: arrays[name] for name in _FIELDS}, **rest)
+        states = {f.name: arrays[f.name] for f in dataclasses.fields(HeldOut) if f.name != "rows"}
+        return HeldOut(rows={name: arrays[name] for name in arrays.files if name not in states}, **states)
 
 
 def _depth(one: SearchTree, node: int) -> int:

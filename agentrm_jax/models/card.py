@@ -44,7 +44,7 @@ class Card:
     """A trained model.
 
     Attributes:
-      kind: `policy`, or the kind of reward model (`explicit`).
+      kind: `policy`, or the kind of reward model (`explicit`, `implicit`).
       loss: the loss it was trained with.
       config: sizes of the transformer.
       lm_head, value_head: which output maps it has.
@@ -56,6 +56,8 @@ class Card:
       aggregate: how the scores of a trajectory's steps become its score.
       read_at: where a value is read: at the end-of-turn token of the last turn, or at the last token of the rendered conversation.
       texts: environment name -> what it was told.
+      beta: of an implicit reward model: what log-ratios are multiplied by.
+      reference: of an implicit reward model: place or name of the model that its log-probabilities are compared with.
     """
 
     kind: str
@@ -70,6 +72,8 @@ class Card:
     aggregate: str = "last"
     read_at: ReadAt = "end_of_turn"
     texts: Mapping[str, Texts] = dataclasses.field(default_factory=dict)
+    beta: float | None = None
+    reference: str = ""
 
     def to_json(self) -> dict[str, JSON]:
         """The content of `model.json`."""

@@ -219,10 +219,29 @@ def adapter_base(place: str, base: OpenedModel, *, lm_head: bool) -> str:
     Raises:
       UserError: the base lacks the language-model head that a policy needs.
     """
-    if lm_head and not base.config.tie_embeddings and "head_dv" not in base.has:
+    if lm_head and not _is_policy(base):
         raise UserError(
             f"{place} has no language-model head, and adapters bring none; name a policy with --config.init"
         )
+    return _lasting(place)
+
+
+def policy_place(place: str, base: OpenedModel) -> str:
+    """What a card says of the policy that a model is compared with: its absolute path, or its name.
+
+    Raises:
+      UserError: it is no policy.
+    """
+    if not _is_policy(base) or (base.card and not base.card.lm_head):
+        raise UserError(f"{place} has no language-model head, so it is no policy; name one with --config.init")
+    return _lasting(place)
+
+
+def _is_policy(base: OpenedModel) -> bool:
+    return base.config.tie_embeddings or "head_dv" in base.has
+
+
+def _lasting(place: str) -> str:
     path = Path(place).expanduser()
     return str(path.resolve()) if path.exists() else place
 

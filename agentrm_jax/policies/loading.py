@@ -28,7 +28,7 @@ def load_policy(
       engine: the sizes of a config's `engine` group; of a server, `max_new` counts.
       examples: worked examples in the prompt.
       template, date: of the chat template; see `models.opening`.
-      config: the whole config of the run, for a user's function.
+      config: the whole config of the run, for a user's function; of a server, its `server` group counts.
 
     Raises:
       UserError: there is no such policy, or it cannot be used.
@@ -36,10 +36,22 @@ def load_policy(
     match places.read(place):
         case places.Maker() as maker:
             return maker.make("propose", specs, config if config is not None else {})
-        case places.Server():
-            raise UserError(f"{place}: policies behind a server are not supported yet")
+        case places.Server() as server:
+            from agentrm_jax.policies.served import load_served_policy
+
+            return load_served_policy(
+                server,
+                specs,
+                (config or {}).get("server"),
+                max_new=engine["max_new"],
+                examples=examples,
+                template=template,
+                date=date,
+            )
         case places.Judge():
             raise UserError(f"{place} is a judge, which scores; a policy is named without judge:")
+        case places.Pair(tuned, _):
+            raise UserError(f"{place} scores by two policies; the policy itself is {tuned}")
         case places.Model():
             from agentrm_jax.policies.native import load_native_policy
 

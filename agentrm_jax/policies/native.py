@@ -7,46 +7,21 @@ from typing import Any
 import jax.numpy as jnp
 
 from agentrm_jax.engine.engine import Engine, local_mesh, make_engine
-from agentrm_jax.engine.requests import GenerateRequest, SamplingParams
-from agentrm_jax.engine.service import EngineService
 from agentrm_jax.envs.spec import EnvSpec
+from agentrm_jax.generators.native import EngineGenerator
 from agentrm_jax.models.card import Card
 from agentrm_jax.models.opening import load_model
+from agentrm_jax.policies.generated import TokenPolicy
 from agentrm_jax.prompts import Encoder
-from agentrm_jax.types import Action, State
-from agentrm_jax.window import Window
 
 
-class NativePolicy:
-    """Implements `Policy`: proposals of all tasks in flight are sampled together.
-
-    A history that is too long for the engine loses its oldest turns, never its prompt: see `window`.
-    """
+class NativePolicy(TokenPolicy):
+    """Implements `Policy`: proposals of all tasks in flight are sampled together."""
 
     def __init__(self, engine: Engine, encoder: Encoder, card: Card | None = None):
-        self._engine, self._encoder, self.card = engine, encoder, card
-        self.window = Window(engine.config.context[-1] - engine.config.max_new)
-        self._service = EngineService(engine)
-
-    @property
-    def dropped_turns(self) -> Mapping[str, int]:
-        """Task key -> oldest turns that were left out of what the model read."""
-        return self.window.dropped_turns
-
-    async def propose(self, state: State, n: int, *, temperature: float, seed: int) -> list[Action]:
-        """`n` samples for the turn after `state`. Raises TooLong if prompt and last turn alone do not fit the engine."""
-        path = self.window.path(self._encoder.history(state), state.task.key)
-        params = SamplingParams(temperature=temperature, n=n, seed=seed)
-        samples = await self._service.generate(GenerateRequest(path, params))
-        return [
-            Action(
-                self._encoder.chat.decode(s.tokens.tolist()),
-                tuple(s.tokens.tolist()),
-                s.logprob,
-                "stop" if s.finished else "length",
-            )
-            for s in samples
-        ]
+        limit = engine.config.context[-1] - engine.config.max_new
+        super().__init__(EngineGenerator(engine, encoder.chat), encoder, limit, card)
+        self._engine = engine
 
 
 def load_native_policy(

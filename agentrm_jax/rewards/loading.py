@@ -23,12 +23,12 @@ def load_reward_model(
 
     Args:
       place: a workdir, of whatever kind its card says, or a model folder or preset with a value head, which run on our engine;
-        `judge:PLACE`; or `MODULE:FUNCTION`, a function that is called with `specs` and `config` and returns an object with `score`
-        (`types.RewardModel`).
+        `implicit:TUNED@BASE`; `judge:PLACE`; or `MODULE:FUNCTION`, a function that is called with `specs` and `config` and returns
+        an object with `score` (`types.RewardModel`).
       specs: environment name -> spec, whose texts the reward model is told where its card has none.
       engine: the sizes of a config's `engine` group.
       template, date: of the chat template; see `models.opening`.
-      config: the whole config of the run, for a user's function and for kinds that have settings in it.
+      config: the whole config of the run, for a user's function; of a judge, its groups `judge` and `server` count.
 
     Raises:
       UserError: there is no such reward model, or it cannot be used.
@@ -38,13 +38,25 @@ def load_reward_model(
             return maker.make("score", specs, config if config is not None else {})
         case places.Server():
             raise UserError(f"{place} is a policy; to have it judge trajectories, write judge:{place}")
-        case places.Judge():
-            raise UserError(f"{place}: judges are not supported yet")
+        case places.Pair(tuned, base):
+            from agentrm_jax.rewards.implicit import load_policies
+
+            how = {"template": template, "date": date, "step": _step(config)}
+            return load_policies(tuned, base, specs, engine, **how)
+        case places.Judge() as judge:
+            from agentrm_jax.generators.loading import load_generator
+            from agentrm_jax.rewards.judge import Judge
+
+            given = config or {}
+            generator = load_generator(judge.policy, engine, given.get("server"), template=template, date=date)
+            settings = given.get("judge") or {}
+            compare, orders = settings.get("compare", "trajectories"), settings.get("orders", 5)
+            return Judge(generator, specs, compare=compare, orders=orders)
         case places.Model():
-            return _of_card(place, specs, engine, template=template, date=date)
+            return _of_card(place, specs, engine, config, template=template, date=date)
 
 
-def _of_card(place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, **how: str) -> RewardModel:
+def _of_card(place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, config: Any, **how: Any) -> RewardModel:
     """The reward model of a workdir, by the kind on its card; what has no card is a classifier with one label."""
     card = read_card(Path(place))
     match card.kind if card else "explicit":
@@ -52,9 +64,18 @@ def _of_card(place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, **how
             from agentrm_jax.rewards.explicit import load_explicit
 
             return load_explicit(place, specs, engine, **how)
+        case "implicit":
+            from agentrm_jax.rewards.implicit import load_implicit
+
+            return load_implicit(place, specs, engine, step=_step(config), **how)
         case "policy":
             raise UserError(
-                f"{place} holds a policy; train a reward model with configs/explicit.py, or write judge:{place}"
+                f"{place} holds a policy; train a reward model with configs/explicit.py, or write judge:{place} or implicit:{place}@BASE"
             )
         case kind:
             raise UserError(f"{place} holds a model of kind {kind!r}, which this program does not know; update it")
+
+
+def _step(config: Any) -> Any:
+    """How an implicit reward model scores a state, where the config says."""
+    return config.get("step_reward", "accumulated") if config is not None else "accumulated"

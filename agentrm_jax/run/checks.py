@@ -27,7 +27,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, value in values.items():
         if known := keys.find(name, roles):
             _check_value(known, name, value)
-    for together in (_places, _mesh, _model, _engine, _simulations):
+    for together in (_places, _judge, _outcomes, _mesh, _model, _engine, _simulations):
         together(config)
 
 
@@ -41,6 +41,11 @@ def _check_value(key: keys.Key, name: str, value: Any) -> None:
         raise UserError(f"--config.{name}={show(value)}: must be {key.range.words()}")
 
 
+def _outcomes(config: ml_collections.ConfigDict) -> None:
+    if "samples" in config and not (config.samples or config.trees):
+        raise UserError("--config.samples and --config.trees are both empty; name trajectories, search trees, or both")
+
+
 def _places(config: ml_collections.ConfigDict) -> None:
     for key in ("policy", "reward_model"):
         if "method" in config and config[key]:
@@ -49,7 +54,24 @@ def _places(config: ml_collections.ConfigDict) -> None:
                 if isinstance(place, places.Maker):
                     place.find()
             except UserError as error:
-                raise UserError(f"--config.{key}={config[key]}: {error}") from error
+                raise UserError(f"--config.{key}: {error}") from error
+
+
+def _judge(config: ml_collections.ConfigDict) -> None:
+    """A judge compares; what it says of one candidate alone, or of candidates that it does not see together, means nothing."""
+    if "judge" not in config or not isinstance(places.read(config.reward_model), places.Judge):
+        return
+    method, search, judge = config.method, config.search, f"--config.reward_model={config.reward_model}"
+    if method in ("adaptive", "guided_mcts"):
+        raise UserError(f"{judge}: a judge compares candidates, and {method} scores them one after the other")
+    if method == "best_of_n" and (search.all_steps or search.aggregate != "last"):
+        raise UserError(
+            f"{judge}: a judge compares whole trajectories; set --config.search.all_steps=false and "
+            "--config.search.aggregate=last, as configs/judge.py does"
+        )
+    whole = method in ("best_of_n", "particle") or (method == "lookahead" and search.depth > 0)
+    if whole and config.judge.compare == "steps":
+        raise UserError(f"{judge}: here candidates have different histories; set --config.judge.compare=trajectories")
 
 
 def _mesh(config: ml_collections.ConfigDict) -> None:

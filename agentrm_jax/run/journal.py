@@ -4,6 +4,7 @@ A line of `tasks.jsonl` is a finished task: what became of it, what it cost, and
 had spent in all when it was written. So the cost of finished tasks and what was lost with unfinished ones can be told apart:
 
     {"task", "env", "reward", "progress", "success", "steps", "failed", "fault"?, "counts"?, "nodes"?, "mean_return"?,
+     "notes"?: what a reward model has to say about its scores of the task, such as {"judge": {...}},
      "samples"?: [[score | null, reward, success, progress, steps, ended, answer | null], ...],
      "cost": {"policy_tokens", "reward_tokens", "env_steps", ...}, "sitting", "launch"?, "spent": {..., "seconds"}}
 """
@@ -13,16 +14,17 @@ import math
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from agentrm_jax import files
 from agentrm_jax.data import fields, formats
 from agentrm_jax.data.fields import Fields
+from agentrm_jax.evaluation import position_bias
 from agentrm_jax.evaluation.results import BUDGET, TaskRecord
 from agentrm_jax.evaluation.rules import Sample
 from agentrm_jax.search import Candidate, Cost, Done, Meter, Result
-from agentrm_jax.types import JSON, SearchTree, State, Task, trajectory_of
+from agentrm_jax.types import JSON, SearchTree, State, Task, UserError, trajectory_of
 
 Answer = Callable[[State], str | None]  # what an episode came to, as votes are counted
 
@@ -37,6 +39,7 @@ class Entry:
 
     Attributes:
       cost: tokens and steps it took, by the names of a budget.
+      prompt_tokens: tokens that were sent to a policy behind a server.
       dropped: oldest turns that policy and reward model read it without.
       sitting: which process of which start wrote it; empty in files of before this was noted.
       launch: names the sittings that ran side by side.
@@ -46,6 +49,7 @@ class Entry:
 
     record: TaskRecord
     cost: dict[str, int]
+    prompt_tokens: int
     dropped: tuple[int, int]
     sitting: str
     launch: str
@@ -78,7 +82,9 @@ def budget(finished: Sequence[Entry]) -> dict[str, JSON]:
     seconds: dict[str, float] = {}
     for entry in last.values():
         seconds[entry.launch] = max(entry.spent["seconds"], seconds.get(entry.launch, 0.0))
-    return {**total, "seconds": round(sum(seconds.values()), 2), "lost": lost}
+    sent = sum(entry.prompt_tokens for entry in costs.values())
+    told = {"policy_prompt_tokens": sent} if sent else {}
+    return {**total, **told, "seconds": round(sum(seconds.values()), 2), "lost": lost}
 
 
 def dropped_turns(finished: Sequence[Entry]) -> dict[str, int]:
@@ -88,6 +94,26 @@ def dropped_turns(finished: Sequence[Entry]) -> dict[str, int]:
         "reward_model": sum(entry.dropped[1] for entry in finished),
         "tasks": sum(any(entry.dropped) for entry in finished),
     }
+
+
+def notes_of(reward_model: object, task: Task) -> Mapping[str, JSON]:
+    """What a reward model has to say about its scores of a task, if it has a method `notes`."""
+    notes = getattr(reward_model, "notes", None)
+    return notes(task.key) if notes else {}
+
+
+def judged(finished: Sequence[Entry]) -> dict[str, JSON]:
+    """What a judge's answers say about the judge, as `judge`; empty where no judge was asked.
+
+    Raises:
+      UserError: what was noted about one cannot be read.
+    """
+    notes = [entry.row["notes"] for entry in finished if isinstance(entry.row.get("notes"), dict)]
+    tallies = [note["judge"] for note in notes if isinstance(note.get("judge"), dict)]
+    try:
+        return {"judge": position_bias.summary(tallies)} if tallies else {}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"tasks.jsonl: the notes of a judge cannot be read ({error})") from error
 
 
 def records(workdir: Path, tasks: Sequence[Task]) -> list[TaskRecord]:
@@ -120,12 +146,21 @@ class Journal:
             if path.exists():
                 _keep_tasks(path, self.finished)
 
-    def record(self, done: Done[Result], meter: Meter, *, ranked: bool = True, answer: Answer | None = None) -> None:
+    def record(
+        self,
+        done: Done[Result],
+        meter: Meter,
+        *,
+        ranked: bool = True,
+        notes: Mapping[str, JSON] | None = None,
+        answer: Answer | None = None,
+    ) -> None:
         """Writes what became of a task.
 
         Args:
           meter: what the run has spent so far.
-          ranked: the method chose among its candidates, which are then kept as samples.
+          ranked: the method chose among its candidates, or drew them to be kept: they are kept as samples.
+          notes: what the reward model has to say about its scores of the task.
           answer: reads what a sample came to, if there is something to read.
         """
         row: dict[str, JSON] = {"task": done.task.key, "env": done.task.env}
@@ -148,6 +183,7 @@ class Journal:
                 row |= _episode_row(result.state) | {"counts": dict(result.counts)}
                 if ranked:
                     row["samples"] = [_sample_row(c, answer) for c in result.candidates]
+        row |= {"notes": dict(notes)} if notes else {}
         row |= {"cost": dataclasses.asdict(cost), "sitting": self._sitting, "spent": self._spent(meter.total())}
         formats.append_jsonl(self._tasks, [row])
         self._entries.append(_entry(row, str(self._tasks)))
@@ -165,6 +201,11 @@ class Journal:
     def spent(self) -> dict[str, JSON]:
         """Budget of the whole run, over all its sittings; see `budget`."""
         return budget(self._entries)
+
+    @property
+    def judged(self) -> dict[str, JSON]:
+        """See `judged`."""
+        return judged(self._entries)
 
     @property
     def dropped_turns(self) -> dict[str, int]:
@@ -278,6 +319,7 @@ def _entry(row: dict[str, JSON], origin: str) -> Entry:
     return Entry(
         record=record,
         cost={name: fields.whole(cost, name, 0) for name in _COUNTED},
+        prompt_tokens=fields.whole(cost, "policy_prompt_tokens", 0, default=0),
         dropped=(
             fields.whole(cost, "policy_dropped_turns", 0, default=0),
             fields.whole(cost, "reward_dropped_turns", 0, default=0),

@@ -48,7 +48,8 @@ class Key:
 
 TRAIN, SEARCH = ("train",), ("search",)
 BOTH = TRAIN + SEARCH
-POLICY, EXPLICIT = ("policy",), ("explicit",)
+POLICY, EXPLICIT, IMPLICIT = ("policy",), ("explicit",), ("implicit",)
+REWARDS = EXPLICIT + IMPLICIT
 TASKS = POLICY + SEARCH  # what chooses tasks
 RERANKING = (
     "best_of_n",
@@ -64,8 +65,11 @@ RERANKING = (
 SAMPLING = (*RERANKING, "mcts", "sample")
 TREES = ("mcts", "guided_mcts")
 MODELS = "a workdir, a Hugging Face folder, a .gguf file, or smollm2"
+POLICIES = f"{MODELS}; openai:MODEL@URL; or MODULE:FUNCTION"
+REWARD_MODELS = f"{MODELS}; implicit:TUNED@BASE; judge:PLACE of a policy; or MODULE:FUNCTION"
 DTYPES = Choice(("float32", "bfloat16"))
 OUTCOMES = Choice(("reward", "progress", "success"))
+IMPLICIT_LOSSES = ("implicit_regression", "implicit_cross_entropy", "implicit_brier")
 LINEAR_MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 COUNT, SOME = Number(1, whole=True), Number(0, whole=True)  # at least one; none or some
 SEED = Number(0, 2**31 - 1, whole=True)
@@ -94,23 +98,39 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
     "Training: data": (
         Key("init", Text(MODELS, optional=True), "the model that training starts from; empty: from nothing", of=POLICY),
         Key("init", Text(MODELS), "the model that training starts from", of=EXPLICIT),
+        Key("init", Text(MODELS), "the policy that training starts from, and is compared with", of=IMPLICIT),
         Key("experts", Text("a folder"), "where expert episodes are kept; made if they are missing", of=POLICY),
         Key("context_weight", Number(0, 1), "weight of prompt and observation tokens; actions weigh 1", of=POLICY),
         Key("trees", Text("a workdir"), "the exploration whose step values are learned", of=EXPLICIT),
+        Key(
+            "samples",
+            Text("a workdir or a file of trajectories", optional=True),
+            "the sampled trajectories whose outcomes are learned; empty: none",
+            of=IMPLICIT,
+        ),
+        Key(
+            "trees",
+            Text("a workdir", optional=True),
+            "the exploration whose leaves' outcomes are learned; empty: none",
+            of=IMPLICIT,
+        ),
         Key("min_visits", COUNT, "returns that a state's value must rest on (λ)", of=EXPLICIT),
+        Key("min_visits", COUNT, "returns that a held-out state's value must rest on", of=IMPLICIT),
         Key("target", Choice(("mean", "max")), "the value of a state: mean or best of the returns below", of=EXPLICIT),
-        Key("outcome", OUTCOMES, "what counts as the return of an episode", of=EXPLICIT),
+        Key("outcome", OUTCOMES, "what counts as the return of an episode", of=REWARDS),
     ),
     "Training: optimisation": (
         Key("loss", Choice(("imitation",)), "the loss", of=POLICY),
         Key("loss", Choice(("regression", "cross_entropy")), "the loss", of=EXPLICIT),
+        Key("loss", Choice(IMPLICIT_LOSSES), "the loss on the log-ratio of a trajectory", of=IMPLICIT),
+        Key("beta", POSITIVE, "what log-ratios (nats) are multiplied by to be rewards (β)", of=IMPLICIT),
         Key(
             "heldout",
             Number(0, 1, below=True),
             "share of the tasks whose trees are measured on, not trained on",
-            of=EXPLICIT,
+            of=REWARDS,
         ),
-        Key("eval_steps", COUNT, "steps between measurements on held-out trees", of=EXPLICIT, steady=True),
+        Key("eval_steps", COUNT, "steps between measurements on held-out trees", of=REWARDS, steady=True),
         Key(
             "total_steps",
             COUNT,
@@ -174,14 +194,20 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
             of=SEARCH,
             identity=True,
         ),
-        Key("policy", Text(MODELS), "the policy", of=SEARCH),
-        Key("reward_model", Text(MODELS), "the reward model", of=RERANKING),
+        Key("policy", Text(POLICIES), "the policy", of=SEARCH),
+        Key("reward_model", Text(REWARD_MODELS), "the reward model", of=RERANKING),
+        Key(
+            "step_reward",
+            Choice(("accumulated", "single")),
+            "score of an implicit reward model: the sum over the path, or its last step's reward; others have one kind",
+            of=RERANKING,
+        ),
         Key("reward_model", Text(MODELS, optional=True), "not used", of=("greedy", "mcts", "sample")),
         Key(
             "greedy", Text("a workdir"), "greedy run whose row is reported too, if it is there", of=SEARCH, steady=True
         ),
         Key(
-            "samples",
+            "drawn",
             Text("a workdir", optional=True),
             "finished run whose samples are ranked; empty: samples are drawn",
             of=("best_of_n",),
@@ -248,6 +274,39 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         ),
         Key("search.all_steps", Flag(), "every step is scored, for the report", of=("best_of_n",)),
     ),
+    "Judge (reward_model=judge:PLACE)": (
+        Key(
+            "judge.compare",
+            Choice(("trajectories", "steps")),
+            "what is compared: all trajectories of a task, or turns after one history",
+            of=RERANKING,
+        ),
+        Key(
+            "judge.orders",
+            COUNT,
+            "orders in which the candidates are shown, at most as many as there are",
+            of=RERANKING,
+        ),
+    ),
+    "Server (openai:MODEL@URL)": (
+        Key("server.key_variable", Text("a name"), "environment variable that holds the key", of=SEARCH, steady=True),
+        Key(
+            "server.tokenizer",
+            Text("a workdir, a folder with tokenizer files, a .gguf file, or smollm2", optional=True),
+            "renders conversations here, which then go as token ids to /completions; empty: messages to /chat/completions",
+            of=SEARCH,
+        ),
+        Key(
+            "server.context",
+            SOME,
+            "tokens that the model reads, where the server does not say; 0: as it says",
+            unit="tokens",
+            of=SEARCH,
+        ),
+        Key("server.timeout", POSITIVE, "time that one try may take", unit="seconds", of=SEARCH, steady=True),
+        Key("server.retries", SOME, "further tries of a request", of=SEARCH, steady=True),
+        Key("server.concurrency", COUNT, "requests in flight", unit="requests", of=SEARCH, steady=True),
+    ),
     "Engine": (
         Key("engine.cache_tokens", COUNT, "size of the key/value cache", unit="tokens", of=SEARCH, steady=True),
         Key("engine.rows", Sizes(), "histories of a decoding batch", unit="rows", of=SEARCH, steady=True),
@@ -273,7 +332,8 @@ def roles(config: Mapping[str, Any] | ml_collections.ConfigDict) -> set[str]:
     """The roles of a config: `search` and its method, or `train` and what is trained, by the data it names; empty if it names neither."""
     if "method" in config:
         return {"search", str(config["method"])}
-    return {"train", "policy"} if "experts" in config else {"train", "explicit"} if "trees" in config else set()
+    trained = {"experts": "policy", "samples": "implicit", "trees": "explicit"}  # by the first of these that there is
+    return next(({"train", of} for name, of in trained.items() if name in config), set())
 
 
 def rows(of: set[str]) -> list[Key]:

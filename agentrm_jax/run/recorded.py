@@ -43,29 +43,29 @@ class Recorded:
 
 
 def read(config: ml_collections.ConfigDict, tasks: Sequence[Task]) -> Recorded:
-    """The first `config.search.n` samples a task of the run in `config.samples`.
+    """The first `config.search.n` samples a task of the run in `config.drawn`.
 
     Raises:
       UserError: that run is not finished, drew fewer samples, or drew them otherwise than this config says; or lacks one of the tasks.
     """
-    workdir = Path(config.samples)
+    workdir = Path(config.drawn)
     if not workdirs.is_finished(workdir):
         raise UserError(
-            f"--config.samples={workdir}: there is no finished run; run search.py with that --workdir first"
+            f"--config.drawn={workdir}: there is no finished run; run search.py with that --workdir first"
         )
     drawn = workdirs.read_config(workdir)
     for name in _SAME:
         mine, theirs = _value(config, name), _value(drawn, name)
         if mine != theirs:
             raise UserError(
-                f"--config.samples={workdir}: was drawn with {name} {theirs}, this run has {mine}; set both the same"
+                f"--config.drawn={workdir}: was drawn with {name} {theirs}, this run has {mine}; set both the same"
             )
     if (there := _value(drawn, "search.n")) is None or there < config.search.n:
-        raise UserError(f"--config.samples={workdir}: holds {there or 'no'} samples a task; set search.n to no more")
+        raise UserError(f"--config.drawn={workdir}: holds {there or 'no'} samples a task; set search.n to no more")
     entries = {entry.record.task: entry for entry in journal.entries(workdir / "tasks.jsonl")}
     if missing := next((task.key for task in tasks if task.key not in entries), None):
         raise UserError(
-            f"--config.samples={workdir}: holds nothing of task {missing}; set env.split, start and count as there"
+            f"--config.drawn={workdir}: holds nothing of task {missing}; set env.split, start and count as there"
         )
     faults = {key: str(entry.row.get("fault", "")) for key, entry in entries.items() if entry.record.failed}
     wanted = {task.key: task for task in tasks}

@@ -39,6 +39,7 @@ def write(workdir: Path, config: Any, tasks: list[Task], log: Journal) -> None:
         prefixes=prefixes.measure(scored) if independent is None else None,
         value_curves=prefixes.curves(scored),
         **_about(workdir),
+        **log.judged,
         config=json.loads(config.to_json_best_effort()),
     )
     write_json(workdir / "results.json", found)
@@ -164,6 +165,7 @@ def read(workdir: Path) -> dict[str, JSON]:
         budget=spent(workdir, journal.budget(finished)),
         independent=_independent(config),
         dropped_turns=journal.dropped_turns(finished),
+        **journal.judged(finished),
         config=config.to_dict(),
     )
 

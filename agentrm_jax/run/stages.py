@@ -42,8 +42,10 @@ STAGES: Mapping[str, Stage] = {
         Stage("mcts", "search.py", "tree search on other tasks collects step values", ("trees",)),
         Stage("explicit", "train.py", "the reward model learns the step values", ("reward_model",)),
         Stage("sample", "search.py", "whole trajectories on other tasks, for their outcomes", ("samples",)),
+        Stage("implicit", "train.py", "the implicit reward model learns the outcomes", ("reward_model",)),
         Stage("greedy", "search.py", "held-out tasks: the policy alone"),
         Stage("best_of_n", "search.py", "held-out tasks: best of 5 by the reward model"),
+        Stage("judge", "search.py", "held-out tasks: best of 5 by a language model that is asked"),
         Stage("lookahead", "search.py", "held-out tasks: the best of 5 turns at every step"),
         Stage("beam", "search.py", "held-out tasks: 5 x 5 beam by the reward model"),
         Stage("adaptive", "search.py", "held-out tasks: best of up to 5, fewer where the reward model is content"),
@@ -101,12 +103,27 @@ def require_named(config: ml_collections.ConfigDict) -> None:
     """Makes sure that all runs which a config names as what it builds on are there (`require`). Raises UserError."""
     for stage in STAGES.values():
         for key in stage.named_by:
-            if config.get(key):
-                place, name = places.read(config[key]), stage.name
-                if isinstance(place, places.Judge):
-                    place, name = place.policy, "sft"
-                if isinstance(place, places.Model):
-                    require(place.place, name, config.size)
+            if config.get(key) and stage is _maker(config[key], key, config.size):
+                for place, name in _models(places.read(config[key]), stage.name):
+                    require(place, name, config.size)
+
+
+def _maker(place: str, key: str, size: str) -> Stage:
+    """The stage that makes what `key` names: the one whose run lies there by default, else the first that the key names."""
+    named = [stage for stage in STAGES.values() if key in stage.named_by]
+    return next((stage for stage in named if Path(place) == workdir_of(stage.name, size)), named[0])
+
+
+def _models(place: places.Place, name: str) -> list[tuple[str, str]]:
+    """The models that are opened for a place, each with the stage that makes such a one."""
+    match place:
+        case places.Model(where):
+            return [(where, name)]
+        case places.Judge(places.Model(where)):
+            return [(where, "sft")]
+        case places.Pair(tuned, base):
+            return [(tuned, "sft"), (base, "sft")]
+    return []
 
 
 def require(place: str, name: str, size: str) -> None:

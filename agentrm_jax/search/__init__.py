@@ -7,6 +7,7 @@ from agentrm_jax.search.adaptive import adaptive
 from agentrm_jax.search.beam import beam
 from agentrm_jax.search.best_of_n import best_of_n, rank
 from agentrm_jax.search.budget import Cost, Meter
+from agentrm_jax.search.concurrency import closing
 from agentrm_jax.search.driver import Done, run_tasks
 from agentrm_jax.search.dvts import dvts
 from agentrm_jax.search.greedy import greedy, rollout
@@ -27,6 +28,7 @@ __all__ = [
     "adaptive",
     "beam",
     "best_of_n",
+    "closing",
     "dvts",
     "explore",
     "greedy",

@@ -18,8 +18,10 @@ class Cost:
     """What was spent.
 
     Attributes:
-      policy_calls, policy_turns, policy_tokens: requests, turns proposed, tokens sampled (0 for policies that give no
-        tokens).
+      policy_calls, policy_turns, policy_tokens: requests, turns proposed, tokens sampled (0 for policies that neither give
+        tokens nor have an attribute `usage`).
+      policy_prompt_tokens: tokens of the histories that were sent to a policy with an attribute `usage` (task key -> tokens given,
+        `prompt`, and written, `completion`), as its server counts them.
       reward_calls, reward_states, reward_tokens: requests, states scored, tokens computed (see `Meter`).
       env_resets, env_steps: as asked for by the search; replays inside a pool are its own affair.
       policy_dropped_turns, reward_dropped_turns: oldest turns that were left out of what a model read, because all of it was too
@@ -30,6 +32,7 @@ class Cost:
     policy_calls: int = 0
     policy_turns: int = 0
     policy_tokens: int = 0
+    policy_prompt_tokens: int = 0
     reward_calls: int = 0
     reward_states: int = 0
     reward_tokens: int = 0
@@ -105,18 +108,28 @@ def _dropped(model: object, task: Task) -> int:
     return int(getattr(model, "dropped_turns", {}).get(task.key, 0))
 
 
-@dataclasses.dataclass(frozen=True)
 class _CountedPolicy:
-    inner: Policy
-    meter: Meter
+    def __init__(self, inner: Policy, meter: Meter):
+        self.inner, self.meter = inner, meter
+        usage = getattr(inner, "usage", None) or {}
+        self._before = {name: (used.prompt, used.completion) for name, used in usage.items()}
 
     async def propose(self, state: State, n: int, *, temperature: float, seed: int) -> list[Action]:
-        begin = time.perf_counter()
+        begin, name = time.perf_counter(), state.task.key
         actions = await self.inner.propose(state, n, temperature=temperature, seed=seed)
-        tokens = sum(len(a.tokens) for a in actions)
-        self.meter.charge(state.task, begin, policy_calls=1, policy_turns=len(actions), policy_tokens=tokens)
+        self.meter.charge(state.task, begin, policy_calls=1, policy_turns=len(actions))
+        if (used := self._used(name)) is None:
+            self.meter.charge(state.task, begin, policy_tokens=sum(len(a.tokens) for a in actions))
+        else:
+            given, written = (now - before for now, before in zip(used, self._before.get(name, (0, 0)), strict=True))
+            self.meter.note(state.task, policy_prompt_tokens=given, policy_tokens=written)
         self.meter.note(state.task, policy_dropped_turns=_dropped(self.inner, state.task))
         return actions
+
+    def _used(self, name: str) -> tuple[int, int] | None:
+        """Tokens given and written for a task so far, of a policy that says so."""
+        usage = getattr(self.inner, "usage", None)
+        return (usage[name].prompt, usage[name].completion) if usage and name in usage else None
 
 
 class _CountedRewardModel:

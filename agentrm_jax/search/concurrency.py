@@ -1,7 +1,8 @@
 """Running independent awaits together without leaving strays behind."""
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Iterable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from agentrm_jax.types import TaskFailure
@@ -23,6 +24,17 @@ async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def closing(*parts: object) -> AsyncIterator[None]:
+    """Ends what policies and reward models have open (their coroutine `aclose`, if they have one) when the block ends."""
+    try:
+        yield
+    finally:
+        for part in parts:
+            if close := getattr(part, "aclose", None):
+                await close()
 
 
 async def attempt(awaitable: Awaitable[T]) -> T | None:

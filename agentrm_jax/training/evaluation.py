@@ -42,7 +42,7 @@ def make_predict(
         found = []
         for start in range(0, len(held.rows["tokens"]), every):
             mine = start + rows * jax.process_index()
-            batch = {name: _filled(x[mine : mine + rows], rows, name) for name, x in held.rows.items()}
+            batch = {name: filled(x[mine : mine + rows], rows, name) for name, x in held.rows.items()}
             with jax.set_mesh(mesh):
                 found.append(np.asarray(run(state.params, state.frozen, parallel.put_batch(batch, mesh))))
         return np.concatenate(found)[held.row, held.column]
@@ -90,7 +90,7 @@ def summary(found: dict[str, JSON]) -> str:
     return f"{m['states']} held-out states of {m['tasks']} tasks: {', '.join(parts)}"
 
 
-def _filled(x: np.ndarray, rows: int, name: str) -> np.ndarray:
+def filled(x: np.ndarray, rows: int, name: str) -> np.ndarray:
     """Rows [r, t] with empty ones after them, `rows` in all."""
     missing = rows - len(x)
     index = np.arange(x.shape[1], dtype=x.dtype)

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 
 def weighted_mean(x: Float[Array, "*shape"], weights: Float[Array, "*shape"]) -> Float[Array, ""]:
@@ -32,6 +32,18 @@ def cross_entropy(
     values, targets = _masked(values, weights), _masked(targets, weights)
     losses = -targets * jax.nn.log_sigmoid(values) - (1 - targets) * jax.nn.log_sigmoid(-values)
     return weighted_mean(losses, weights)
+
+
+def value_metrics(
+    predicted: Float[Array, "b t"], targets: Float[Array, "b t"], weights: Float[Array, "b t"]
+) -> dict[str, Num[Array, ""]]:
+    """Error of predicted outcomes, beside the error of always predicting the batch's mean target."""
+    mean = weighted_mean(targets, weights)
+    return {
+        "squared_error": regression(predicted, targets, weights),
+        "target_variance": regression(jnp.broadcast_to(mean, targets.shape), targets, weights),
+        "states": jnp.sum(weights > 0, dtype=jnp.int32),
+    }
 
 
 def _masked(x: jax.Array, weights: jax.Array) -> jax.Array:

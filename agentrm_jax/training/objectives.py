@@ -4,6 +4,7 @@ An objective computes its loss on the final hidden states of a packed batch. `co
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from agentrm_jax.models.transformer import Transformer, token_logprobs, values
-from agentrm_jax.training import losses
+from agentrm_jax.training import implicit, losses
 from agentrm_jax.types import UserError
 
 Batch = Mapping[str, jax.Array]
@@ -25,21 +26,29 @@ class Objective:
 
     Attributes:
       kind: what is trained, as the model's card says it.
-      source: the config key that names the data: `experts` (trajectories) or `trees` (search trees).
+      source: the config key that names the data: `experts` (trajectories), `trees` (search trees), or `samples` (trajectories of a
+        search, beside which there may be trees).
       lm_head, value_head: output maps that the model needs.
       fields: arrays of a batch that the loss reads beside the token trees themselves, all [b, t].
       compute: (model, hidden states [b, t, d], batch) -> (scalar loss, scalar metrics).
       predict: (model, hidden states [b, t, d], batch) -> predicted outcomes [b, t], on the scale of the targets; None if the
         model predicts none (a policy).
+      settings: config keys whose values `compute` and `predict` take by keyword.
     """
 
-    kind: Literal["policy", "explicit"]
-    source: Literal["experts", "trees"]
+    kind: Literal["policy", "explicit", "implicit"]
+    source: Literal["experts", "trees", "samples"]
     lm_head: bool
     value_head: bool
     fields: tuple[str, ...]
-    compute: Callable[[Transformer, jax.Array, Batch], tuple[jax.Array, Metrics]]
-    predict: Callable[[Transformer, jax.Array, Batch], jax.Array] | None = None
+    compute: Callable[..., tuple[jax.Array, Metrics]]
+    predict: Callable[..., jax.Array] | None = None
+    settings: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> bool:
+        """Whether batches hold what a frozen reference says."""
+        return "reference" in self.fields
 
     def loss(self, dtype: Any) -> Loss:
         """The objective as a function of model and packed batch (arrays [b, t]); hidden states are computed in `dtype`."""
@@ -73,24 +82,17 @@ def _head_probability(model: Transformer, hidden_btd: jax.Array, batch: Batch) -
 def _regression(model: Transformer, hidden_btd: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
     predicted_bt = values(model, hidden_btd)
     loss = losses.regression(predicted_bt, batch["value"], batch["value_weight"])
-    return loss, _value_metrics(predicted_bt, batch)
+    return loss, losses.value_metrics(predicted_bt, batch["value"], batch["value_weight"])
 
 
 def _cross_entropy(model: Transformer, hidden_btd: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
     logits_bt = values(model, hidden_btd)
     loss = losses.cross_entropy(logits_bt, batch["value"], batch["value_weight"])
-    return loss, _value_metrics(jax.nn.sigmoid(logits_bt), batch)
+    return loss, losses.value_metrics(jax.nn.sigmoid(logits_bt), batch["value"], batch["value_weight"])
 
 
-def _value_metrics(predicted_bt: jax.Array, batch: Batch) -> Metrics:
-    """Error of predicted outcomes, beside the error of always predicting the batch's mean target."""
-    targets_bt, weights_bt = batch["value"], batch["value_weight"]
-    mean = losses.weighted_mean(targets_bt, weights_bt)
-    return {
-        "squared_error": losses.regression(predicted_bt, targets_bt, weights_bt),
-        "target_variance": losses.regression(jnp.broadcast_to(mean, targets_bt.shape), targets_bt, weights_bt),
-        "states": jnp.sum(weights_bt > 0, dtype=jnp.int32),
-    }
+def _implicit(compute: Callable[..., tuple[jax.Array, Metrics]], predict: Callable[..., jax.Array]) -> Objective:
+    return Objective("implicit", "samples", True, False, (*implicit.FIELDS, *_VALUE), compute, predict, ("beta",))
 
 
 _VALUE = ("value", "value_weight")
@@ -98,7 +100,20 @@ OBJECTIVES: Mapping[str, Objective] = {
     "imitation": Objective("policy", "experts", True, False, ("previous", "loss_weight"), _imitation),
     "regression": Objective("explicit", "trees", False, True, _VALUE, _regression, _head_value),
     "cross_entropy": Objective("explicit", "trees", False, True, _VALUE, _cross_entropy, _head_probability),
+    "implicit_regression": _implicit(implicit.regression, implicit.rewards),
+    "implicit_cross_entropy": _implicit(implicit.cross_entropy, implicit.probabilities),
+    "implicit_brier": _implicit(implicit.brier, implicit.probabilities),
 }
+
+
+def of(config: Any) -> Objective:
+    """The objective of a training config, with the settings that the config has for it. Raises UserError."""
+    objective = find(config.loss)
+    given = {name: config[name] for name in objective.settings}
+    if not given:
+        return objective
+    predict = functools.partial(objective.predict, **given) if objective.predict else None
+    return dataclasses.replace(objective, compute=functools.partial(objective.compute, **given), predict=predict)
 
 
 def find(name: str) -> Objective:

@@ -10,16 +10,18 @@ import pytest
 
 from agentrm_jax import tree
 from agentrm_jax.testing.tiny import dense_greedy, tiny_model
-from benchmarks import measure, naive, run, torch_steps, training
+from benchmarks import engine, measure, naive, run, torch_steps, training
 from benchmarks.measure import NANO_SIZE, TOY_SIZE, Row, Spread, compare, machine, table
+from benchmarks.side_by_side import fact
 
 
 @pytest.mark.parametrize("name", ["matmul", "scoring"])
 def test_a_run_writes_rows_with_baseline_and_ratio(name, tmp_path, capsys):
-    out, page = tmp_path / "out.json", tmp_path / "page.md"
-    page.write_text(f"before\n{run.BEGIN}\nold\n{run.END}\nafter\n")
-    assert run.main([name, "--size=toy", "--seconds=0.01", f"--json={out}", f"--write={page}"]) == 0
-    found = json.loads(out.read_text())
+    page = tmp_path / "page.md"
+    begin, end = (f"<!-- benchmarks.run {name}: {side} -->" for side in ("begin", "end"))
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n<!-- benchmarks.run other: begin -->\nkept\n")
+    assert run.main([name, "--size=toy", "--seconds=0.01", f"--out={tmp_path}", f"--write={page}"]) == 0
+    found = json.loads((tmp_path / f"{name}.json").read_text())
     assert found["rows"]
     for row in found["rows"]:
         assert row["benchmark"] == name
@@ -31,7 +33,7 @@ def test_a_run_writes_rows_with_baseline_and_ratio(name, tmp_path, capsys):
         assert row["case"] in page.read_text()
     text = page.read_text()
     assert text.startswith("before\n")
-    assert text.endswith("after\n")
+    assert text.endswith("after\n<!-- benchmarks.run other: begin -->\nkept\n")
     assert "old" not in text
     assert found["rows"][0]["case"] in capsys.readouterr().out
 
@@ -39,8 +41,53 @@ def test_a_run_writes_rows_with_baseline_and_ratio(name, tmp_path, capsys):
 def test_unknown_names_and_pages_without_markers_are_refused_before_any_work(tmp_path, capsys):
     assert run.main(["speed"]) == 2
     assert "no benchmark speed; known: matmul, decode" in capsys.readouterr().err
+    assert run.main(["engine", "--workload=huge"]) == 2
+    assert "no workload 'huge'" in capsys.readouterr().err
     assert run.main(["matmul", f"--write={tmp_path / 'none.md'}"]) == 2
-    assert "has no table to replace" in capsys.readouterr().err
+    assert "has no table of matmul" in capsys.readouterr().err
+
+
+def test_comparisons_with_programs_are_written_row_by_row_and_go_on_where_they_were_stopped(tmp_path, monkeypatch):
+    """The run is stopped by its second row; the next one measures that alone."""
+    page = tmp_path / "page.md"
+    page.write_text("<!-- benchmarks.run engine: begin -->\n<!-- benchmarks.run engine: end -->\n")
+    measured = []
+
+    def rows(options):
+        for name in ("first", "second"):
+            if options.wants(name):
+                measured.append(name)
+                if measured == ["first", "second"]:
+                    raise KeyboardInterrupt
+                yield fact("engine", name, "s", 2.0, {"vLLM": 3.0})
+
+    monkeypatch.setattr(engine, "run", rows)
+    arguments = ["engine", "--workload=toy", f"--out={tmp_path}", f"--write={page}", "--resume"]
+    with pytest.raises(KeyboardInterrupt):
+        run.main(arguments)
+    assert "first" in page.read_text()
+    assert run.main(arguments) == 0
+    assert measured == ["first", "second", "second"]
+    assert "| first, s | 2 | 3, x 1.50 |" in page.read_text()
+    assert "| second, s | 2 | 3, x 1.50 |" in page.read_text()
+
+
+def test_the_engine_is_compared_at_toy_size_without_any_peer(tmp_path, capsys):
+    cases = "slots,prefill,beam"
+    assert run.main(["engine", "--workload=toy", f"--cases={cases}", f"--out={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "engine.json").read_text())["rows"]
+    assert [row["case"].split(",")[0] for row in found] == [
+        "slots of cached candidates",
+        "prefill",
+        "prefill",
+        "beam 2 x 2 scoring",
+    ]
+    for row in found:
+        assert row["systems"]["ours"]["rate"]["median"] > 0
+    assert found[0]["systems"]["ours"]["rate"]["median"] < 1 / 6
+    assert found[3]["systems"]["ours"]["computed"] <= 1
+    assert found[1]["systems"]["vLLM float32"]["why"]
+    assert "vLLM float32 (generate): skipped" in capsys.readouterr().out
 
 
 def test_the_ratio_is_taken_repeat_by_repeat(monkeypatch):

@@ -124,4 +124,4 @@ def test_no_dataset_and_no_data(tmp_path):
 
 
 def test_a_tree_is_only_its_arrays():
-    assert {f.name for f in dataclasses.fields(FlatTree)} == {*FIELDS, "node"}
+    assert {f.name for f in dataclasses.fields(FlatTree)} == {*FIELDS, "action", "node"}

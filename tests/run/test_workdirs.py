@@ -114,7 +114,7 @@ def test_a_finished_run_takes_more_steps_and_says_what_that_does(tmp_path, capsy
 
 def test_a_longer_context_is_taken_and_a_shorter_one_is_not(tmp_path):
     begin(tmp_path, GREEDY)
-    begin(tmp_path, GREEDY, "--config.engine.context=128,896")
+    begin(tmp_path, GREEDY, "--config.engine.context=128,1024")
     begin(tmp_path, GREEDY, "--config.engine.context=128,1024")
     assert "differs in: engine.context: 128,1024, now 128,512" in refusal(
         tmp_path, GREEDY, "--config.engine.context=128,512"

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
@@ -22,6 +23,8 @@ def batch(fields: tuple[str, ...]) -> dict[str, jax.Array]:
         "subtree_end": jnp.full((1, 4), 4, jnp.int32),
         "previous": index - 1,
         "loss_weight": jnp.ones((1, 4)),
+        "action": (index > 1).astype(jnp.int32),
+        "reference": jnp.full((1, 4), -3.0),
         "value": jnp.full((1, 4), 0.25),
         "value_weight": (index == 3).astype(jnp.float32),
     }
@@ -30,7 +33,7 @@ def batch(fields: tuple[str, ...]) -> dict[str, jax.Array]:
 
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 def test_an_objective_needs_the_heads_and_the_fields_that_it_names_and_no_others(name, tiny):
-    objective = objectives.find(name)
+    objective = objectives.of(ml_collections.ConfigDict({"loss": name, "beta": 0.5}))
     model = Transformer(tiny, rngs=nnx.Rngs(0), lm_head=objective.lm_head, value_head=objective.value_head)
     loss, metrics = objective.loss(jnp.float32)(model, batch((*TREE, *objective.fields)))
     assert np.isfinite(loss)
@@ -41,11 +44,13 @@ def test_an_objective_needs_the_heads_and_the_fields_that_it_names_and_no_others
             objective.loss(jnp.float32)(model, batch((*TREE, *fewer)))
 
 
-@pytest.mark.parametrize("name", ["regression", "cross_entropy"])
+@pytest.mark.parametrize(
+    "name", ["regression", "cross_entropy", "implicit_regression", "implicit_cross_entropy", "implicit_brier"]
+)
 def test_predictions_are_on_the_scale_of_the_targets(name, tiny):
     """The reported error is that of the predictions."""
-    objective = objectives.find(name)
-    model = Transformer(tiny, rngs=nnx.Rngs(0), lm_head=False, value_head=True)
+    objective = objectives.of(ml_collections.ConfigDict({"loss": name, "beta": 0.5}))
+    model = Transformer(tiny, rngs=nnx.Rngs(0), lm_head=objective.lm_head, value_head=True)
     model.value_d[...] = jax.random.normal(jax.random.key(1), (tiny.d_model,))
     rows = batch((*TREE, *objective.fields))
     predicted = objective.predict(model, objectives.hidden_states(model, rows, jnp.float32), rows)
@@ -57,6 +62,6 @@ def test_predictions_are_on_the_scale_of_the_targets(name, tiny):
 
 def test_a_loss_that_does_not_exist_is_named():
     with pytest.raises(
-        UserError, match=r"--config\.loss=hinge: known losses are imitation, regression and cross_entropy"
+        UserError, match=r"--config\.loss=hinge: known losses are imitation, regression, .* and implicit_brier"
     ):
         objectives.find("hinge")
