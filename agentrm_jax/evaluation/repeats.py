@@ -14,6 +14,7 @@ def mean_of(
 ) -> dict[str, JSON]:
     """One result of several: every score is the mean over runs, every interval is over tasks and runs (`statistics.mean_over_runs`).
 
+    Curves over n are means too, and their intervals span those of all runs; values of unfinished states are those of the first run.
     Beside what a result has (`results`), it holds `runs`, the scores of every run by task, and `repeats`, [{reward_model, score, tasks:
     {environment: score}}], and its cells hold `spread`, the standard deviation over runs. Its rows and its budget are those of the first:
     runs that rank the same samples share the rules without a model, and each alone costs what one costs.
@@ -61,6 +62,8 @@ def mean_of(
         **{name: first[name] for name in SHARED if name in first},
         "tasks": {env: cell(env) for env in first["tasks"]},
         "overall": cell(None),
+        **_curves(results),
+        **{name: first[name] for name in ("prefixes", "value_curves") if first.get(name)},
         "records": [
             {**record, "score": plain.fmean(run[record["task"]] for run in runs)} for record in first["records"]
         ],
@@ -74,3 +77,25 @@ def mean_of(
             for r in results
         ],
     }
+
+
+def _curves(results: Sequence[Mapping[str, JSON]]) -> dict[str, JSON]:
+    """Curves over n of several runs; none if one of them has none."""
+    if not all(r.get("n_curve") for r in results):
+        return {}
+    found: dict[str, JSON] = {"n_curve": _curve([r["n_curve"] for r in results])}
+    if all(r.get("n_curves") for r in results):
+        environments = results[0]["n_curves"]
+        found["n_curves"] = {env: _curve([r["n_curves"][env] for r in results]) for env in environments}
+    return found
+
+
+def _curve(curves: Sequence[Sequence[Mapping[str, JSON]]]) -> list[dict[str, JSON]]:
+    points = []
+    for same in zip(*curves, strict=True):
+        point: dict[str, JSON] = {"n": same[0]["n"]}
+        for name in sorted(same[0].keys() - {"n"}):
+            lows, highs = zip(*(p[name]["ci95"] for p in same), strict=True)
+            point[name] = {"score": plain.fmean(p[name]["score"] for p in same), "ci95": [min(lows), max(highs)]}
+        points.append(point)
+    return points

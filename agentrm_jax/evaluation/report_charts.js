@@ -47,7 +47,7 @@ function colour(name) {
   if (!names.has(name)) names.set(name, `var(--c${names.size % 6})`);
   return names.get(name);
 }
-const dashed = (name) => /^(oracle|random|shortest|longest|ended)( \(|$)/.test(name);
+const dashed = (name) => /^(oracle|random|shortest|longest|ended|majority)( \(|$)/.test(name);
 
 const STOPS = [[166, 97, 26], [223, 194, 125], [207, 227, 220], [128, 205, 193], [1, 133, 113]];
 function shade(value) {

@@ -50,9 +50,7 @@ def read(config: ml_collections.ConfigDict, tasks: Sequence[Task]) -> Recorded:
     """
     workdir = Path(config.drawn)
     if not workdirs.is_finished(workdir):
-        raise UserError(
-            f"--config.drawn={workdir}: there is no finished run; run search.py with that --workdir first"
-        )
+        raise UserError(f"--config.drawn={workdir}: there is no finished run; run search.py with that --workdir first")
     drawn = workdirs.read_config(workdir)
     for name in _SAME:
         mine, theirs = _value(config, name), _value(drawn, name)

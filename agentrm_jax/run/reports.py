@@ -134,7 +134,7 @@ def page(searches: Sequence[Path], path: Path, *, title: str, training: Sequence
     return report.write(
         path,
         title=title,
-        results=[result for result in found if not _explores(result)],
+        results=averaged([result for result in found if not _explores(result)]),
         trajectories=_varied(trajectories),
         trees=trees,
         training={run.name: list(formats.read_jsonl(run / "metrics.jsonl")) for run in training},

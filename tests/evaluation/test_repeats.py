@@ -43,6 +43,13 @@ def test_its_differences_pair_every_run_with_the_one_baseline():
     assert single.mean == pytest.approx(0.2)
 
 
+def test_curves_are_means_and_their_intervals_span_those_of_all_runs():
+    last = repeats.mean_of(RUNS, resamples=50)["n_curve"][-1]["best_of_n"]
+    each = [run["n_curve"][-1]["best_of_n"] for run in RUNS]
+    assert last["score"] == pytest.approx(np.mean([e["score"] for e in each]))
+    assert last["ci95"] == [min(e["ci95"][0] for e in each), max(e["ci95"][1] for e in each)]
+
+
 def test_an_interval_over_runs_is_that_over_tasks_where_runs_agree_and_wider_where_they_do_not():
     values = np.random.default_rng(0).uniform(size=(30, 1))
     alone = statistics.mean_interval(values[:, 0], resamples=2000)
