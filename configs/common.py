@@ -49,8 +49,8 @@ def env(size: str, *, split: str, start: int = 0, count: int = 64) -> ml_collect
                 seeds_per_level=400,
                 max_steps=10,
             ),
-            # A small shop for a small model: a product a page, short codes, six kinds of clothes, all with a size and a colour.
-            webshop=config_dict(num_products=420, kinds=6, page_size=1, code_length=4),
+            # A small shop for a small model: short pages and codes, six kinds of clothes, all with a size and a colour.
+            webshop=config_dict(num_products=420, kinds=6, page_size=3, code_length=4),
             maze=config_dict(sizes=(3, 4), seeds=1200, max_steps=18),
         ),
     )

@@ -162,6 +162,7 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
     ),
     "Model of a policy that starts from nothing": (
         Key("model.vocab_size", Number(259, whole=True), "most tokens of the tokenizer that is trained", of=POLICY),
+        Key("token_span", Choice(("phrases", "words")), "what a token of that tokenizer may span", of=POLICY),
         Key("model.num_layers", COUNT, "layers", of=POLICY),
         Key("model.d_model", COUNT, "width", of=POLICY),
         Key("model.num_heads", COUNT, "query heads", of=POLICY),
