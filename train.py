@@ -10,6 +10,7 @@ same command again to continue a run that was stopped.
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from agentrm_jax.tokenizer import load_tokenizer, train_tokenizer
 from agentrm_jax.training import checkpoint, evaluation, objectives, reference
 from agentrm_jax.training.optimizer import optimizer_of
 from agentrm_jax.training.step import abstract_state, init_state, make_train_step, read_frozen
-from agentrm_jax.types import UserError
+from agentrm_jax.types import SearchTree, UserError
 
 
 @parallel.together()
@@ -203,14 +204,10 @@ def step_value_data(
     if card and (found := datasets.read_dataset(folder)) is not None:
         return found, base.chat, dict(card.texts)
     trees = formats.read_trees(Path(config.trees) / "trees")
-    env = workdirs.read_config(Path(config.trees)).get("env") or ml_collections.ConfigDict(
-        {"names": {t.task.env for t in trees}}
-    )
-    environments = catalogue.resolve(env)
-    told = texts_of(environments.specs, [t.task for t in trees], env.get("prompts", ""), reader="reward")
+    specs, told = told_of(config.trees, trees)
     how = {name: config[name] for name in ("row_length", "min_visits", "target", "outcome")}
     how["heldout_fraction"] = config.heldout
-    return examples.step_values(trees, Encoder(base.chat, environments.specs, "reward"), folder, **how), base.chat, told
+    return examples.step_values(trees, Encoder(base.chat, specs, "reward"), folder, **how), base.chat, told
 
 
 def outcome_data(
@@ -229,16 +226,21 @@ def outcome_data(
     specs: dict[str, EnvSpec] = {}
     told: dict[str, Texts] = {}
     for place, trees in runs.items():
-        env = workdirs.read_config(Path(place)).get("env") or ml_collections.ConfigDict(
-            {"names": {t.task.env for t in trees}}
-        )
-        own = catalogue.resolve(env).specs
-        told |= texts_of(own, [t.task for t in trees], env.get("prompts", ""), reader="reward")
-        specs |= own
+        own, texts = told_of(place, trees)
+        specs, told = {**specs, **own}, told | texts
     how = {name: config[name] for name in ("row_length", "min_visits", "outcome")}
     how["heldout_fraction"] = config.heldout
     every = [tree for trees in runs.values() for tree in trees]
     return outcomes.outcomes(every, Encoder(base.chat, specs, "reward"), folder, **how), base.chat, told
+
+
+def told_of(place: str, trees: Sequence[SearchTree]) -> tuple[Mapping[str, EnvSpec], dict[str, Texts]]:
+    """The environments of the run in which trees were made, and what a reward model is told about those of their tasks."""
+    env = workdirs.read_config(Path(place)).get("env") or ml_collections.ConfigDict(
+        {"names": {t.task.env for t in trees}}
+    )
+    specs = catalogue.resolve(env).specs
+    return specs, texts_of(specs, [t.task for t in trees], env.get("prompts", ""), reader="reward")
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def read(place: str | Path) -> Place:
         return Judge(inner)
     if colon and kind == "implicit":
         tuned, _, base = rest.rpartition("@")
-        if not all(part and isinstance(read(part), Model) for part in (tuned, base)):
+        if "://" in rest or not all(part and isinstance(read(part), Model) for part in (tuned, base)):
             raise UserError(f"{text}: write implicit:TUNED@BASE, the workdirs or model folders of two policies")
         return Pair(tuned, base)
     maker = _MAKER.fullmatch(text)

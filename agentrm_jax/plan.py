@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from agentrm_jax import parallel
+from agentrm_jax import parallel, places
 from agentrm_jax.compilers import target_devices
 from agentrm_jax.engine import programs
 from agentrm_jax.models.card import Card, read_card
@@ -121,7 +121,7 @@ def plan_training(config: ml_collections.ConfigDict, devices: Sequence[jax.Devic
 
 
 def plan_search(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> Plan:
-    """What search.py needs on a device of one process: an engine for the policy, and one for a reward model if there is one.
+    """What search.py needs on a device of one process: an engine for the policy, and those of a reward model if there is one.
 
     Raises:
       UserError: there are fewer devices than the engine is to be spread over.
@@ -129,17 +129,14 @@ def plan_search(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
     if config.engine.tensor > len(devices):
         raise UserError(f"--config.engine.tensor={config.engine.tensor} needs --devices of as many")
     mesh = parallel.make_mesh(1, 1, config.engine.tensor, devices=devices[: config.engine.tensor])
-    models = {"policy": config.policy}
-    if config.reward_model:
-        models["reward model"] = config.reward_model
     held: dict[str, int] = {}
     facts: dict[str, JSON] = {"run": config.method}
     parameters = {}
     batch = loading = 0
-    for name, place in models.items():
+    for name, (place, head) in _engines(config).items():
         model, origin = model_shape(place, config.size)
         facts[name] = origin
-        shapes = _engine_shapes(model, config.engine, name == "policy", mesh)
+        shapes = _engine_shapes(model, config.engine, head, mesh)
         parameters[name] = sum(x.size for x in jax.tree.leaves(shapes[0]))
         held |= {f"{name} weights": _shards(shapes[0]), f"{name} KV cache": _shards(shapes[1])}
         memory = functools.partial(_engine_memory, sizes=config.engine, policy=name == "policy", mesh=mesh)
@@ -223,6 +220,23 @@ def _shards(tree: Any) -> int:
 
 def _ways(mesh: jax.sharding.Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def _engines(config: ml_collections.ConfigDict) -> dict[str, tuple[str, bool]]:
+    """The engines of a search: name -> (place of the model, whether it has a language-model head instead of a value head)."""
+    found = {"policy": (config.policy, True)}
+    match places.read(config.reward_model) if config.reward_model else None:
+        case places.Pair(tuned, base):
+            found |= {"reward model": (tuned, True), "reference": (base, True)}
+        case places.Judge(places.Model(place)):
+            found |= {"judge": (place, True)}
+        case places.Model(place):
+            card = read_card(Path(place))
+            if card and card.kind == "implicit":
+                found |= {"reward model": (place, True), "reference": (card.reference, True)}
+            else:
+                found |= {"reward model": (place, False)}
+    return found
 
 
 # --- engines -------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Messages as the rows that a chat template is given, and whether the template wrote all that they hold."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -28,7 +29,7 @@ def each_text(value: JSON, change: Callable[[str], str]) -> JSON:
 def marked(message: Message, mark: Callable[[str], str]) -> Message:
     """A message whose content and texts are marked as plain text; the names of its fields are ours."""
     more = {name: each_text(value, mark) for name, value in message.more.items()}
-    return Message(message.role, mark(message.content), message.loss, more)
+    return dataclasses.replace(message, content=mark(message.content), more=more)
 
 
 def missing(messages: Sequence[Message], text: str) -> str:

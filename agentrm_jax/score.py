@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-length", type=int, help="tokens of a trajectory to read (default: the model's limit)")
     parser.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
     parser.add_argument(
-        "--chat-template", default="", help="chatml, or a file with the template, instead of the tokenizer's own"
+        "--chat-template", default="", help="chatml, keep, or a file with the template, instead of the tokenizer's own"
     )
     parser.add_argument(
         "--read-at", choices=READ_AT, help="where a step's value is read (default: what the model's folder says)"

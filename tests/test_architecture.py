@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "scoring": _BASE | {"models", "data", "search"},
     "score": {"types", "places", "prompts", "envs", "models", "data", "search", "scoring", "run"},
     "compilers": {"types"},
-    "plan": _BASE | {"models", "engine", "training", "run", "compilers"},
+    "plan": _BASE | {"places", "models", "engine", "training", "run", "compilers"},
 }
 # Rooms without model code, and what would bring it in.
 FREE = (

@@ -267,6 +267,20 @@ def test_trees_reward_model_and_search_follow(sft, tmp_path):
     assert again["tasks"] == results["tasks"]
 
 
+def test_a_policy_judges_its_own_trajectories(sft, tmp_path):
+    """On our engine; the question is longer than the model reads, so turns are left out and counted."""
+    judge = ("--config.search.n=3", f"--config.policy={sft}", f"--config.reward_model=judge:{sft}")
+    run("search.py", "judge", tmp_path / "judge", *TINY, *ENGINE, "--config.env.count=2", *judge)
+    results = json.loads((tmp_path / "judge/results.json").read_text())
+    judged = results["judge"]
+    assert judged["questions"] == 2
+    assert judged["readings"] == sum(judged["how"].values()) == sum(p["chosen"] for p in judged["positions"]) > 0
+    assert results["budget"]["reward_tokens"] > 0
+    assert judged["cut_turns"] == results["dropped_turns"]["reward_model"] > 0
+    rows = [json.loads(line) for line in (tmp_path / "judge/tasks.jsonl").read_text().splitlines()]
+    assert all(sum(s[0] for s in row["samples"]) > 0 for row in rows)
+
+
 def test_a_reward_model_without_its_parts_is_refused_in_one_line(tmp_path):
     process = start("train.py", "explicit", tmp_path / "x", f"--config.init={tmp_path}/nowhere")
     _, err = process.communicate(timeout=120)

@@ -60,7 +60,25 @@ def test_it_is_imitated_explored_learned_searched_and_scored(folder):
         folder, "search.py", "best_of_n", *searching, "--config.search.n=2", f"--config.reward_model={explicit}"
     )
     assert json.loads((best / "results.json").read_text())["tasks"]["guess"]["n"] == 2
-    scored = run(folder, "-m", "agentrm_jax.score", str(explicit), str(best))
+    sampled = main(folder, "search.py", "sample", *searching, few[0], "--config.search.n=3")
+    assert len((sampled / "trajectories.jsonl").read_text().splitlines()) == 6
+    assert {"random", "shortest", "ended", "oracle"} <= json.loads((sampled / "results.json").read_text())[
+        "rows"
+    ].keys()
+    outcomes = (f"--config.init={sft}", f"--config.samples={sampled}", f"--config.trees={mcts}", *TRAIN)
+    implicit = main(folder, "train.py", "implicit", *outcomes, "--config.heldout=0.5", "--config.eval_steps=3")
+    card = json.loads((implicit / "model.json").read_text())
+    assert (card["kind"], card["beta"], card["reference"]) == ("implicit", 0.05, str(sft))
+    assert json.loads((implicit / "evaluation.json").read_text())["metrics"]["states"] > 0
+    named = (f"--config.reward_model={implicit}", f"--workdir={folder}/ratios", "--config.search.n=2")
+    run(folder, f"{ROOT}/search.py", f"--config={ROOT}/configs/best_of_n.py", *searching, *named)
+    check_scores(folder, implicit, folder / "ratios")
+    check_scores(folder, explicit, best)
+
+
+def check_scores(folder: Path, reward_model: Path, best: Path) -> None:
+    """The command gives the trajectories of a search the scores that the search gave them."""
+    scored = run(folder, "-m", "agentrm_jax.score", str(reward_model), str(best))
     assert len(scored.splitlines()) == 4
     searched = {(r["meta"]["score"]) for r in map(json.loads, (best / "trajectories.jsonl").read_text().splitlines())}
     ours = {json.loads(line)["score"] for line in scored.splitlines()}

@@ -98,11 +98,11 @@ def test_what_cannot_be_used_is_named_in_one_line_and_leaves_nothing(option, sai
 
 
 def playing(request):
-    """The best guess, from what was said; and, asked as a judge, the first attempt of the fewest turns."""
+    """The best guess, from what was said; and, asked as a judge, an attempt of the fewest turns."""
     said = request["messages"][-1]["content"]
     if "=== Answer" in said:
         attempts = re.findall(r"=== Attempt (\d+)\n(.*?)(?=\n\n===)", said, re.DOTALL)
-        best = min(attempts, key=lambda attempt: attempt[1].count("Agent:"))[0]
+        best = min(attempts, key=lambda attempt: (attempt[1].count("Agent:"), attempt[1]))[0]
         return answer(
             best, logprobs=first_token(**{f"_{n}": -0.1 if n == best else -4.0 for n, _ in attempts}), usage=(99, 1)
         )
@@ -155,7 +155,7 @@ def test_a_failing_server_costs_tasks_and_a_revoked_key_the_run_which_then_goes_
         revoked = [status(401, {"error": {"message": "revoked"}})]
 
         def reply(request):
-            if len(server.requests) == 20 and revoked:
+            if len(server.requests) == 4 and revoked:
                 server.script.append(revoked.pop())
             return playing(request)
 
@@ -165,9 +165,9 @@ def test_a_failing_server_costs_tasks_and_a_revoked_key_the_run_which_then_goes_
         done = lines(folder / "greedy" / "tasks.jsonl")
         again = search(folder, "greedy", *options, place)
     assert (done[0]["failed"], "out of memory" in done[0]["fault"]) == (True, True)
-    if stopped.returncode:  # 20 requests were not enough for all tasks
-        assert stopped.returncode == 2
-        assert len(stopped.stderr.strip().splitlines()) == 1
-        assert "wants a key: set the environment variable OPENAI_API_KEY" in stopped.stderr
+    assert stopped.returncode == 2
+    assert "wants a key: set the environment variable OPENAI_API_KEY" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert len(done) < 3
     assert again.returncode == 0, again.stderr[-3000:]
     assert len(lines(folder / "greedy" / "tasks.jsonl")) == 3

@@ -3,7 +3,7 @@
 import pytest
 
 from agentrm_jax import places
-from agentrm_jax.places import Judge, Maker, Model, Server
+from agentrm_jax.places import Judge, Maker, Model, Pair, Server
 from agentrm_jax.types import UserError
 
 URL = "http://127.0.0.1:8000/v1"
@@ -22,6 +22,7 @@ URL = "http://127.0.0.1:8000/v1"
         ("judge:smollm2", Judge(Model("smollm2"))),
         ("judge:runs/nano/sft", Judge(Model("runs/nano/sft"))),
         (f"judge:openai:gpt@{URL}", Judge(Server("gpt", URL))),
+        ("implicit:runs/nano/sft@smollm2", Pair("runs/nano/sft", "smollm2")),
     ],
 )
 def test_a_place_is_read(text, place):
@@ -62,6 +63,14 @@ def test_a_key_in_the_url_is_refused_without_being_shown(url):
 @pytest.mark.parametrize("text", ["judge:", "judge:my.module:make", "judge:judge:smollm2"])
 def test_a_judge_is_a_policy(text):
     with pytest.raises(UserError, match="write judge:PLACE"):
+        places.read(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["implicit:", "implicit:runs/nano/sft", "implicit:@smollm2", f"implicit:smollm2@openai:gpt@{URL}"]
+)
+def test_a_log_ratio_is_of_two_models_on_our_engine(text):
+    with pytest.raises(UserError, match="write implicit:TUNED@BASE"):
         places.read(text)
 
 

@@ -107,6 +107,17 @@ def test_the_nano_engines_plan_is_what_an_engine_takes():
     assert planned.bytes["batch"] > caches
 
 
+def test_the_engines_of_an_implicit_reward_model_are_both_counted():
+    models = plan._engines(nano("best_of_n", policy="a", reward_model="implicit:b@c"))
+    assert models == {"policy": ("a", True), "reward model": ("b", True), "reference": ("c", True)}
+    assert plan._engines(nano("best_of_n", policy="a", reward_model="b"))["reward model"] == ("b", False)
+
+
+def test_an_implicit_reward_models_training_is_planned_with_what_its_reference_says():
+    config = nano("implicit", batch_rows=1, row_length=64, **{"mesh.data": 1}, init="nowhere")
+    assert {"action", "reference"} <= plan._batch(config, parallel.make_mesh(devices=jax.devices()[:1])).keys()
+
+
 def allocated(tree: Any) -> int:
     """Bytes of arrays that exist."""
     arrays = jax.tree.leaves(tree)

@@ -1,15 +1,18 @@
 """Conversations with calls of tools: the ids are those of the template, and nothing that a row holds is dropped in silence."""
 
+import contextlib
 import dataclasses
 import lzma
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agentrm_jax.chat import Chat, load_chat
 from agentrm_jax.data import conversations
-from agentrm_jax.data.messages import read_messages
+from agentrm_jax.data.messages import ROLES, read_messages, read_tools
 from agentrm_jax.testing.families import FAMILIES, make_tokenizer
 from agentrm_jax.types import UserError
 
@@ -151,6 +154,73 @@ def test_calls_in_a_row_are_one_turn_and_what_is_no_json_stays_a_text():
     _, assistant = read_messages([{"role": "user", "content": "x"}, call, call], "messages")
     assert [c["function"] for c in assistant.more["tool_calls"]] == [{"name": "look", "arguments": "sky!"}] * 2
     assert assistant.loss
+
+
+FIELDS = st.sampled_from(
+    [
+        "role",
+        "from",
+        "content",
+        "value",
+        "type",
+        "text",
+        "name",
+        "function",
+        "arguments",
+        "tool_calls",
+        "function_call",
+        "id",
+        "loss",
+        "thinking",
+        "input",
+        "tool_use_id",
+        "reasoning_content",
+    ]
+)
+MALFORMED = {
+    "a dict that cannot be": {"role": "tool_call", "content": "{[]: 1}"},
+    "values that JSON has not": {"role": "tool_call", "content": "{'name': 'look', 'arguments': {1, 2}}"},
+    "no function": {"role": "tool_call", "content": "look"},
+    "calls that are no list": {"role": "assistant", "content": "x", "tool_calls": {"name": "look"}},
+    "a call that is no object": {"role": "assistant", "content": "x", "tool_calls": ["look"]},
+    "a call of a user": {"role": "user", "content": "x", "tool_calls": [CALL]},
+    "numbers without end": {
+        "role": "assistant",
+        "tool_calls": [{"function": {"name": "look", "arguments": "[1e999]"}}],
+    },
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_call_is_one_line(name):
+    with pytest.raises(UserError, match=r"messages\[0\]"):
+        read_messages([MALFORMED[name]], "messages")
+
+
+def test_numbers_as_names_become_texts_as_json_writes_them():
+    [turn] = read_messages(
+        [{"role": "tool_call", "content": "{'name': 'look', 'arguments': {1: (2, None)}}"}], "messages"
+    )
+    assert turn.more["tool_calls"][0]["function"]["arguments"] == {"1": [2, None]}
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["{'name': 1}", "x"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS | st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.lists(st.dictionaries(FIELDS, JSON | st.sampled_from([*ROLES, "tool_call", "look"]), max_size=6), max_size=4))
+def test_whatever_a_row_holds_it_is_read_or_refused(rows):
+    with contextlib.suppress(UserError):
+        assert all(isinstance(m.content, str) for m in read_messages(rows, "messages"))
+        assert len(read_tools({"tools": rows})) == len(rows)
 
 
 LEFT_OUT = {

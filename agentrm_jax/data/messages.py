@@ -9,6 +9,7 @@
 
 import ast
 import contextlib
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,7 +76,8 @@ def _role(m: JSON, place: str) -> str:
     if not isinstance(m, dict):
         raise UserError(f"{place} is no message: {_EXPECTED}")
     name = m.get("from") if "value" in m and "from" in m else m.get("role")
-    if name is None or not ({"from", "value"} <= m.keys() or "content" in m or m.get("tool_calls")):
+    says = {"from", "value"} <= m.keys() or "content" in m or m.get("tool_calls") or m.get("function_call")
+    if name is None or not says:
         raise UserError(f"{place} is no message: {_EXPECTED}")
     if not isinstance(name, str) or name not in (*ROLES, *_CALLS):
         raise UserError(f"{place} has the role {name!r:.40}; known are {', '.join((*ROLES, *_CALLS))}")
@@ -178,21 +180,26 @@ def _add_call(out: list[Message], m: Mapping[str, Any], place: str) -> None:
     if out and out[-1].role == "assistant" and out[-1].loss == loss:
         before = out.pop()
         calls = [*before.more.get("tool_calls", ()), call]
-        out.append(Message("assistant", before.content, loss, {**before.more, "tool_calls": calls}))
+        out.append(dataclasses.replace(before, more={**before.more, "tool_calls": calls}))
     else:
         out.append(Message("assistant", "", loss, {"tool_calls": [call]}))
 
 
 def _literal(text: str) -> JSON:
-    """The value of a text that is JSON, or how Python writes the same."""
-    for read in (json.loads, ast.literal_eval):
+    """The value of a text that is JSON, or how Python writes the same; None if it is neither."""
+    for read in (json.loads, _python):
         try:
             return read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
     return None
 
 
+def _python(text: str) -> JSON:
+    """The value of a Python literal, if JSON has it too."""
+    return json.loads(json.dumps(ast.literal_eval(text)))
+
+
 def context(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The messages, none of them trained."""
-    return tuple(Message(m.role, m.content, False, m.more) for m in messages)
+    return tuple(dataclasses.replace(m, loss=False) for m in messages)

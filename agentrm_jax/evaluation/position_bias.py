@@ -13,6 +13,7 @@ _SUMMED = (
     "too_long",
     "readings",
     "unanswered",
+    "bounded",
     "cut_turns",
     "cut_candidates",
 )
@@ -25,6 +26,7 @@ def summary(tallies: Sequence[Mapping[str, JSON]]) -> dict[str, JSON]:
       questions: groups of candidates that were compared; `alone` groups of one had nothing to compare.
       missing: states without a score, because no order was answered, or (`too_long` questions) the last turns alone were too long.
       readings, unanswered: prompts shown, one an order, and those without an answer.
+      bounded: candidates' numbers, over readings, of which a server gave no probability, only that it is less than that of others.
       cut_turns, cut_candidates: oldest turns that were left out, and candidates they belonged to.
       how: what answers were read from -> how many.
       positions: for each place, how often it was chosen and how often it would be if places did not matter (`expected`).

@@ -137,15 +137,18 @@ def _count(value: JSON) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 40 else 0
 
 
-def first_token_logprobs(first: Mapping[str, float], options: Sequence[str]) -> tuple[float, ...] | None:
+def first_token_logprobs(first: Mapping[str, float], options: Sequence[str]) -> tuple[tuple[float, ...], int] | None:
     """Log-probability of every option as a first token, all its spellings with blanks together; None if none is among the likely.
 
-    An option that is not among them is less likely than all of them and counts as impossible.
+    An option that is not among them is at most as likely as the least of them, and no more than what they leave: it is given that
+    bound. How many options were is returned too.
     """
-    found = []
+    found: list[float | None] = []
     for option in options:
-        ways = [p for token, p in first.items() if token.strip() == option]
-        found.append(
-            math.log(math.fsum(map(math.exp, ways))) if ways and math.fsum(map(math.exp, ways)) > 0 else -math.inf
-        )
-    return tuple(found) if any(p > -math.inf for p in found) else None
+        ways = math.fsum(math.exp(p) for token, p in first.items() if token.strip() == option)
+        found.append(math.log(ways) if ways > 0 else None)
+    if all(p is None for p in found):
+        return None
+    left = 1 - math.fsum(map(math.exp, first.values()))
+    bound = min(*first.values(), math.log(left) if left > 0 else -math.inf)
+    return tuple(bound if p is None else p for p in found), sum(p is None for p in found)

@@ -35,11 +35,13 @@ class Answer:
     Attributes:
       logprobs: float[c], log-probability of every option as the beginning of the reply (nats, not normalised over options); 0 and
         -inf where only the choice itself is known.
+      bounded: options whose log-probability is an upper bound, because a server reports the likeliest tokens only.
       how: what it was read from: log-probabilities, the arguments of a tool call, or the text of the reply.
     """
 
     logprobs: tuple[float, ...]
     how: Literal["logprobs", "tool", "text"]
+    bounded: int = 0
 
 
 class Generator(Protocol):

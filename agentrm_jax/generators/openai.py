@@ -112,7 +112,7 @@ class ServerGenerator:
             finally:
                 for task in left:
                     task.cancel()
-        return [Action(c.text, c.tokens, c.logprob, c.finish) for c in samples]
+        return [Action(self._text(c), c.tokens, c.logprob, c.finish) for c in samples]
 
     async def choose(self, prompt: Prompt, options: Sequence[str], *, name: str = "") -> Answer | None:
         """As `Generator.choose`: from the log-probabilities of the first token, if the options are among the likely ones; else from a
@@ -125,8 +125,8 @@ class ServerGenerator:
         single = all(len(option) == 1 for option in options)  # of "12" the first token may be "1"
         if single and "logprobs" not in self._without:
             [choice, *_] = (await self._complete(asked | self._reporting(_TOP), name)).choices
-            if (logprobs := first_token_logprobs(choice.first, options)) is not None:
-                return Answer(logprobs, "logprobs")
+            if (found := first_token_logprobs(choice.first, options)) is not None:
+                return Answer(found[0], "logprobs", found[1])
             if (number := chosen(choice.text, len(options))) is not None:
                 return _one(number, options, "text")
         if "tools" not in self._without and "messages" in asked:
@@ -179,6 +179,10 @@ class ServerGenerator:
             return prompt
         assert self.chat is not None
         return self.chat.prompt(prompt).tokens
+
+    def _text(self, choice: Choice) -> str:
+        """The text of a reply: of its ids as our engine would give it, so that the ids are known again as its own."""
+        return self.chat.decode(choice.tokens) if self.chat and choice.tokens else choice.text
 
     def _payload(self, prompt: Prompt, max_tokens: int | None, temperature: float) -> dict[str, JSON]:
         asked: dict[str, JSON] = {

@@ -152,7 +152,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.questions = self.alone = self.missing = self.too_long = 0
-        self.readings = self.unanswered = 0
+        self.readings = self.unanswered = self.bounded = 0
         self.cut_turns = self.cut_candidates = 0
         self.pairs = self.agreeing = 0
         self.agreeing_by_chance = 0.0
@@ -171,6 +171,7 @@ class _Tally:
                 self.unanswered += 1
                 continue
             self.how[answer.how] += 1
+            self.bounded += answer.bounded
             best = max(range(count), key=shares.__getitem__)
             places[best] += 1
             winners.append(order[best])

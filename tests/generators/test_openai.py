@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from agentrm_jax.generators.choices import chosen
+from agentrm_jax.generators.choices import chosen, first_token_logprobs
 from agentrm_jax.generators.generator import GenerationFailure
 from agentrm_jax.generators.http import Client, Settings
 from agentrm_jax.generators.openai import ServerGenerator
@@ -233,16 +233,25 @@ def test_a_wrong_path_a_wrong_key_and_a_server_that_is_not_there_are_named(serve
 
 
 def test_a_choice_is_read_from_the_likely_first_tokens(generator, server):
-    tops = first_token(_1=-0.5, _2=-1.5, The=-2.0)
+    tops = first_token(_1=-0.6, _2=-1.5, The=-2.0)
     tops["content"][0]["top_logprobs"].append({"token": " 2", "logprob": -3.0})
     server.reply = lambda request: answer("1", logprobs=tops)
     found = choose(generator)
     assert found.how == "logprobs"
-    assert found.logprobs[0] == pytest.approx(-0.5)
+    assert found.logprobs[0] == pytest.approx(-0.6)
     assert found.logprobs[1] == pytest.approx(math.log(math.exp(-1.5) + math.exp(-3.0)))  # with and without a blank
-    assert found.logprobs[2] == -math.inf
+    assert found.logprobs[2] == pytest.approx(
+        math.log(1 - sum(map(math.exp, (-0.6, -1.5, -2.0, -3.0))))
+    )  # what is left
+    assert found.bounded == 1
     assert server.asked[0]["top_logprobs"] == 20
     assert server.asked[0]["temperature"] == 0
+
+
+def test_an_option_that_is_not_listed_is_at_most_as_likely_as_the_least_that_is():
+    assert first_token_logprobs({"1": -2.0, "x": -3.0}, ["1", "2", "3"]) == ((-2.0, -3.0, -3.0), 2)
+    assert first_token_logprobs({"1": 0.0}, ["1", "2"]) == ((0.0, -math.inf), 1)
+    assert first_token_logprobs({"x": -1.0}, ["1", "2"]) is None
 
 
 def test_a_model_that_thinks_first_is_read_from_its_text(generator, server):

@@ -220,6 +220,37 @@ def test_a_failed_task_is_finished_too(tmp_path):
     assert log.spent["policy_tokens"] == 10
 
 
+TALLY = {"questions": 1, "readings": 2, "chosen": {"2": [2, 0]}, "pairs": 1, "agreeing": 0, "agreeing_by_chance": 0.5}
+
+
+def test_what_a_judge_says_about_itself_is_kept_with_its_task_and_added_up_over_sittings(tmp_path):
+    for number in (0, 1):
+        Journal(tmp_path).record(done(number), Spent(10), notes={"judge": TALLY})
+    found = Journal(tmp_path).judged["judge"]
+    assert (found["questions"], found["readings"], found["agreement"]) == (2, 4, 0)
+    assert [p["chosen"] for p in found["positions"]] == [4, 0]
+    assert found["bias"] == 0.5
+    record(Journal(tmp_path / "other"), 0)
+    assert Journal(tmp_path / "other").judged == {}
+
+
+def test_notes_of_a_judge_that_cannot_be_read_are_named(tmp_path):
+    Journal(tmp_path).record(done(0), Spent(10), notes={"judge": {"chosen": {"two": [1]}}})
+    with pytest.raises(UserError, match="the notes of a judge cannot be read"):
+        Journal(tmp_path).judged  # noqa: B018
+
+
+def test_tokens_sent_to_a_server_are_part_of_the_budget(tmp_path):
+    meter = Spent(10)
+    Journal(tmp_path).record(done(0), meter)
+    assert "policy_prompt_tokens" not in Journal(tmp_path).spent
+    path = tmp_path / "tasks.jsonl"
+    row = json.loads(path.read_text())
+    row["cost"]["policy_prompt_tokens"] = 70
+    path.write_text(json.dumps(row) + "\n")
+    assert Journal(tmp_path).spent["policy_prompt_tokens"] == 70
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -199,6 +199,30 @@ def test_simulations_may_be_several_where_they_are_drawn():
         checks.check(parse("guided_mcts", "search.n=2", "search.rollout_temperature=0.5"))
 
 
+JUDGE = "reward_model=judge:smollm2"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "said"),
+    [
+        ("adaptive", (JUDGE,), "a judge compares candidates, and adaptive scores them one after the other"),
+        ("guided_mcts", (JUDGE,), "a judge compares candidates, and guided_mcts"),
+        ("best_of_n", (JUDGE,), r"set --config\.search\.all_steps=false"),
+        ("judge", ("search.aggregate=mean",), r"--config\.search\.aggregate=last"),
+        ("judge", ("judge.compare=steps",), r"set --config\.judge\.compare=trajectories"),
+        ("lookahead", (JUDGE, "search.depth=2"), r"set --config\.judge\.compare=trajectories"),
+    ],
+)
+def test_a_judge_is_refused_where_it_would_compare_nothing(name, overrides, said):
+    with pytest.raises(UserError, match=said):
+        checks.check(parse(name, *overrides))
+
+
+@pytest.mark.parametrize("name", ["judge", "beam", "dvts", "lookahead", "particle", "sharing_beam"])
+def test_a_judge_is_taken_where_candidates_are_scored_together(name):
+    checks.check(parse(name, JUDGE))
+
+
 def test_a_config_of_ones_own_is_checked_too():
     config = parse("sft")
     with config.unlocked(), config.ignore_type():

@@ -90,6 +90,38 @@ def test_everything_that_a_config_names_is_made_in_the_order_of_the_loop(command
     assert [c[-1] for c in commands] == ["--workdir=runs/nano/sft", "--workdir=runs/nano/mcts"]
 
 
+def test_what_acts_or_judges_from_elsewhere_needs_no_run_and_a_judge_of_ours_needs_its_policy(commands):
+    config = ml_collections.ConfigDict(
+        {"size": "nano", "policy": "openai:gpt@http://x/v1", "reward_model": "mine:make"}
+    )
+    stages.require_named(config)
+    config.reward_model = "judge:openai:gpt@http://x/v1"
+    stages.require_named(config)
+    assert commands == []
+    config.reward_model = "judge:runs/nano/sft"
+    stages.require_named(config)
+    assert [command[-1] for command in commands] == ["--workdir=runs/nano/sft"]
+
+
+@pytest.mark.parametrize(
+    ("place", "made"),
+    [
+        ("runs/nano/explicit", ["runs/nano/explicit"]),
+        ("runs/nano/implicit", ["runs/nano/implicit"]),
+        ("implicit:runs/nano/sft@smollm2", ["runs/nano/sft"]),
+    ],
+)
+def test_a_reward_model_is_made_by_the_stage_whose_run_it_names(commands, place, made):
+    stages.require_named(ml_collections.ConfigDict({"size": "nano", "reward_model": place}))
+    assert [c[-1] for c in commands] == [f"--workdir={place}" for place in made]
+
+
+def test_an_implicit_reward_model_needs_the_trajectories_or_trees_that_it_names_only(commands):
+    config = {"size": "nano", "init": "runs/nano/sft", "samples": "runs/nano/sample", "trees": ""}
+    stages.require_named(ml_collections.ConfigDict(config))
+    assert [c[-1] for c in commands] == ["--workdir=runs/nano/sft", "--workdir=runs/nano/sample"]
+
+
 def test_the_table_has_every_config_and_its_main():
     names = {p.stem for p in (ROOT / "configs").glob("*.py")} - {"common"}
     assert names == set(stages.STAGES)
