@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS ?= runs/nano
 
-.PHONY: demo test lint env clean
+.PHONY: demo test lint docs env clean
 
 env: .venv/.installed
 
@@ -11,7 +11,7 @@ env: .venv/.installed
 	@echo "setting up .venv (once, about a minute)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; call make PYTHON=python3.12"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,docs]'
 	@touch $@
 
 # The whole loop on two real environments: imitation, tree search for step values, reward model, guided search, report.
@@ -26,6 +26,10 @@ test: env
 
 lint: env
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy
+
+# The documentation as pages in build/site, with an API reference from the docstrings.
+docs: env
+	@$(BIN)/mkdocs build --quiet && echo build/site/index.html
 
 clean:
 	rm -rf .venv runs build *.egg-info

@@ -42,6 +42,18 @@ def target_devices(name: str) -> list[jax.Device]:
     raise UserError(f"--target={name}: known are {_EXAMPLES}")
 
 
+def bytes_accessed(program: jax.stages.Compiled) -> int:
+    """Bytes that a program compiled for a GPU moves by XLA's own account: a loop is counted once, a kernel of ours not at all.
+
+    There is no such account for TPUs: theirs counts a weight again for every piece of it that is copied to vector memory.
+    """
+    from jaxlib import _jax  # compiled for a target, a program has no `cost_analysis` of its own
+
+    executable: Any = program.runtime_executable()
+    modules = executable.hlo_modules()
+    return int(_jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, modules[0])["bytes accessed"])
+
+
 def _topology(platform: str, name: str, package: str, **options: str) -> list[jax.Device]:
     from jax.experimental import topologies
 

@@ -31,16 +31,44 @@ RULES: Mapping[str, str] = {
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
+def launcher(env: Mapping[str, str]) -> dict[str, Any] | None:
+    """What `jax.distributed.initialize` is told, or None for a process that runs alone.
+
+    JAX's own variables say it (JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES, JAX_PROCESS_ID); with
+    JAX_COORDINATOR_ADDRESS=auto JAX finds out itself (TPU virtual machines, Kubernetes, MPI). So it does, unasked, in a step of
+    several tasks under Slurm and on a TPU slice of several hosts under Kubernetes. A batch script or shell under Slurm that does
+    not use `srun` is one process.
+
+    Raises:
+      UserError: a variable is missing or no number.
+    """
+    address = env.get("JAX_COORDINATOR_ADDRESS", "")
+    if address == "auto":
+        return {}
+    if address:
+        numbers = {}
+        for name, key in (("JAX_NUM_PROCESSES", "num_processes"), ("JAX_PROCESS_ID", "process_id")):
+            text = env.get(name, "")
+            if not text.isdecimal():
+                raise UserError(f"JAX_COORDINATOR_ADDRESS={address} needs {name} as a number; it is {text!r}")
+            numbers[key] = int(text)
+        return {"coordinator_address": address, **numbers}
+    step = "SLURM_STEP_NODELIST" in env and env.get("SLURM_NTASKS", "1") != "1"
+    slice_of_hosts = "," in env.get("TPU_WORKER_HOSTNAMES", "")
+    return {} if step or slice_of_hosts else None
+
+
 def start_distributed() -> None:
-    """Joins the other processes where a launcher says so (JAX's own environment variables, Slurm, a TPU pod)."""
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize(
-            os.environ["JAX_COORDINATOR_ADDRESS"],
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-            process_id=int(os.environ["JAX_PROCESS_ID"]),
-        )
-    elif os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",") or "SLURM_JOB_NUM_NODES" in os.environ:
-        jax.distributed.initialize()
+    """Joins the other processes of a distributed run (`launcher`).
+
+    Raises:
+      UserError: JAX's environment variables are incomplete, or the others are not found.
+    """
+    if (found := launcher(os.environ)) is not None:
+        try:
+            jax.distributed.initialize(**found)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"cannot join the other processes of this run: {error}") from error
     if (service := _service()) is not None:
         over = threading.Event()
         watch = threading.Thread(target=_end_with_the_others, args=(service, over), daemon=True)

@@ -25,7 +25,7 @@ import ml_collections
 from flax import nnx
 
 from agentrm_jax import parallel, places
-from agentrm_jax.compilers import target_devices
+from agentrm_jax.compilers import bytes_accessed, target_devices
 from agentrm_jax.engine import programs
 from agentrm_jax.models.card import Card, read_card
 from agentrm_jax.models.config import PRESETS, ModelConfig
@@ -43,6 +43,7 @@ _USAGE = (
     "usage: python -m agentrm_jax.plan --config=configs/NAME.py[:SIZE] [--devices=N | --target=v5e:4x4|h100:8] "
     "[--memory-gb=GB] [--json] [--config.KEY=VALUE ...]"
 )
+_STEP = ("moved", "at least")  # by a decode step
 _SHALLOW = (2, 4)  # layers that are compiled where layers are unrolled: every further one adds what the last ones did
 
 
@@ -54,6 +55,8 @@ class Plan:
       facts: what is planned, by name: model, mesh, batch.
       parameters: of each model, by name.
       bytes: by what they are for; they are needed at the same time.
+      decode_step: bytes that a step of the largest decode batch moves by the compiler's account, and the least it could; empty
+        where nothing is decoded or the target is no GPU.
       notes: what the reader should know about these figures.
     """
 
@@ -61,6 +64,7 @@ class Plan:
     parameters: dict[str, int]
     bytes: dict[str, int]
     notes: tuple[str, ...]
+    decode_step: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -133,14 +137,19 @@ def plan_search(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
     facts: dict[str, JSON] = {"run": config.method}
     parameters = {}
     batch = loading = 0
+    step: dict[str, int] = {}
     for name, (place, head) in _engines(config).items():
         model, origin = model_shape(place, config.size)
         facts[name] = origin
         shapes = _engine_shapes(model, config.engine, head, mesh)
         parameters[name] = sum(x.size for x in jax.tree.leaves(shapes[0]))
         held |= {f"{name} weights": _shards(shapes[0]), f"{name} KV cache": _shards(shapes[1])}
-        memory = functools.partial(_engine_memory, sizes=config.engine, policy=name == "policy", mesh=mesh)
-        batch = max(batch, _by_depth(memory, model, scanned=False))
+        memory = functools.partial(
+            _engine_memory, sizes=config.engine, head=head, decodes=name in ("policy", "judge"), mesh=mesh
+        )
+        needs = _to_depth(memory, model, scanned=False)
+        step |= {what: needs.pop(what) for what in _STEP if what in needs}
+        batch = max(batch, *needs.values())
         loading = max(loading, sum(held.values()) + _shards(shapes[0]))
     held["batch"] = batch
     held["loading"] = max(loading - sum(held.values()), 0)
@@ -157,7 +166,9 @@ def plan_search(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
     ]
     if held["loading"]:
         notes.insert(0, "loading: what is needed more while a model's stacked layers are laid out for its engine")
-    return Plan(facts, parameters, held, _notes(notes, devices[0], e.dtype, False, model))
+    if step:
+        notes.insert(-1, "decode step: of full rows; what stays in the GPU's caches is counted as well")
+    return Plan(facts, parameters, held, _notes(notes, devices[0], e.dtype, False, model), step)
 
 
 # --- training ------------------------------------------------------------------------------------------------------------
@@ -243,23 +254,35 @@ def _engines(config: ml_collections.ConfigDict) -> dict[str, tuple[str, bool]]:
 
 
 def _engine_shapes(
-    model: ModelConfig, sizes: Mapping[str, Any], policy: bool, mesh: jax.sharding.Mesh
+    model: ModelConfig, sizes: Mapping[str, Any], head: bool, mesh: jax.sharding.Mesh
 ) -> tuple[Any, Any]:
     """Shapes of the engine's weights and of its pool, placed as the engine places them."""
-    weights, pool = programs.planned_memory(model, sizes, policy, mesh)
+    weights, pool = programs.planned_memory(model, sizes, head, mesh)
     return _results(_lowered(weights, mesh)), _results(_lowered(pool, mesh))
 
 
 def _engine_memory(
-    model: ModelConfig, sizes: Mapping[str, Any], policy: bool, mesh: jax.sharding.Mesh
+    model: ModelConfig, sizes: Mapping[str, Any], head: bool, decodes: bool, mesh: jax.sharding.Mesh
 ) -> dict[str, int]:
-    """Bytes that each of the engine's larger programs needs beside weights and pool: its batch, temporaries and results."""
-    weights, pool = _engine_shapes(model, sizes, policy, mesh)
-    planned = programs.planned_prefill(model, sizes, weights, pool, mesh)
-    if policy:
-        state = _results(_lowered(programs.planned_state(model, sizes), mesh))
+    """Bytes that each of the engine's larger programs needs beside weights and pool: its batch, temporaries and results.
+
+    An engine with a language-model `head` that never decodes reads log-probabilities.
+
+    For GPUs there are also the bytes that a decode step moves, by the names in `_STEP`.
+    """
+    weights, pool = _engine_shapes(model, sizes, head, mesh)
+    planned = programs.planned_prefill(model, sizes, weights, pool, mesh, logprobs=head and not decodes)
+    if decodes:
+        state = _results(_lowered(programs.planned_state(model, sizes, mesh), mesh))
         planned |= programs.planned_decode(model, sizes, weights, pool, state, mesh)
-    return {name: _needs(_lowered(each, mesh), each.passing) for name, each in planned.items()}
+    compiled = {name: _lowered(each, mesh) for name, each in planned.items()}
+    found = {name: _needs(compiled[name], each.passing) for name, each in planned.items()}
+    if decodes and mesh.devices.flat[0].platform == "gpu":
+        itemsize = jnp.dtype(sizes["dtype"]).itemsize
+        least, kernels, embeddings = programs.decode_traffic(model, sizes, weights, itemsize, mesh)
+        moved = bytes_accessed(compiled["decode"]) - embeddings + kernels
+        found |= dict(zip(_STEP, (moved, least), strict=True))
+    return found
 
 
 def _lowered(planned: programs.Planned, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
@@ -295,12 +318,17 @@ def _needs(program: jax.stages.Compiled, passing: Any) -> int:
 
 
 def _by_depth(memory: Callable[[ModelConfig], dict[str, int]], model: ModelConfig, *, scanned: bool) -> int:
-    """The most of `memory(model)`; of a deep model with unrolled layers, each is the line through two shallow ones."""
+    """The most of `memory(model)`, see `_to_depth`."""
+    return max(_to_depth(memory, model, scanned=scanned).values())
+
+
+def _to_depth(memory: Callable[[ModelConfig], dict[str, int]], model: ModelConfig, *, scanned: bool) -> dict[str, int]:
+    """All of `memory(model)`; of a deep model with unrolled layers, each is the line through two shallow ones."""
     if scanned or model.num_layers <= _SHALLOW[1]:
-        return max(memory(model).values())
+        return memory(model)
     low, high = (memory(_with_layers(model, n)) for n in _SHALLOW)
     more = (model.num_layers - _SHALLOW[0]) / (_SHALLOW[1] - _SHALLOW[0])
-    return max(int(low[name] + (high[name] - low[name]) * more) for name in low)
+    return {name: int(low[name] + (high[name] - low[name]) * more) for name in low}
 
 
 def _with_layers(model: ModelConfig, n: int) -> ModelConfig:
@@ -333,6 +361,9 @@ def table(plan: Plan, memory_gb: float | None) -> str:
     if memory_gb is not None:
         verdict = "fits" if plan.total <= memory_gb * 1e9 else "does not fit"
         lines.append(f"{verdict} in {memory_gb:g} GB a device ({plan.total / memory_gb / 1e7:.0f}%)")
+    if plan.decode_step:
+        lines += ["", f"{'a decode step':<24} {'GB':>9}"]
+        lines += [f"{name:<24} {size / 1e9:>9.3f}" for name, size in plan.decode_step.items()]
     return "\n".join([*lines, "", *plan.notes])
 
 
@@ -348,6 +379,7 @@ def as_json(plan: Plan, memory_gb: float | None) -> dict[str, JSON]:
         "parameters": plan.parameters,
         "bytes_per_device": plan.bytes,
         "total_bytes_per_device": plan.total,
+        "decode_step_bytes": plan.decode_step,
         "memory_gb": memory_gb,
         "fits": fits,
         "notes": list(plan.notes),

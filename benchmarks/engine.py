@@ -6,6 +6,7 @@ candidates that share most of their tokens, and how long a start takes.
 """
 
 import contextlib
+import dataclasses
 import subprocess
 import sys
 import time
@@ -33,7 +34,6 @@ def run(options: SystemOptions) -> Iterator[Comparison]:
     machine = Machine(64, 4096) if toy else Machine()
     mine = Ours(model, sizes(work, toy))
     config = model.config
-    del model
 
     def compared(case: Case, systems: Sequence[System], absent: Mapping[str, str]) -> Iterator[Comparison]:
         if options.wants(case.name):
@@ -43,14 +43,24 @@ def run(options: SystemOptions) -> Iterator[Comparison]:
     candidates = "{candidates} with {shared} tokens shared and {own} of their own".format(**work["shared"])
     if options.wants(f"{SHARED}: {candidates}"):
         yield shared_row(mine, work["shared"], f"{SHARED}: {candidates}")  # first, while the cache is empty
+    int8, drafting = variants(model, sizes(work, toy))
+    del model
     generation = [workloads.prefill(shape, config) for shape in work["prefill"]]
     generation += [workloads.decode(shape, work["decode"]["context"], config) for shape in work["decode"]["cases"]]
     loops = [workloads.episodes(work["episodes"], config)]
-    if any(options.wants(case.name) for case in generation + loops):
+    repeated = workloads.repetitive(work["repetitive"], config)
+    if any(options.wants(case.name) for case in [*generation, repeated, *loops]):
         with started(peers.GENERATORS, options, role="generate", toy=toy) as (others, absent):
             _agree(mine, others)
             for case in generation:
                 yield from compared(case, [mine, *others], absent)
+            if int8:
+                case = workloads.decode(work["decode"]["cases"][0], work["decode"]["context"], config)
+                remark = workloads.against(int8.name, "llama.cpp Q4_1")
+                case = dataclasses.replace(case, name=f"{case.name}, int8 weights", aside=remark)
+                yield from compared(case, [mine, int8, *others], absent)
+            if drafting:
+                yield from compared(repeated, [mine, drafting, *others], absent)
             able = [o for o in others if o.name.startswith("vLLM")]
             missing = {name: why for name, why in absent.items() if name.startswith("vLLM")}
             for case in loops:
@@ -92,6 +102,19 @@ def sizes(work: Mapping[str, Any], toy: bool) -> EngineConfig:
         samples=5,
         max_new=new,
     )
+
+
+def variants(model: Transformer, sizes: EngineConfig) -> tuple[Ours | None, Ours | None]:
+    """Engines for one sequence: with weights of a byte, and one that verifies tokens it has looked up."""
+    one = dataclasses.replace(sizes, cache_tokens=4 * sizes.context[-1], rows=(1,), samples=1)
+    known = {field.name for field in dataclasses.fields(EngineConfig)}
+
+    def made(name: str, **more: Any) -> Ours | None:
+        if not set(more) <= known:
+            return None
+        return Ours(model, dataclasses.replace(one, **more), name=f"ours, {name}")
+
+    return made("int8 weights", weights="int8"), made("4 drafted tokens", draft=4)
 
 
 @contextlib.contextmanager

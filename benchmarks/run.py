@@ -17,6 +17,7 @@ runs/benchmarks/NAME.json has of a run of engine or search that was stopped. Fig
 import argparse
 import importlib
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that peers are ended
     accelerator()
     for name in names:
         file = arguments.out / f"{name}.json"

@@ -4,7 +4,7 @@ Tokens are drawn from a generator seeded by what they are for, so a workload is 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,26 @@ def decode(shape: dict[str, int], context: int, model: ModelConfig) -> Case:
         unique=sequences * new,
         flop=2 * weights * sequences * new,
         bytes=4 * new * (weights + cached),
+    )
+
+
+def repetitive(shape: dict[str, int], model: ModelConfig) -> Case:
+    """Greedy tokens of one sequence after a text that repeats itself, as agents' histories do: what drafts can be looked up in."""
+    path, new = ids(shape["period"], 14) * shape["times"], shape["new"]
+
+    def ask(new: int) -> Question:
+        return {"do": "generate", "paths": [path], "new": new}
+
+    weights = layer_parameters(model) + output_parameters(model)
+    return Case(
+        f"decode, 1 x {new} tokens after {shape['period']} tokens {shape['times']} times",
+        "tokens/s",
+        new,
+        lambda number: [ask(new)],
+        warm=[ask(8)],
+        unique=new,
+        flop=2 * weights * new,
+        bytes=4 * new * weights,
     )
 
 
@@ -153,6 +173,17 @@ def scoring(shape: dict[str, int], model: ModelConfig, slow: Sequence[str] = ("t
         few={name: (lambda number: asks(number, few), few * turns) for name in slow},
         aside=later_turns,
     )
+
+
+def against(name: str, other: str) -> Callable[[Mapping[str, list[float]]], str]:
+    """A remark that sets one system beside another one that is not ours."""
+
+    def ratio(seconds: Mapping[str, list[float]]) -> str:
+        if name not in seconds or other not in seconds:
+            return ""
+        return f"{name} x {sum(seconds[other]) / sum(seconds[name]):.2f} of {other}"
+
+    return ratio
 
 
 def later_turns(seconds: Mapping[str, list[float]]) -> str:

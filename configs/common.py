@@ -80,7 +80,7 @@ def engine(size: str) -> ml_collections.ConfigDict:
         "nano": config_dict(
             cache_tokens=262144,
             rows=(16, 64),
-            batch_tokens=(512, 2048),
+            batch_tokens=(128, 512, 2048),
             new_tokens=(64, 128, 512),
             context=(256, 512, 1024),
             max_new=72,
@@ -105,6 +105,7 @@ def engine(size: str) -> ml_collections.ConfigDict:
         ),
     )
     sizes.samples = 5
+    sizes.draft = 0  # tokens proposed a step by prompt lookup, as far as that is faster; 0: none
     sizes.tensor = 1  # devices of a process that share each model
     sizes.dtype = "float32" if size in ("nano", "smollm2") else "bfloat16"
     return sizes

@@ -51,7 +51,7 @@ def compile_all(name: str) -> None:
     from agentrm_jax.models.config import ModelConfig
     from agentrm_jax.run import flags
 
-    model = ModelConfig(vocab_size=1024, num_layers=2, d_model=256, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=512)
+    model = ModelConfig(vocab_size=1024, num_layers=2, d_model=256, num_heads=4, num_kv_heads=2, head_dim=128, d_ff=512)
     devices = target_devices(name)
     programs = {}
     original = plan._compiled
@@ -84,6 +84,18 @@ def compiled(request) -> Compiled:
 def test_training_runs_the_platforms_own_kernels(compiled):
     for kernel in ("tree_attention_forward", "tree_attention_dq", "tree_attention_dkv"):
         assert kernel in compiled.step
+
+
+def test_engines_read_histories_in_the_pool_where_they_lie(compiled):
+    """Both programs call the kernel for every layer (but the last in prefill, where only its keys and values are wanted).
+
+    Neither gathers rows of the pool, of which it has 262,144.
+    """
+    for program, layers in ((compiled.prefill, 1), (compiled.decode, 2)):
+        calls = [line for line in program.splitlines() if "custom-call(" in line and "paged_attention" in line]
+        assert len(calls) == layers
+        gathers = [line for line in program.splitlines() if " gather(" in line and "[262144,128]" in line]
+        assert gathers == []
 
 
 def test_engines_are_compiled_without_gathering_the_cache(compiled):

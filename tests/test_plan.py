@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from agentrm_jax import parallel, plan
+from agentrm_jax.engine import programs
 from agentrm_jax.engine.engine import make_engine
 from agentrm_jax.models.config import PRESETS, ModelConfig
 from agentrm_jax.models.transformer import Transformer
@@ -116,6 +117,18 @@ def test_the_engines_of_an_implicit_reward_model_are_both_counted():
 def test_an_implicit_reward_models_training_is_planned_with_what_its_reference_says():
     config = nano("implicit", batch_rows=1, row_length=64, **{"mesh.data": 1}, init="nowhere")
     assert {"action", "reference"} <= plan._batch(config, parallel.make_mesh(devices=jax.devices()[:1])).keys()
+
+
+def test_a_decode_step_reads_at_least_its_weights_and_every_rows_keys_and_values():
+    model = ModelConfig(vocab_size=64, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, head_dim=16, d_ff=64)
+    sizes = nano("best_of_n", **{"engine.rows": "2,4", "engine.context": "64,128", "engine.max_new": 8}).engine
+    mesh = parallel.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    weights, _ = plan._engine_shapes(model, sizes, True, mesh)
+    least, kernels, embeddings = programs.decode_traffic(model, sizes, weights, 4, mesh)
+    attention, feed_forward = 2 * 32 * 16 * (4 + 2), 3 * 32 * 64
+    matrices = 2 * (attention + feed_forward) + 64 * 32  # tied: the embeddings are the map to the vocabulary
+    assert least == 4 * (matrices + 5 * 32) + 4 * (128 + 8 * sizes.samples) * 2 * 2 * 16 * 4 * 2
+    assert (kernels, embeddings) == (0, 4 * 64 * 32), "on a CPU no kernel reads histories"
 
 
 def allocated(tree: Any) -> int:

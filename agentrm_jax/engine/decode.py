@@ -1,6 +1,9 @@
-"""Decode: one token of every sample a step, some steps a call.
+"""Decode: some tokens of every sample a step, some steps a call.
 
-Letters: u rows, n samples of a row, d model, v vocabulary.
+A step reads the last token of every sample and, where tokens are drafted, those that are proposed to follow it; of the tokens
+that it draws, it keeps those whose path is the one that was read.
+
+Letters: u rows, n samples of a row, p tokens of each that a step reads, d model, v vocabulary.
 """
 
 import dataclasses
@@ -9,8 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from agentrm_jax.engine.attention import Columns, attend
-from agentrm_jax.engine.batch import STEPS, DecodeShape, DecodeState, Steps, Trunk
+from agentrm_jax.engine.batch import STEPS, DecodeShape, DecodeState, RowState, Steps, Trunk
+from agentrm_jax.engine.drafting import propose
+from agentrm_jax.engine.histories import InPlace
 from agentrm_jax.engine.memory import Entries, Weights, everywhere, logits, rotates, window
+from agentrm_jax.engine.paged import join
 from agentrm_jax.engine.requests import SamplingParams
 from agentrm_jax.engine.sampling import Shaping, most_likely, sample
 from agentrm_jax.models.config import ModelConfig
@@ -21,88 +27,169 @@ def decode(
     weights: Weights,
     config: ModelConfig,
     shape: DecodeShape,
+    drafting: bool,
+    pool: Entries,
     state: DecodeState,
     trunk: Trunk | None,
     stopped: jax.Array,
     most: jax.Array,
 ) -> tuple[DecodeState, Steps]:
-    """Continues all samples by up to `most` (at most `STEPS`) tokens, or until all are done. Donate the state.
+    """Continues all samples by up to `most` (at most `STEPS`) steps, or until all are done. Donate the state.
 
     A row that has no room for more steps is done as well: `count` says that it is below its limit.
 
     Args:
+      pool: read for histories that are not copied.
+      drafting: steps verify `shape.draft` proposed tokens of every sample.
       stopped: bool[u, n] samples that are done from now on.
     """
-    u, n = shape.rows, shape.samples
-    fixed = state.rows
+    p = shape.draft + 1 if drafting else 1
     columns = Columns(shape, state, trunk)
+    histories = None
+    if state.table is not None:  # of a row that is over nothing is read
+        length = jnp.where((state.rows.done | stopped).all(1), 0, state.rows.context_length)
+        histories = InPlace(shape.in_place, state.table, length, trunk)
     windows = {window(config, l) for l in range(config.num_layers)}
-    few = SamplingParams.MOST_LOGPROBS if shape.shaped else 0
+    begin = state.rows.count
 
-    def more(carry: tuple) -> jax.Array:
-        _, _, _, done, _, steps, _ = carry
-        return (steps.ran < most) & ~jnp.all(done)
+    def more(carry: tuple[DecodeState, Steps]) -> jax.Array:
+        state, steps = carry
+        return (steps.ran < most) & ~jnp.all(state.rows.done)
 
-    def body(carry: tuple) -> tuple:
-        caches, token, count, done, seen, steps, at = carry
-        positions = jnp.broadcast_to(columns.position(at)[:, None], (u, n))
-        biases = {w: columns.bias(at, w) for w in windows}
-        x = weights.embed_vd[token]
-        written: Entries = []
+    def body(carry: tuple[DecodeState, Steps]) -> tuple[DecodeState, Steps]:
+        state, steps = carry
+        rows = state.rows
+        offset = columns.offset(rows.count, p)
+        positions = columns.position(offset)
+        read = jnp.asarray(rows.token)[:, None]
+        if drafting:
+            read = jnp.concatenate([read, _proposed(rows, positions[:, 0] + 1, p - 1)], axis=1)
+        written = columns.mark(state.offset, jnp.where(rows.done[:, None], -1, offset), state.at)
+        biases = {w: columns.bias(offset, written, w) for w in windows}
+        x = weights.embed_vd[jnp.maximum(read, 0).reshape(shape.rows, -1)]
+        caches: Entries = []
         for l, block in enumerate(weights.layers):
 
             def look(q: jax.Array, k: jax.Array, v: jax.Array, l=l) -> jax.Array:
-                cache = columns.put(caches[l], k, v, at)
-                written.append(cache)
+                cache = columns.put(state.caches[l], k, v, state.at)
+                caches.append(cache)
+                limit = window(config, l)
+                bias, trunk_bias = biases[limit]
+                if histories is not None:
+                    parts = histories.attend(q, pool[l], positions.reshape(shape.rows, -1), limit)
+                    return join([*parts, attend(q, *cache, None, bias, None)]).astype(q.dtype)
                 shared = trunk.caches[l] if trunk is not None else None
-                return attend(q, *cache, shared, *biases[window(config, l)])
+                return attend(q, *cache, shared, bias, trunk_bias)[0]
 
-            x = block(x, positions, look, rotates(config, l))
+            x = block(x, positions.reshape(shape.rows, -1), look, rotates(config, l))
         hidden = rms_norm(x, weights.final_norm_d, config.norm_eps)
-        scores = logits(weights, config, hidden).reshape(u * n, -1)
-        temperature = jnp.repeat(fixed.temperature, n)
-        shaping = None if fixed.shaping is None else _by_sample(dataclasses.replace(fixed.shaping, seen=seen), n)
-        chosen, logprob = sample(scores, temperature, jnp.asarray(fixed.seeds).reshape(-1), count.reshape(-1), shaping)
-        chosen, logprob = jnp.where(done, token, chosen.reshape(u, n)), logprob.reshape(u, n)
-        top = None
-        if steps.top is not None:
-            most_ids, most_logprobs = most_likely(scores, few)
-            most_ids, most_logprobs = (
-                jnp.pad(x, ((0, 0), (0, few - x.shape[1]))).reshape(u, n, few) for x in (most_ids, most_logprobs)
-            )
-            top = steps.top[0].at[steps.ran].set(most_ids), steps.top[1].at[steps.ran].set(most_logprobs)
-        if seen is not None:
-            seen = jnp.where(
-                done[..., None], seen, seen.at[jnp.arange(u)[:, None], jnp.arange(n)[None], chosen].set(True)
-            )
-        count = jnp.where(done, count, count + 1)
-        full = columns.age(at + 1) >= shape.ring - STEPS
-        done |= (chosen[..., None] == fixed.stops[:, None]).any(-1) | (count >= fixed.limit) | full[:, None]
-        steps = Steps(
-            steps.tokens.at[steps.ran].set(chosen),
-            steps.logprobs.at[steps.ran].set(logprob),
-            top,
-            count,
-            done,
-            steps.ran + 1,
-        )
-        return written, chosen, count, done, seen, steps, at + 1
+        scores = logits(weights, config, hidden).reshape(read.size, -1)
+        chosen, logprob = _draw(scores, rows, p)
 
-    done = fixed.done | stopped
+        room = columns.room(state.at + p)[:, None]
+        rows, gained = _settle(rows, read, chosen, room)
+        kept = jnp.arange(p)[:, None] < gained[:, None]
+        written = columns.mark(written, jnp.where(kept, offset, -1), state.at)
+        state = DecodeState(caches, state.table, state.at + p, state.joined, written, rows)
+        if rows.known is not None:
+            at = (positions[:, 0] + 1)[..., None]
+            known = _put(rows.known, jnp.arange(shape.known), chosen[..., None], kept[..., None], at)
+            rows = dataclasses.replace(rows, known=known)
+        return dataclasses.replace(state, rows=rows), _report(steps, rows, begin, scores, read, chosen, logprob, kept)
+
+    rows = dataclasses.replace(state.rows, done=state.rows.done | stopped)
+    state = dataclasses.replace(state, at=-(-state.at // p) * p, rows=rows)
+    state, steps = jax.lax.while_loop(more, body, (state, _no_steps(shape, p, rows)))
+    small, steps = jax.tree.map(everywhere, (dataclasses.replace(state, caches=[]), steps))
+    return dataclasses.replace(small, caches=state.caches), steps
+
+
+def _proposed(rows: RowState, length: jax.Array, count: int) -> jax.Array:
+    """int32[u, count, n]: what is proposed to follow samples whose paths have `length` [u, n] tokens."""
+    known = jnp.asarray(rows.known)
+    drafts = propose(known.reshape(-1, known.shape[-1]), length.reshape(-1), count)
+    return drafts.reshape(*length.shape, count).transpose(0, 2, 1)
+
+
+def _draw(scores: jax.Array, rows: RowState, p: int) -> tuple[jax.Array, jax.Array]:
+    """[u, p, n] tokens and log-probabilities: each token by the number of its own place in the sample."""
+    size = rows.count.shape[0], p, rows.count.shape[1]
+    temperature = jnp.broadcast_to(jnp.asarray(rows.temperature)[:, None, None], size)
+    seeds = jnp.broadcast_to(jnp.asarray(rows.seeds)[:, None], size)
+    place = rows.count[:, None] + jnp.arange(p)[:, None]
+    shaping = None if rows.shaping is None else _by_sample(rows.shaping, size[2])
+    token, logprob = sample(scores, temperature.reshape(-1), seeds.reshape(-1), place.reshape(-1), shaping)
+    return token.reshape(size), logprob.reshape(size)
+
+
+def _settle(rows: RowState, read: jax.Array, chosen: jax.Array, room: jax.Array) -> tuple[RowState, jax.Array]:
+    """Rows with what was drawn, and int32[u, n] how many tokens of `chosen` [u, p, n] that is.
+
+    A token was drawn rightly if all that was read before it is what was drawn there; nothing follows one that ends the sample.
+    """
+    ends = (chosen[..., None] == jnp.asarray(rows.stops)[:, None, None]).any(-1)
+    right = (chosen[:, :-1] == read[:, 1:]) & ~ends[:, :-1]
+    gained = jnp.minimum(1 + jnp.cumprod(right, axis=1).sum(1), rows.limit - rows.count)
+    gained = jnp.where(rows.done, 0, gained)
+    last = jnp.maximum(gained - 1, 0)[:, None]
+    token = jnp.where(rows.done, rows.token, jnp.take_along_axis(chosen, last, axis=1)[:, 0])
+    count = rows.count + gained
+    done = rows.done | jnp.take_along_axis(ends, last, axis=1)[:, 0] | (count >= rows.limit) | ~room
+    shaping = rows.shaping
+    if shaping is not None:
+        u, n = token.shape
+        seen = jnp.asarray(shaping.seen).at[jnp.arange(u)[:, None], jnp.arange(n)[None], token].set(True)
+        shaping = dataclasses.replace(shaping, seen=jnp.where(rows.done[..., None], shaping.seen, seen))
+    return dataclasses.replace(rows, token=token, count=count, done=done, shaping=shaping), gained
+
+
+def _no_steps(shape: DecodeShape, p: int, rows: RowState) -> Steps:
+    u, n = shape.rows, shape.samples
+    nothing, zero = jnp.zeros((STEPS * p, u, n), jnp.int32), jnp.int32(0)
     top = None
     if shape.shaped:
+        few = SamplingParams.MOST_LOGPROBS
         top = jnp.zeros((STEPS, u, n, few), jnp.int32), jnp.zeros((STEPS, u, n, few), jnp.float32)
-    nothing = jnp.zeros((STEPS, u, n), jnp.int32)
-    steps = Steps(nothing, nothing.astype(jnp.float32), top, fixed.count, done, jnp.int32(0))
-    seen = None if fixed.shaping is None else fixed.shaping.seen
-    carry = (state.caches, fixed.token, fixed.count, done, seen, steps, state.at)
-    caches, token, count, done, seen, steps, at = jax.lax.while_loop(more, body, carry)
-    shaping = None
-    if fixed.shaping is not None and seen is not None:
-        shaping = dataclasses.replace(fixed.shaping, seen=seen)
-    rows = dataclasses.replace(fixed, token=token, count=count, done=done, shaping=shaping)
-    rows, steps, at = jax.tree.map(everywhere, (rows, steps, at))
-    return DecodeState(caches, at, jax.tree.map(everywhere, state.joined), rows), steps
+    return Steps(nothing, nothing.astype(jnp.float32), top, rows.count, rows.done, zero, zero, zero, zero)
+
+
+def _report(
+    steps: Steps,
+    rows: RowState,
+    begin: jax.Array,
+    scores: jax.Array,
+    read: jax.Array,
+    chosen: jax.Array,
+    logprob: jax.Array,
+    kept: jax.Array,
+) -> Steps:
+    """`steps` and one more, of which the tokens `kept` count; samples had `begin` tokens before the first of them."""
+    top = steps.top
+    if top is not None:
+        few = top[0].shape[-1]
+        most = (jnp.pad(x, ((0, 0), (0, few - x.shape[1]))) for x in most_likely(scores, few))
+        a, b = (x.reshape(*rows.token.shape, few) for x in most)
+        top = top[0].at[steps.ran].set(a), top[1].at[steps.ran].set(b)
+    index, at = jnp.arange(steps.tokens.shape[0])[:, None, None], rows.count - kept.sum(1) - begin
+    drafted = (kept[:, :1] & (read[:, 1:] >= 0)).sum(dtype=jnp.int32)
+    return Steps(
+        _put(steps.tokens, index, chosen, kept, at),
+        _put(steps.logprobs, index, logprob, kept, at),
+        top,
+        rows.count,
+        rows.done,
+        steps.ran + 1,
+        steps.read + kept[:, 0].sum(dtype=jnp.int32),
+        steps.drafted + drafted,
+        steps.accepted + kept[:, 1:].sum(dtype=jnp.int32),
+    )
+
+
+def _put(old: jax.Array, index: jax.Array, new: jax.Array, valid: jax.Array, at: jax.Array) -> jax.Array:
+    """`old` with the valid ones of `new` [u, p, ...] at `at`, `at + 1`, ... of its axis that `index` counts: no scatter."""
+    for i in range(new.shape[1]):
+        old = jnp.where((index == at + i) & valid[:, i], new[:, i], old)
+    return old
 
 
 def _by_sample(shaping: Shaping, n: int) -> Shaping:

@@ -4,8 +4,10 @@ The scheduler decides, the programs compute; here one is told what the other has
 after warm-up nothing is compiled; paths that share a beginning share its cache.
 """
 
+import collections
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +18,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from agentrm_jax import parallel
-from agentrm_jax.engine import layout, programs
-from agentrm_jax.engine.batch import STEPS
+from agentrm_jax.engine import histories, layout, programs
+from agentrm_jax.engine.batch import STEPS, DecodeShape, Trunk
+from agentrm_jax.engine.drafting import Pace
 from agentrm_jax.engine.facts import SlotFacts
 from agentrm_jax.engine.prefix import PrefixCache
 from agentrm_jax.engine.requests import (
@@ -75,8 +78,12 @@ class Engine:
         with self._placed():
             self._weights = programs.lay_out(model, self._dtype)
             self._pool = programs.empty_pool(model.config, config.cache_tokens, self._dtype)
+            self._reader = histories.choose_reader(
+                parallel.platform(), model.config, config.cache_tokens, config.tensor
+            )
         self.cache, self._facts = PrefixCache(config.cache_tokens), SlotFacts(config.cache_tokens)
-        self.scheduler = Scheduler(config, self.cache, self._facts)
+        self.scheduler = Scheduler(config, self.cache, self._facts, self._reader)
+        self._paces: dict[DecodeShape, Pace] = collections.defaultdict(Pace)
 
     @property
     def compilations(self) -> int:
@@ -193,10 +200,10 @@ class Engine:
         tile = layout.tile(new)
         count = sum(-(-len(row.tokens) // tile) for row in work.rows)
         padded = -(-layout.bucket(count * tile, c.batch_tokens) // tile)
-        cached = max(len(row.cached) for row in work.rows)
-        columns = layout.bucket(cached, c.context) if cached else 0
-        batch, at = layout.tiles(work.rows, work.slots, (padded, tile), new, columns, nowhere=c.cache_tokens)
-        facts, entries = programs.prefill(self._weights, self.model_config, self._pool, batch, logprobs=work.logprobs)
+        batch, at = layout.tiles(work.rows, work.slots, (padded, tile), new, c.context[-1], nowhere=c.cache_tokens)
+        facts, entries = programs.prefill(
+            self._weights, self.model_config, self._pool, batch, logprobs=work.logprobs, in_place=self._reader
+        )
         self._pool = programs.write(self._pool, at, entries)
         real = at < c.cache_tokens
         if self._weights.value_d is not None:
@@ -232,13 +239,21 @@ class Engine:
         for row, sequence in enumerate(batch.rows):
             for j, lane in enumerate(sequence.lanes if sequence is not None else ()):
                 stopped[row, j] = lane.ended
-        most = np.int32(STEPS)
+        pace = self._paces[batch.shape]
+        drafting = batch.shape.draft > 0 and pace.drafting
+        begin = time.perf_counter()
         batch.state, steps = programs.decode(
-            self._weights, model, batch.shape, batch.state, batch.shared, stopped, most
+            self._weights, model, batch.shape, drafting, self._pool, batch.state, batch.shared, stopped, np.int32(STEPS)
         )
-        over = take_steps(batch, jax.device_get(steps), self.end_id, self.text)
-        self.stats.decode_steps += int(steps.ran)
-        self.stats.rows += int(steps.ran) * batch.live
+        steps = jax.device_get(steps)
+        over = take_steps(batch, steps, self.end_id, self.text)
+        ran, accepted = int(steps.ran), int(steps.accepted)
+        if batch.shape.draft:
+            pace.record(ran, int(steps.read), accepted, time.perf_counter() - begin)
+        self.stats.decode_steps += ran
+        self.stats.rows += ran * batch.live
+        self.stats.drafted += int(steps.drafted)
+        self.stats.accepted += accepted
         if over:
             self._retire(batch, over)
 
@@ -248,7 +263,10 @@ class Engine:
         assert sequence.lock is not None
         slots = np.zeros(batch.shape.trunk, np.int32)
         slots[: len(batch.trunk)] = sequence.lock.slots[: len(batch.trunk)]
-        return programs.read_trunk(self.model_config, self._pool, slots, np.int32(len(batch.trunk)))
+        length = np.int32(len(batch.trunk))
+        if batch.shape.in_place:
+            return Trunk([], length, slots)
+        return programs.read_trunk(self.model_config, self._pool, slots, length)
 
     def _retire(self, batch: DecodeBatch, rows: list[int]) -> None:
         """Ends rows: what their samples have written is cached, those that have ended are handed over, others wait again."""

@@ -1,21 +1,28 @@
 """Prefill: new tokens of many histories, as trees, read against what is cached of each.
 
+New tokens are attended to at once, cached ones block by block, so that the program is the same however long histories are and
+costs what the longest of a batch costs.
+
 Letters: u tiles, w tokens of a tile, r new and s cached tokens of a history, k key/value heads, g query heads per key/value head,
 h head dim, d model. Where heads and tiles share an axis it is [k * u], heads first: on a mesh each device holds whole heads.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agentrm_jax.engine.histories import InPlace
 from agentrm_jax.engine.memory import MASK_VALUE, Entries, Weights, gather, output_map, rotates, window
+from agentrm_jax.engine.paged import join
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.layers import rms_norm
 from agentrm_jax.models.vocabulary import log_probabilities
 
 Array = jax.Array | np.ndarray
+BLOCK = 256  # cached tokens that are attended to at once
 
 
 @jax.tree_util.register_dataclass
@@ -55,44 +62,43 @@ class TokenFacts:
 
 
 def prefill(
-    weights: Weights, config: ModelConfig, pool: Entries, batch: PrefillBatch, *, logprobs: bool
+    weights: Weights, config: ModelConfig, pool: Entries, batch: PrefillBatch, *, logprobs: bool, in_place: str = ""
 ) -> tuple[TokenFacts, Entries]:
-    """Reads a batch; its tokens' keys and values are [u, w, k * h] a layer. Log-probabilities cost the vocabulary map, so
-    they are computed only if asked for.
+    """Reads a batch; its tokens' keys and values are [u, w, k * h] a layer.
+
+    Args:
+      logprobs: whether log-probabilities are computed, which costs the vocabulary map.
+      in_place: the kernel that reads histories where they lie in the pool (see `histories`); empty to copy them for every layer.
     """
-    (u, w), s, r = batch.tokens.shape, batch.context.shape[1], batch.subtree_end.shape[1]
+    (u, w), r = batch.tokens.shape, batch.subtree_end.shape[1]
+    histories = None
+    if in_place:
+        histories = InPlace(in_place, jnp.asarray(batch.context), jnp.asarray(batch.context_length))
     kv, h, g = config.num_kv_heads, config.head_dim, config.num_heads // config.num_kv_heads
+    positions, index = jnp.asarray(batch.positions), jnp.asarray(batch.new)
     query = jnp.asarray(batch.query)[:, :, None]
-    positions, context = jnp.asarray(batch.positions), jnp.asarray(batch.context)
-    new = (jnp.arange(r) <= query) & (query < jnp.asarray(batch.subtree_end)[:, None])
-    old = jnp.broadcast_to((jnp.arange(s)[None] < batch.context_length[:, None])[:, None], (u, w, s))
-    seen = jnp.concatenate([old, new], axis=2)
-    key_position = jnp.concatenate([jnp.broadcast_to(jnp.arange(s), (u, s)), positions.reshape(-1)[batch.new]], axis=1)
+    seen = (jnp.arange(r) <= query) & (query < jnp.asarray(batch.subtree_end)[:, None])
+    back = positions[:, :, None] - positions.reshape(-1)[index][:, None, :]
 
     x = weights.embed_vd[batch.tokens]
     entries: Entries = []
     for l, block in enumerate(weights.layers):
-        mask = seen
-        if limit := window(config, l):
-            mask = seen & (positions[:, :, None] - key_position[:, None, :] < limit)
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, l=l, mask=mask) -> jax.Array:
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, l=l) -> jax.Array:
             k, v = jax.lax.optimization_barrier((k, v))  # or the rotation would be computed again for every use
             entries.append((k.reshape(u, w, -1), v.reshape(u, w, -1)))
-            both = [
-                jnp.concatenate(
-                    [gather(cached, context, kv), gather(x.reshape(u * w, -1), jnp.asarray(batch.new), kv)], 1
-                )
-                for cached, x in zip(pool[l], (k, v), strict=True)
-            ]
-            keys = both[0].transpose(2, 0, 3, 1).reshape(kv * u, h, s + r)
-            vals = both[1].transpose(2, 0, 1, 3).reshape(kv * u, s + r, h)
-            q = (q * h**-0.5).reshape(u, w, kv, g, h).transpose(2, 0, 1, 3, 4).reshape(kv * u, w * g, h)
-            scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32).reshape(kv, u, w, g, s + r)
-            scores = jnp.where(mask[:, :, None], scores, MASK_VALUE)
-            shares = jax.nn.softmax(scores, axis=-1).astype(vals.dtype).reshape(kv * u, w * g, s + r)
-            out = (shares @ vals).reshape(kv, u, w, g, h)
-            return out.transpose(1, 2, 0, 3, 4).reshape(u, w, config.num_heads, h)
+            keys, vals = (gather(x.reshape(u * w, -1), index, kv) for x in (k, v))
+            limit = window(config, l)
+            q_kuqh = (q * h**-0.5).reshape(u, w, kv, g, h).transpose(2, 0, 1, 3, 4).reshape(kv * u, w * g, h)
+            part = _attend(q_kuqh, keys, vals, seen if limit is None else seen & (back < limit))
+            if histories is None:
+                part = _attend_to_history(part, q_kuqh, pool[l], batch, limit)
+            out, lse = (x.reshape(kv, u, w, g, -1).transpose(1, 2, 0, 3, 4) for x in part.finished())
+            out = out.reshape(u, w, config.num_heads, h)
+            if histories is not None:
+                parts = histories.attend(q, pool[l], positions, limit)
+                out = join([*parts, (out, lse.reshape(u, w, config.num_heads))])
+            return out.astype(q.dtype)
 
         x = block(x, positions, attend, rotates(config, l))
     hidden = rms_norm(x, weights.final_norm_d, config.norm_eps)
@@ -105,3 +111,58 @@ def prefill(
         tokens = jnp.asarray(batch.tokens).reshape(1, -1)
         logprob = log_probabilities(output_map(weights, config), before[None], tokens).reshape(u, w)
     return TokenFacts(value, logprob), entries
+
+
+class _Part(NamedTuple):
+    """Attention to some of the keys: the highest score [k * u, q, 1], and relative to it the sum of weights and of values."""
+
+    high: jax.Array
+    total: jax.Array
+    sums: jax.Array
+
+    def __add__(self, other: "_Part") -> "_Part":  # type: ignore[override]
+        """Attention to the keys of both, by log-sum-exp."""
+        high = jnp.maximum(self.high, other.high)
+        a, b = jnp.exp(self.high - high), jnp.exp(other.high - high)
+        return _Part(high, a * self.total + b * other.total, a * self.sums + b * other.sums)
+
+    def finished(self) -> tuple[jax.Array, jax.Array]:
+        """Attention [k * u, q, h] and the log-sum-exp of the scores [k * u, q, 1]."""
+        return self.sums / self.total, self.high + jnp.log(self.total)
+
+
+def _attend(q: jax.Array, keys_uskh: jax.Array, vals_uskh: jax.Array, seen_uws: jax.Array) -> _Part:
+    """Attention of the queries [k * u, w * g, h] of tiles to keys of their own."""
+    u, s, kv, h = keys_uskh.shape
+    keys, vals = keys_uskh.transpose(2, 0, 3, 1).reshape(-1, h, s), vals_uskh.transpose(2, 0, 1, 3).reshape(-1, s, h)
+    scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32).reshape(kv, u, seen_uws.shape[1], -1, s)
+    scores = jnp.where(seen_uws[:, :, None], scores, MASK_VALUE).reshape(*q.shape[:2], s)
+    high = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - high)
+    sums = jnp.matmul(weights.astype(vals.dtype), vals, preferred_element_type=jnp.float32)
+    return _Part(high, weights.sum(-1, keepdims=True), sums)
+
+
+def _attend_to_history(
+    part: _Part, q: jax.Array, pool: tuple[jax.Array, jax.Array], batch: PrefillBatch, limit: int | None
+) -> _Part:
+    """`part` and attention to what is cached, block by block as far as the longest history goes: cost follows lengths."""
+    kv = q.shape[0] // len(batch.context)
+    size = min(BLOCK, batch.context.shape[1])
+    context = jnp.pad(jnp.asarray(batch.context), ((0, 0), (0, -batch.context.shape[1] % size)))
+    length, positions = jnp.asarray(batch.context_length)[:, None, None], jnp.asarray(batch.positions)[:, :, None]
+    begin = jnp.int32(0)
+    if limit is not None:
+        first = jnp.where(batch.query >= 0, batch.positions, length.max()).min()
+        begin = jnp.maximum(first - limit + 1, 0) // size
+
+    def add(block: jax.Array, part: _Part) -> _Part:
+        slots = jax.lax.dynamic_slice_in_dim(context, block * size, size, axis=1)
+        column = block * size + jnp.arange(size)
+        seen = jnp.broadcast_to(column < length, (*positions.shape[:2], size))
+        if limit is not None:
+            seen &= positions - column < limit
+        keys, vals = (gather(x, slots, kv) for x in pool)
+        return part + _attend(q, keys, vals, seen)
+
+    return jax.lax.fori_loop(begin, -(-length.max() // size), add, part)

@@ -132,6 +132,7 @@ class EngineConfig:
       samples: samples of one history that are decoded side by side.
       max_new: tokens a sample may have unless its request says otherwise, and that a row of a decode batch has room for.
       trunk: tokens of what most requests begin with that the rows of a decode batch read together; 0: each reads its own.
+      draft: tokens that a decode step proposes for a sample by prompt lookup and verifies, where that is faster; 0: none.
       tensor: devices that share weights and cache, by heads and vocabulary.
     """
 
@@ -143,6 +144,7 @@ class EngineConfig:
     samples: int = 5
     max_new: int = 64
     trunk: int = 0
+    draft: int = 0
     tensor: int = 1
 
 
@@ -156,6 +158,7 @@ class EngineStats:
       sampled_tokens: tokens that were sampled and kept.
       prefills: prefill batches run; `tiles` and `padded_tiles`: what they held and what of it was padding.
       decode_steps: decode steps run, of whatever number of rows; `rows`: rows in them that were not padding.
+      drafted, accepted: tokens that were proposed, and those of them that were drawn.
     """
 
     path_tokens: int = 0
@@ -166,3 +169,5 @@ class EngineStats:
     padded_tiles: int = 0
     decode_steps: int = 0
     rows: int = 0
+    drafted: int = 0
+    accepted: int = 0

@@ -34,10 +34,12 @@ def joining_rows(
         stops=np.full((u, SamplingParams.MOST_STOP_IDS), -1, np.int32),
         token=np.zeros((u, n), np.int32),
         count=np.zeros((u, n), np.int32),
+        base=np.zeros((u, n), np.int32),
         limit=np.zeros((u, n), np.int32),
         done=np.ones((u, n), bool),
         seeds=np.zeros((u, n), np.uint32),
         shaping=_no_shaping(u, vocabulary) if batch.shape.shaped else None,
+        known=np.zeros((u, batch.shape.known), np.int32) if batch.shape.draft else None,
     )
     for i, row in enumerate(joining):
         sequence = batch.rows[row]
@@ -53,10 +55,12 @@ def joining_rows(
         state.stops[i, : len(ids)] = ids
         state.token[i] = sequence.path[-1]
         for j, lane in enumerate(sequence.lanes):
-            state.count[i, j] = len(lane.tokens)
+            state.count[i, j] = state.base[i, j] = len(lane.tokens)
             state.limit[i, j] = limit_of(params, max_new)
             state.done[i, j] = lane.ended
             state.seeds[i, j] = lane.seed
+        if state.known is not None:
+            state.known[i, : len(sequence.path)] = sequence.path
         if (shaping := state.shaping) is not None:
             shaping.top_k[i], shaping.top_p[i], shaping.min_p[i] = params.top_k, params.top_p, params.min_p
             shaping.penalty[i] = params.repetition_penalty

@@ -48,10 +48,10 @@ class Scheduler:
       seats: the others, ready for a row or in one.
     """
 
-    def __init__(self, config: EngineConfig, cache: PrefixCache, facts: SlotFacts):
+    def __init__(self, config: EngineConfig, cache: PrefixCache, facts: SlotFacts, in_place: str = ""):
         self.config, self.cache, self.facts = config, cache, facts
         self.waiting: collections.deque[Sequence] = collections.deque()
-        self.seats = Seats(config)
+        self.seats = Seats(config, in_place)
         self._in_a_row = 0  # prefill batches since the last decode
         self.preempted = 0
 

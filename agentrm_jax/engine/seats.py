@@ -64,8 +64,8 @@ class Seats:
       batches: those in use, and perhaps one that is empty and kept for the next.
     """
 
-    def __init__(self, config: EngineConfig):
-        self._config = config
+    def __init__(self, config: EngineConfig, in_place: str = ""):
+        self._config, self._in_place = config, in_place
         self.ready: list[Sequence] = []
         self.batches: list[DecodeBatch] = []
         self._recent: collections.deque[np.ndarray] = collections.deque(maxlen=_RECENT)
@@ -135,9 +135,12 @@ class Seats:
     def _wanted(self, sequence: Sequence, trunk: np.ndarray) -> DecodeShape:
         """The shape, but for its rows, of a new batch for a sequence."""
         c, shared = self._config, len(trunk) if begins_with(sequence.target, trunk) else 0
-        columns = bucket(len(sequence.target) - shared, c.context)
+        # In place a step reads each row's own length, however long the table is.
+        columns = bucket(c.context[-1] if self._in_place else len(sequence.target) - shared, c.context)
         shaped = sequence.params.shaped
-        return DecodeShape(0, self._samples(sequence), columns, c.max_new, shaped, c.trunk if shared else 0)
+        draft = 0 if shaped else c.draft  # a penalty depends on what was drawn just before
+        before = c.trunk if shared else 0
+        return DecodeShape(0, self._samples(sequence), columns, c.max_new, shaped, before, draft, self._in_place)
 
     def _batch_for(self, wanted: DecodeShape, trunk: np.ndarray, count: int) -> DecodeBatch | None:
         """A batch with room for some of `count` more rows: one that grows, or another one, as far as all may have rows."""

@@ -7,6 +7,7 @@ says the command and what to expect. Every mistake ends in one line that names i
 import ast
 import difflib
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Collection, Sequence
@@ -38,7 +39,7 @@ def parse(argv: Sequence[str], main: str = "") -> tuple[ml_collections.ConfigDic
         if name == "config":
             source = value
         elif name == "workdir":
-            workdir = Path(value)
+            workdir = _folder(value)
         elif name.startswith("config."):
             overrides.append((name.removeprefix("config."), value))
         else:
@@ -62,6 +63,16 @@ def parse(argv: Sequence[str], main: str = "") -> tuple[ml_collections.ConfigDic
     ):  # below the current folder, folders are made as for the default
         raise UserError(f"--workdir={place}: the folder {place.parent} does not exist; create it first")
     return config, place
+
+
+def _folder(text: str) -> Path:
+    """A workdir, which lies on a disk: journals are appended to and locked, which object stores do not do."""
+    if scheme := re.match(r"\w+://", text):
+        raise UserError(
+            f"--workdir={text}: an object store ({scheme[0]}) cannot be a workdir; name a folder on a disk that all hosts see, "
+            "and copy finished runs"
+        )
+    return Path(text)
 
 
 def joined(argv: Sequence[str], switches: Collection[str] = ()) -> list[str]:

@@ -323,6 +323,13 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         ),
         Key("engine.samples", COUNT, "samples of one history drawn together", of=SEARCH, steady=True),
         Key("engine.max_new", COUNT, "longest reply", unit="tokens", of=SEARCH),
+        Key(
+            "engine.draft",
+            SOME,
+            "tokens that a step of a sample proposes by prompt lookup and verifies, where that is faster; 0: none",
+            of=SEARCH,
+            steady=True,
+        ),
         Key("engine.tensor", COUNT, "devices that share each model", of=SEARCH, steady=True),
         Key("engine.dtype", DTYPES, "type that is computed in", of=SEARCH),
     ),

@@ -4,10 +4,14 @@ A question is a line of JSON with the name of a handler (`do`) and its arguments
 `{"error": TEXT}`. Whatever else a library prints goes to standard error.
 """
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import traceback
+
+_PR_SET_PDEATHSIG = 1
 
 
 def job():
@@ -16,7 +20,12 @@ def job():
 
 
 def answers():
-    """A function that writes answers to the real standard output, which nobody else can write to from now on."""
+    """A function that writes answers to the real standard output, which nobody else can write to from now on.
+
+    From now on, too, this process ends with the one that started it, even while it is stopped.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 

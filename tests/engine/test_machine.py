@@ -3,6 +3,7 @@
 Covers the invariants that nothing about a request's company, order or cache may show in its answer, and that no slot is lost.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from agentrm_jax.engine import sampling
+from agentrm_jax.engine.drafting import Pace
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.requests import EngineConfig, GenerateRequest, LogprobsRequest, SamplingParams, ScoreRequest
 from agentrm_jax.testing.tiny import dense_logits, dense_values, tiny_model
@@ -53,7 +55,7 @@ def oracle(path: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 
 paths = st.lists(st.sampled_from(range(len(SEGMENTS))), min_size=1, max_size=3).map(
-    lambda chosen: np.concatenate([SEGMENTS[i] for i in chosen])
+    lambda chosen: np.concatenate([SEGMENTS[i] for i in chosen])[: SIZES.context[-1]]
 )
 params = st.builds(
     SamplingParams,
@@ -65,9 +67,11 @@ params = st.builds(
 
 
 class Machine(RuleBasedStateMachine):
+    sizes = SIZES
+
     def __init__(self):
         super().__init__()
-        self.engine = Engine(MODEL, SIZES, end_id=END)
+        self.engine = Engine(MODEL, self.sizes, end_id=END)
         self.jobs = []
 
     def submit(self, request):
@@ -145,7 +149,26 @@ class Machine(RuleBasedStateMachine):
             np.testing.assert_allclose(result, oracle(path)[1][request.start - 1 :], atol=1e-3)
 
 
+class EveryOther(Pace):
+    """Calls with and without drafts in turn, whatever is faster."""
+
+    def record(self, *call):
+        self.drafting = not self.drafting
+
+
+class DraftingMachine(Machine):
+    """The same where decode steps verify proposed tokens. Paths are made of few segments, so there is much to propose."""
+
+    sizes = dataclasses.replace(SIZES, draft=2)
+
+    def __init__(self):
+        super().__init__()
+        self.engine._paces.default_factory = EveryOther
+
+
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
     max_examples=30, stateful_step_count=25, deadline=None, phases=[Phase.generate], report_multiple_bugs=False
 )
+TestDraftingMachine = DraftingMachine.TestCase
+TestDraftingMachine.settings = settings(TestMachine.settings, max_examples=20)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from agentrm_jax.engine import histories
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.requests import EngineConfig, GenerateRequest, SamplingParams
 from agentrm_jax.testing.devices import run_on_eight
@@ -19,6 +20,7 @@ from agentrm_jax.types import UserError
 SIZES: dict[str, Any] = {"cache_tokens": 256, "rows": (2, 4), "batch_tokens": (24, 96), "new_tokens": (8, 24)}
 SIZES |= {"context": (32, 64), "samples": 3, "max_new": 6}
 WAYS = (2, 4)
+IN_PLACE = "2, histories in place"
 
 
 def make(tensor: int) -> Engine:
@@ -50,7 +52,8 @@ def share(arrays: list[jax.Array]) -> float:
 
 def main() -> None:
     report: dict[str, Any] = {}
-    for tensor in (1, *WAYS):
+    for name, tensor, reader in (("1", 1, ""), *((str(tensor), tensor, "") for tensor in WAYS), (IN_PLACE, 2, "gpu")):
+        histories.choose_reader = lambda *_, reader=reader: reader
         engine = make(tensor)
         before = engine.compilations
         found = answers(engine)
@@ -59,7 +62,7 @@ def main() -> None:
         block = weights.layers[0]
         maps = [getattr(block, n)[...] for n in ("wq_dnh", "wk_dkh", "wv_dkh", "wo_nhd", "w_gate_df", "w_down_fd")]
         caches = [batch.state.caches for batch in engine.scheduler.seats.batches]
-        report[str(tensor)] = found | {
+        report[name] = found | {
             "weights": share([*maps, weights.embed_vd, weights.head_dv]),
             "pool": share(jax.tree.leaves(engine._pool)),
             "caches": share(jax.tree.leaves(caches)),
@@ -72,7 +75,7 @@ def report() -> dict[str, Any]:
     return run_on_eight(__file__)[0]
 
 
-@pytest.mark.parametrize("tensor", WAYS)
+@pytest.mark.parametrize("tensor", [*WAYS, IN_PLACE])
 def test_samples_and_values_are_those_of_one_device(report, tensor):
     one, many = report["1"], report[str(tensor)]
     assert many["tokens"] == one["tokens"]

@@ -1,6 +1,7 @@
 """Prefill against a cache, and decode of rows that come and go, give what one dense pass gives."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from agentrm_jax import tree
 from agentrm_jax.engine import batch as batches
 from agentrm_jax.engine import decode as decoding
-from agentrm_jax.engine import memory
+from agentrm_jax.engine import layout, memory
 from agentrm_jax.engine import prefill as reading
 from agentrm_jax.engine.batch import DecodeShape, RowState
 from agentrm_jax.engine.prefill import PrefillBatch
@@ -42,7 +43,7 @@ WRITE = jax.jit(memory.write)
 EMPTY = jax.jit(batches.empty_state, static_argnums=(0, 1, 2))
 TRUNK = jax.jit(batches.read_trunk, static_argnums=0)
 ADMIT = jax.jit(batches.admit, static_argnums=(0, 1))
-DECODE = jax.jit(decoding.decode, static_argnums=(1, 2))
+DECODE = jax.jit(decoding.decode, static_argnums=(1, 2, 3))
 KEEP_ROWS = jax.jit(batches.keep_rows, static_argnums=0)
 STORE = jax.jit(batches.store, static_argnums=(0, 1))
 
@@ -100,6 +101,31 @@ class Cache:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+def test_a_history_is_read_in_blocks_as_far_as_it_goes(name, monkeypatch):
+    """Histories of one batch end in different blocks, one has none; windows begin in later ones. One program for all lengths."""
+    monkeypatch.setattr(reading, "BLOCK", 4)
+    read = jax.jit(functools.partial(reading.prefill, logprobs=True), static_argnums=1)
+    model, paths = tiny_model(**VARIANTS[name]), [ids(size, seed=size) for size in (33, 9, 12, 5)]
+    for cached in ((29, 4, 3, 0), (8, 1, 11, 4)):
+        cache = Cache(model, [])
+        rows, slots = [], []
+        for path, known in zip(paths, cached, strict=True):
+            cache.slots = np.zeros(0, np.int32)
+            if known:
+                cache.read(tree.flatten([tree.Node(segment(path[:known]), -1)]))
+            index = np.arange(len(path) - known, dtype=np.int32)
+            end = np.full(len(index), len(index), np.int32)
+            rows.append(layout.PrefillRow(cache.slots, path[known:], index, end, [path], [index]))
+            slots.append(np.arange(len(index)))
+        batch, at = layout.tiles(rows, slots, (12, 8), 40, 38, nowhere=SLOTS)
+        facts, _ = read(cache.weights, model.config, cache.pool, batch)
+        got = np.asarray(facts.value)[at < SLOTS]
+        want = [dense_values(model, path)[known:] for path, known in zip(paths, cached, strict=True)]
+        np.testing.assert_allclose(got, np.concatenate(want), atol=1e-4)
+    assert read._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_tree_after_a_cached_prefix_equals_each_path_alone(name):
     model = tiny_model(**VARIANTS[name])
     prefix, trunk, left, right = ids(11), ids(5, seed=1), ids(6, seed=2), ids(4, seed=3)
@@ -143,6 +169,7 @@ class Batch:
             stops=np.full((u, 8), END, np.int32),
             token=np.full((u, n), token, np.int32),
             count=np.zeros((u, n), np.int32),
+            base=np.zeros((u, n), np.int32),
             limit=np.full((u, n), self.shape.max_new if limit is None else limit, np.int32),
             done=np.zeros((u, n), bool) if wanted is None else ~wanted,
             seeds=np.arange(u * n, dtype=np.uint32).reshape(u, n)[list(rows) + [0] * (u - len(rows))],
@@ -163,7 +190,17 @@ class Batch:
         while ran < steps:
             before = np.asarray(self.state.rows.count)
             most = np.int32(min(steps - ran, batches.STEPS))
-            self.state, out = DECODE(self.cache.weights, self.config, self.shape, self.state, self.trunk, stopped, most)
+            self.state, out = DECODE(
+                self.cache.weights,
+                self.config,
+                self.shape,
+                False,
+                self.cache.pool,
+                self.state,
+                self.trunk,
+                stopped,
+                most,
+            )
             for (i, j), tokens in self.tokens.items():
                 gained = int(out.count[i, j]) - int(before[i, j])
                 tokens += np.asarray(out.tokens)[:gained, i, j].tolist()

@@ -190,3 +190,8 @@ def test_shipped_configs_are_found_from_any_folder(tmp_path, monkeypatch):
 def test_a_config_of_ones_own_that_fails_is_one_line(tmp_path, code, said):
     (tmp_path / "mine.py").write_text(code)
     assert said in refusal(f"--config={tmp_path / 'mine.py'}")
+
+
+def test_an_object_store_is_no_workdir_and_no_folder_of_that_name_is_made(tmp_path, monkeypatch):
+    assert "--workdir=gs://bucket/run: an object store" in refusal(SFT, "--workdir=gs://bucket/run")
+    assert not (ROOT / "gs:").exists()

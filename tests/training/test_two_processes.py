@@ -3,8 +3,10 @@
 Run as a script with a folder and a phase, this file is one of the processes.
 """
 
+import functools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -62,12 +64,16 @@ def train(folder: Path, until: int) -> dict[str, list[float]]:
         while int(state.step) < until:
             state, metrics = step(state, parallel.put_batch(next(data), mesh))
             losses.append(float(metrics["loss"]))
+            if os.environ.get("KILLED_AFTER") == f"{int(state.step)} of {jax.process_index()}":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if int(state.step) == 2:
+                checkpoints.save(state, data, {"tokens": 2})
         checkpoints.save(state, data, {"tokens": until})
     held = heldout()
     apart = Transformer(CONFIG, rngs=nnx.Rngs(1), lm_head=False, value_head=True)
     apart.value_d[...] = jnp.arange(CONFIG.d_model) / CONFIG.d_model
     graphdef, params = nnx.split(apart, nnx.Param)
-    rows = parallel.batch_rows(ROWS, mesh) // 4
+    rows = parallel.batch_rows(8, mesh)
     predict = evaluation.make_predict(graphdef, objectives.find("regression"), jnp.float32, mesh, held, rows)
     predicted = predict(TrainState(state.step, params, ()))
     digest = jax.jit(lambda p: jnp.stack([jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(p)]))(state.params)
@@ -88,22 +94,34 @@ def heldout() -> HeldOut:
     )
 
 
-def two(folder: Path, until: int) -> list[dict[str, list[float]]]:
-    """What each of two processes says that trains in `folder`."""
+def alone(folder: Path, until: int, devices: int) -> dict[str, list[float]]:
+    """What one process with so many devices says that trains in `folder`."""
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, __file__, str(folder), str(until)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def start_two(folder: Path, until: int, devices: int = 1, **env: str) -> list[subprocess.Popen[str]]:
+    """Two processes with so many devices each that train in `folder`."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    env = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "1"}
-    env["PYTHONPATH"] = str(Path(__file__).parents[2])
+    env = os.environ | env | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    env |= {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, __file__, str(folder), str(until)]
-    started = [
+    return [
         subprocess.Popen(
             command, env=env | {"JAX_PROCESS_ID": str(i)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         for i in range(2)
     ]
+
+
+def two(folder: Path, until: int, devices: int = 1) -> list[dict[str, list[float]]]:
+    """What each of two processes says that trains in `folder`."""
     said = []
-    for process in started:
+    for process in start_two(folder, until, devices):
         out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
         said.append(json.loads(out.splitlines()[-1]))
@@ -129,7 +147,26 @@ def test_two_processes_train_like_one_also_when_they_are_stopped_and_started_aga
     assert two(tmp_path / "both", 4) == rest
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_is_killed_ends_the_other_and_the_same_command_goes_on_to_equal_parameters(tmp_path, killed):
+    expected = alone(tmp_path / "alone", 5, devices=8)
+    ended = start_two(tmp_path / "both", 5, devices=4, KILLED_AFTER=f"3 of {killed}")
+    for process in ended:
+        process.communicate(timeout=300)
+    assert ended[killed].returncode == -signal.SIGKILL
+    assert ended[1 - killed].returncode not in (0, None)
+    rest = two(tmp_path / "both", 5, devices=4)
+    assert rest[0] == rest[1]
+    np.testing.assert_allclose(rest[0]["losses"], expected["losses"][2:], rtol=1e-5)  # from the checkpoint of step 2
+    np.testing.assert_allclose(rest[0]["parameters"], expected["parameters"], rtol=1e-5)
+
+
 if __name__ == "__main__":
+    patient = (
+        jax.distributed.initialize
+    )  # with ten seconds, not a hundred, a process that is gone is missed in time for a test
+    jax.distributed.initialize = functools.partial(patient, heartbeat_timeout_seconds=10)
     parallel.start_distributed()
-    assert jax.process_count() == 2
+    assert jax.process_count() == int(os.environ.get("JAX_NUM_PROCESSES", "1"))
     print(json.dumps(train(Path(sys.argv[1]), int(sys.argv[2]))))
