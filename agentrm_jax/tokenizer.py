@@ -18,10 +18,11 @@ _SPECIAL = ("<pad>", "<|im_start|>", "<|im_end|>")
 
 # What is merged into one token at most. Phrases, up to the end of a clause: some environments speak in set phrases, and a phrase that is
 # one token is read, written and learned in one step. Words: where words are to be copied into other surroundings (a search, a click), a
-# word must be the same tokens everywhere. Digits stand alone in both: counts and distances must not be cut at random.
+# word must be the same tokens everywhere, and a code in capitals (B07XM2) is a word, without the space before it. Other digits stand alone
+# in both: counts and distances must not be cut at random.
 SPANS = {
     "phrases": r"[0-9]|\n|[^0-9\n.,:]+[.,:]?|[.,:]",
-    "words": r"[0-9]|\n| ?\[[A-Z]+\]| ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\s",
+    "words": r"[A-Z][A-Z0-9]{3,}|[0-9]|\s(?=[A-Z][A-Z0-9]{3})|\n| ?\[[A-Z]+\]| ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\s",
 }
 
 

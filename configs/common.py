@@ -27,7 +27,7 @@ def check_size(size: str) -> None:
 def model() -> ml_collections.ConfigDict:
     """The transformer of size nano, 3.4 M parameters; the other sizes bring their own shape."""
     return config_dict(
-        vocab_size=1024, num_layers=4, d_model=256, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=768, max_length=1024
+        vocab_size=1536, num_layers=4, d_model=256, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=768, max_length=1024
     )
 
 
@@ -50,7 +50,7 @@ def env(size: str, *, split: str, start: int = 0, count: int = 64) -> ml_collect
                 max_steps=10,
             ),
             # A small shop for a small model: short pages and codes, six kinds of clothes, all with a size and a colour.
-            webshop=config_dict(num_products=420, kinds=6, page_size=3, code_length=4),
+            webshop=config_dict(num_products=420, wishes=6, kinds=6, page_size=3, code_length=4),
             maze=config_dict(sizes=(3, 4), seeds=1200, max_steps=18),
         ),
     )

@@ -588,12 +588,13 @@ def test_official_episode_is_the_same_after_restore():
 # --- a shop for small models ---
 
 
-SMALL = {"num_products": 60, "kinds": 6, "page_size": 1, "code_length": 4}
+SMALL = {"num_products": 60, "kinds": 6, "page_size": 1, "code_length": 4, "wishes": 5}
 
 
 def test_a_small_shop_has_short_codes_few_kinds_and_short_pages():
     env = webshop.make(SMALL)
-    assert env.shop.name == "generated-60-0-4-6"
+    assert env.shop.name == "generated-60-0-4-6-5"
+    assert len(env.shop.goals) == 60 * 5
     assert {p.query for p in env.shop.products} == {w.noun for w in WARES[:6]}
     assert {len(p.asin) for p in env.shop.products} == {4}
     assert {tuple(p.options) for p in env.shop.products} == {("clothing size", "color")}
@@ -611,6 +612,8 @@ def test_its_expert_asks_for_what_it_was_told_and_gives_up_in_time():
         assert len(turns) <= task.max_steps
         queries += [(command[7:-1], env.goal.text) for _, command in turns[:1]]
         bought += bool(turns)
+        outcomes = [env.step(command) for _, command in turns]
+        assert [o.reward for o in outcomes[-1:]] in ([], [1.0])
     assert 30 < bought <= 60
     assert all(set(query.split()) <= set(text.replace(",", " ").replace("?", " ").split()) for query, text in queries)
 

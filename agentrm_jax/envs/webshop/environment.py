@@ -10,8 +10,8 @@ The full catalogue is read and indexed once, when its tasks are first listed (`w
 
 Options: `data`, `setting` (`generated`, `small`, `original`, `eto`; see `webshop.catalogue.read_shop`), `num_products`,
 `page_size` (products on a page of results, 10 as in the original; fewer make histories shorter), and of the made-up catalogue its
-`seed`, `code_length` (characters of a product's code, 10 as in the original) and `kinds` (of products, all by default), which make
-it a shop for small models.
+`seed`, `code_length` (characters of a product's code, 10 as in the original), `kinds` (of products, all by default) and `wishes`
+(goals of a product, 3 by default), which make it a shop for small models.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from agentrm_jax.envs.webshop import pages
 from agentrm_jax.envs.webshop.cache import is_large, prepared
 from agentrm_jax.envs.webshop.catalogue import PAGE_SIZE, Goal, Product, Shop, read_shop, shop_files
 from agentrm_jax.envs.webshop.expert import solve
-from agentrm_jax.envs.webshop.generate import CODE_LENGTH, generate_shop
+from agentrm_jax.envs.webshop.generate import CODE_LENGTH, WISHES_PER_PRODUCT, generate_shop
 from agentrm_jax.envs.webshop.reward import reward
 from agentrm_jax.envs.webshop.wares import WARES
 from agentrm_jax.types import EngineStep, Environment, Message, Outcome, Start, Task, UserError
@@ -57,6 +57,7 @@ class Settings(NamedTuple):
     seed: int
     code_length: int
     kinds: int
+    wishes: int
     page_size: int
 
 
@@ -198,9 +199,10 @@ def _shop_of(options: Options) -> Shop:
         raise UserError(f"WebShop's num_products is {num_products}; it takes one product at least")
     code_length = whole(options, "code_length", CODE_LENGTH)
     kinds = whole(options, "kinds", len(WARES))
-    if data and (code_length, kinds) != (CODE_LENGTH, len(WARES)):
+    wishes = whole(options, "wishes", WISHES_PER_PRODUCT)
+    if data and (code_length, kinds, wishes) != (CODE_LENGTH, len(WARES), WISHES_PER_PRODUCT):
         raise UserError(
-            "WebShop's code_length and kinds are for made-up products; set setting=generated, or leave them out"
+            "WebShop's code_length, kinds and wishes are for made-up products; set setting=generated, or leave them out"
         )
     how = Settings(
         str(data),
@@ -209,6 +211,7 @@ def _shop_of(options: Options) -> Shop:
         options.get("seed") or 0,
         code_length,
         kinds,
+        wishes,
         whole(options, "page_size", PAGE_SIZE),
     )
     return _cached_shop(how)
@@ -217,7 +220,7 @@ def _shop_of(options: Options) -> Shop:
 @functools.lru_cache(4)
 def _cached_shop(how: Settings) -> Shop:
     if not how.data:
-        shop = generate_shop(how.num_products, how.seed, how.code_length, how.kinds)
+        shop = generate_shop(how.num_products, how.seed, how.code_length, how.kinds, how.wishes)
     else:
         read = functools.partial(read_shop, Path(how.data), how.setting, how.num_products)
         files = shop_files(Path(how.data), how.setting)
@@ -274,7 +277,7 @@ SPEC = EnvSpec(
     example=_example(),
     observation_prefix=_PREFIX,
     exhausted_reward="zero",
-    options=("setting", "num_products", "seed", "page_size", "code_length", "kinds"),
+    options=("setting", "num_products", "seed", "page_size", "code_length", "kinds", "wishes"),
     engine="own",
     licence="Apache-2.0",
 )

@@ -43,29 +43,40 @@ Records = tuple[list[dict[str, Any]], dict[str, Any], dict[str, list[dict[str, A
 
 
 def generate_shop(
-    num_products: int | None = None, seed: int = 0, code_length: int = CODE_LENGTH, kinds: int = len(WARES)
+    num_products: int | None = None,
+    seed: int = 0,
+    code_length: int = CODE_LENGTH,
+    kinds: int = len(WARES),
+    wishes: int = WISHES_PER_PRODUCT,
 ) -> Shop:
-    """A shop of `num_products` (800) products with three goals each, split by product; a function of its arguments only.
+    """A shop of `num_products` (800) products with goals, split by product; a function of its arguments only.
 
     Args:
       code_length: characters of a product's code.
       kinds: kinds of products it sells, the first so many of `WARES`.
+      wishes: goals of a product.
 
     Raises:
       UserError: codes so short are too few for the products, or there are fewer kinds.
     """
     num_products = num_products or NUM_PRODUCTS
-    items, attributes, instructions = generate_records(num_products, seed, code_length, kinds)
+    items, attributes, instructions = generate_records(num_products, seed, code_length, kinds, wishes)
     rng = random.Random(f"webshop prices {seed}")
     products = products_of(items, attributes, rng)
     goals = human_goals(products, instructions, rng)
     name = f"generated-{num_products}-{seed}"
-    if (code_length, kinds) != (CODE_LENGTH, len(WARES)):
-        name += f"-{code_length}-{kinds}"
+    if (code_length, kinds, wishes) != (CODE_LENGTH, len(WARES), WISHES_PER_PRODUCT):
+        name += f"-{code_length}-{kinds}-{wishes}"
     return Shop(name, products, goals, split_by_product(goals))
 
 
-def generate_records(num_products: int, seed: int, code_length: int = CODE_LENGTH, kinds: int = len(WARES)) -> Records:
+def generate_records(
+    num_products: int,
+    seed: int,
+    code_length: int = CODE_LENGTH,
+    kinds: int = len(WARES),
+    wishes: int = WISHES_PER_PRODUCT,
+) -> Records:
     """What `items_shuffle.json`, `items_ins_v2.json` and `items_human_ins.json` would hold."""
     rng = random.Random(f"webshop {seed}")
     letters, drawn = string.ascii_uppercase + string.digits, max(code_length - len("B0"), 0)
@@ -89,7 +100,7 @@ def generate_records(num_products: int, seed: int, code_length: int = CODE_LENGT
         options = {name: rng.sample(OPTIONS[name], rng.randint(2, min(5, len(OPTIONS[name])))) for name in ware.options}
         items.append(_item(asin, ware, brand, has, options, rng))
         attributes[asin] = {"attributes": has}
-        instructions[asin] = [_wish(ware, has, options, rng) for _ in range(WISHES_PER_PRODUCT)]
+        instructions[asin] = [_wish(ware, has, options, rng) for _ in range(wishes)]
     rng.shuffle(items)
     return items, attributes, instructions
 
