@@ -6,7 +6,7 @@
     python search.py --config=configs/best_of_n.py     whole trajectories, the reward model picks
     python search.py --config=configs/beam.py          step by step, the reward model prunes
 
-docs/search.md has the others (lookahead, adaptive, particle, dvts, guided_mcts, sharing_beam, refine). With --config.drawn=RUN
+docs/search.md has the others (lookahead, adaptive, particle, dvts, guided_mcts, sharing_beam, refine). With --config.samples=RUN
 best-of-n draws nothing: another reward model ranks what that run drew.
 
 Finished tasks are kept, so running the same command again continues a run that was stopped. Started as several processes
@@ -43,7 +43,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     environments = catalogue.resolve(config.env)
     tasks = [task for entry in environments.values() for task in catalogue.tasks(config.env, entry)]
     run = method.bind(config.search, seed=config.seed, command=command_reader(environments.specs))
-    if drawn := recorded.read(config, tasks) if config.get("drawn") else None:
+    if drawn := recorded.read(config, tasks) if config.get("samples") else None:
         run = drawn.ranking(config.search)
 
     # --- Where we are --------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
             workdir / "panel.json", panels.panel_of(tasks, {e.spec.name: e.options for e in environments.values()})
         )
         if drawn:
-            write_json(workdir / "drawn.json", {"run": config.drawn, "budget": drawn.spent})
+            write_json(workdir / "drawn.json", {"run": config.samples, "budget": drawn.spent})
     log = journal.part(workdir, process, processes)
     before = {entry.record.task for entry in journal.entries(workdir / "tasks.jsonl")}
     left = [task for task in tasks if task.key not in before][process::processes]

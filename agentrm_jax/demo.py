@@ -51,7 +51,7 @@ def steps() -> list[Step]:
         return Step("explicit", f"explicit-{seed}", f"the same with seed {seed}", (f"--config.seed={seed}",))
 
     def ranked(seed: int) -> Step:
-        flags = (f"--config.reward_model={trained(seed).workdir}", f"--config.drawn={plain('best_of_n').workdir}")
+        flags = (f"--config.reward_model={trained(seed).workdir}", f"--config.samples={plain('best_of_n').workdir}")
         return Step(
             "best_of_n", f"best_of_n-{seed}", f"the same samples, ranked by the reward model of seed {seed}", flags
         )

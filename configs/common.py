@@ -131,7 +131,7 @@ def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.
         log_seconds=10.0,
     )
     if method == "best_of_n":
-        config.drawn = ""  # a finished run whose samples are ranked, instead of drawing some
+        config.samples = ""  # a finished run whose samples are ranked, instead of drawing some
     if reward_model:
         # what an implicit reward model gives for a state: the sum over its path; single: its last step's reward alone
         config.step_reward = "accumulated"

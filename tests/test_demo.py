@@ -46,7 +46,7 @@ def test_every_reward_model_ranks_the_samples_that_were_drawn_once():
         [
             f"--workdir=runs/nano/best_of_n-{seed}",
             f"--config.reward_model=runs/nano/explicit-{seed}",
-            "--config.drawn=runs/nano/best_of_n",
+            "--config.samples=runs/nano/best_of_n",
         ]
         for seed in demo.SEEDS
     ]

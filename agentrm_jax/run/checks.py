@@ -42,7 +42,7 @@ def _check_value(key: keys.Key, name: str, value: Any) -> None:
 
 
 def _outcomes(config: ml_collections.ConfigDict) -> None:
-    if "samples" in config and not (config.samples or config.trees):
+    if "samples" in config and "trees" in config and not (config.samples or config.trees):
         raise UserError("--config.samples and --config.trees are both empty; name trajectories, search trees, or both")
 
 

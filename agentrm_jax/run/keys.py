@@ -208,7 +208,7 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
             "greedy", Text("a workdir"), "greedy run whose row is reported too, if it is there", of=SEARCH, steady=True
         ),
         Key(
-            "drawn",
+            "samples",
             Text("a workdir", optional=True),
             "finished run whose samples are ranked; empty: samples are drawn",
             of=("best_of_n",),

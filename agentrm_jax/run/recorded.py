@@ -13,7 +13,15 @@ from agentrm_jax.search import Result, rank
 from agentrm_jax.search.methods import Search
 from agentrm_jax.types import JSON, Outcome, RewardModel, State, Task, TaskFailure, Trajectory, UserError
 
-_SAME = ("policy", "seed", "examples", "search.temperature", "env.options", "env.data")  # what decides the samples
+_SAME = (
+    "policy",
+    "seed",
+    "examples",
+    "search.temperature",
+    "env.options",
+    "env.data",
+    "env.prompts",
+)  # what decides the samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,27 +51,29 @@ class Recorded:
 
 
 def read(config: ml_collections.ConfigDict, tasks: Sequence[Task]) -> Recorded:
-    """The first `config.search.n` samples a task of the run in `config.drawn`.
+    """The first `config.search.n` samples a task of the run in `config.samples`.
 
     Raises:
       UserError: that run is not finished, drew fewer samples, or drew them otherwise than this config says; or lacks one of the tasks.
     """
-    workdir = Path(config.drawn)
+    workdir = Path(config.samples)
     if not workdirs.is_finished(workdir):
-        raise UserError(f"--config.drawn={workdir}: there is no finished run; run search.py with that --workdir first")
+        raise UserError(
+            f"--config.samples={workdir}: there is no finished run; run search.py with that --workdir first"
+        )
     drawn = workdirs.read_config(workdir)
     for name in _SAME:
         mine, theirs = _value(config, name), _value(drawn, name)
         if mine != theirs:
             raise UserError(
-                f"--config.drawn={workdir}: was drawn with {name} {theirs}, this run has {mine}; set both the same"
+                f"--config.samples={workdir}: was drawn with {name} {theirs}, this run has {mine}; set both the same"
             )
     if (there := _value(drawn, "search.n")) is None or there < config.search.n:
-        raise UserError(f"--config.drawn={workdir}: holds {there or 'no'} samples a task; set search.n to no more")
+        raise UserError(f"--config.samples={workdir}: holds {there or 'no'} samples a task; set search.n to no more")
     entries = {entry.record.task: entry for entry in journal.entries(workdir / "tasks.jsonl")}
     if missing := next((task.key for task in tasks if task.key not in entries), None):
         raise UserError(
-            f"--config.drawn={workdir}: holds nothing of task {missing}; set env.split, start and count as there"
+            f"--config.samples={workdir}: holds nothing of task {missing}; set env.split, start and count as there"
         )
     faults = {key: str(entry.row.get("fault", "")) for key, entry in entries.items() if entry.record.failed}
     wanted = {task.key: task for task in tasks}

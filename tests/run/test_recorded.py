@@ -37,7 +37,7 @@ def drawn(tmp_path):
 
 def config(samples, **changed):
     fields = {
-        "method": "best_of_n", "policy": "p", "seed": 0, "examples": 0, "drawn": str(samples), "search": SETTINGS,
+        "method": "best_of_n", "policy": "p", "seed": 0, "examples": 0, "samples": str(samples), "search": SETTINGS,
         "env": {"names": ["toy"], "options": {"toy": {}}, "data": ""},
     }  # fmt: skip
     return ml_collections.ConfigDict({**fields, **changed})
