@@ -26,6 +26,7 @@ from agentrm_jax.data.demonstrations import expert_trajectories
 from agentrm_jax.data.samples import read_samples
 from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.spec import EnvSpec
+from agentrm_jax.evaluation.selection import NONE, Selection
 from agentrm_jax.files import new_folder, write_json
 from agentrm_jax.models import opening
 from agentrm_jax.models.card import Card, Texts, read_card, texts_of
@@ -33,27 +34,32 @@ from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA
 from agentrm_jax.models.opening import OpenedModel
 from agentrm_jax.prompts import Encoder
-from agentrm_jax.run import mains, stages, stopping, workdirs
+from agentrm_jax.run import mains, seeds, stages, stopping, workdirs
 from agentrm_jax.run.command import Stopped
 from agentrm_jax.run.devices import accelerator
 from agentrm_jax.run.logs import MetricWriter, ProgressLine, StepLog
 from agentrm_jax.tokenizer import load_tokenizer, train_tokenizer
 from agentrm_jax.training import checkpoint, evaluation, objectives, reference
-from agentrm_jax.training.optimizer import optimizer_of
+from agentrm_jax.training.optimizer import optimizer_of, rate_change
 from agentrm_jax.training.step import abstract_state, init_state, make_train_step, read_frozen
 from agentrm_jax.types import SearchTree, UserError
 
 
 @parallel.together()
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    # --- Where we are --------------------------------------------------------------------------------------------------
     accelerator(config.cpu_devices)
-    first = jax.process_index() == 0
+    if config.seeds > 1:
+        seeds.train(config, workdir, train)
+    else:
+        train(config, workdir)
 
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # --- Mesh: all devices, named axes (before anything is written: a wrong size leaves nothing behind) ----------------
+    first = jax.process_index() == 0
     objective = objectives.of(config)
     mesh = parallel.make_mesh(**config.mesh)
-    rows = parallel.batch_rows(config.batch_rows, mesh)
+    rows = parallel.batch_rows(config.batch_rows, mesh, parts=config.accumulate)
     dtype = jax.numpy.dtype(config.dtype)
     lora = LoRA.requested(config.init, **config.lora)
 
@@ -61,7 +67,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     changes = workdirs.compare(config, workdir)
     if workdirs.is_finished(workdir) and not workdirs.is_extended(changes):
         if first:
-            print(f"{workdir} is finished ({config.total_steps} steps); nothing to do")
+            print(f"{workdir} is finished ({workdirs.facts(workdir)['steps']} steps); nothing to do")
         return
 
     # --- What it builds on (nothing is written before it is there) -----------------------------------------------------
@@ -93,6 +99,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         base=config.init,
         template=config.chat_template,
         date=chat.date or "",
+        heads=config.get("heads", 1),
+        state=config.get("state", "default"),
         texts=texts,
         beta=config.get("beta"),
         reference=opening.policy_place(config.init, base) if objective.reference and base else "",
@@ -111,7 +119,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     graphdef, shape, placed = abstract_state(make_model, tx, mesh)
 
     # --- One update ----------------------------------------------------------------------------------------------------
-    train_step = make_train_step(graphdef, tx, objective.loss(dtype), placed, mesh)
+    loss = objective.loss(dtype, head_only=config.get("freeze") == "trunk")
+    parts = {"accumulate": config.accumulate, "weight": objective.weight}
+    train_step = make_train_step(graphdef, tx, loss, placed, mesh, **parts)
     unseen = heldout.read(workdir / "data") if objective.predict else None
     sizes = {"rows": rows, "row_length": config.row_length}
     if objective.reference and base:
@@ -121,7 +131,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
     # --- Batches: this process's share of the trees, packed into rows ---------------------------------------------------
     shard = {"shard": jax.process_index(), "shards": jax.process_count()}
-    data = iter(datasets.batches(trees, seed=config.seed, **sizes, **shard))
+    data = iter(datasets.batches(trees, seed=config.seed, heads=config.get("heads", 1), **sizes, **shard))
 
     # --- Go on where a former run stopped, or begin --------------------------------------------------------------------
     with checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints, stopping.requests() as stop:
@@ -131,8 +141,10 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         elif lora and base:
             state = read_frozen(state, base.read)
         done = int(state.step)
+        best = Selection(config.get("eval_metric", NONE), config.get("patience", 0), meta.get("best", {}))
+        extended = next((change.old for change in changes if change.name == "total_steps"), None)
         if done and first:
-            print(f"continuing {workdir} at step {done}")
+            print(f"continuing {workdir} at step {done}{rate_change(config, extended, done)}")
         trained, frozen = (sum(x.size for x in jax.tree.leaves(p)) / 1e6 for p in (state.params, state.frozen))
         parameters = f"{trained + frozen:.2f} M parameters" + (f" ({trained:.2f} M trained)" if lora else "")
         if first:
@@ -141,34 +153,45 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         # --- The loop ------------------------------------------------------------------------------------------------------
         writer = MetricWriter(workdir, done=done, enabled=first)
         progress = ProgressLine(config.total_steps, done=done, enabled=first)
-        log = StepLog(meta, done)
-        found: dict[str, Any] = {}
-        for step in range(done + 1, config.total_steps + 1):
-            batch = parallel.put_batch(next(data), mesh)
-            state, metrics = train_step(state, batch)
-            log.add(metrics)
+        log = StepLog(meta, done, faults=workdir)
+        found: dict[str, Any] = {}  # of the held-out trees, by the model that is kept
+        step = done
+        while step < config.total_steps and not best.exhausted:
+            step, batch = step + 1, next(data)
+            state, metrics = train_step(state, parallel.put_batch(batch, mesh))
+            log.add(metrics, batch)
             last = step == config.total_steps
-            logged = last or step % config.log_steps == 0
-            row: dict[str, Any] = log.row() if logged else {}
-            if logged:
-                progress.show(step, f"loss {row['loss']:.4f}", f"{row['tokens_per_second']:,.0f} tokens/s", final=last)
+            row: dict[str, Any] = {}
             if unseen and predict and (step % config.eval_steps == 0 or last):
                 with log.paused():
-                    found = evaluation.measure(predict(state), unseen)
-                row |= {f"eval/{name}": value for name, value in found["metrics"].items()}
-                if first:
-                    evaluation.write(workdir, step, found)
+                    measured = evaluation.measure(predict(state), unseen, ranks=objective.ranks)
+                row = {f"eval/{name}": value for name, value in measured["metrics"].items()}
+                if best.improved(step, measured["metrics"]):
+                    found = measured
+                    if best.metric != NONE:
+                        checkpoint.keep_best(workdir / "best", state, {"step": step, best.metric: best.value})
+                    if first:
+                        evaluation.write(workdir, step, found)
+                last |= best.exhausted
+            logged = last or step % config.log_steps == 0
+            if logged:
+                row |= log.row()
+                progress.show(step, f"loss {row['loss']:.4f}", f"{row['tokens_per_second']:,.0f} tokens/s", final=last)
             if row:
                 writer.write(step, row)
             stopped = not last and stop.agreed(meeting=logged)
             if last or stopped or step % config.checkpoint_steps == 0:
-                checkpoints.save(state, data, log.state())
+                checkpoints.save(state, data, log.state() | {"best": best.state()})
             if stopped:
                 raise Stopped(f"stopped at step {step}; checkpoint saved; the same command continues")
         writer.close()
     if first:
-        workdirs.finish(workdir, steps=config.total_steps, tokens=log.state()["tokens"])
-        print(f"trained {config.total_steps} steps; checkpoints in {workdir / 'checkpoints'}")
+        workdirs.finish(workdir, steps=step, tokens=log.state()["tokens"])
+        early = f", no better since: stopped early, {config.total_steps - step} steps before the end" * best.exhausted
+        print(
+            f"trained {step} steps; checkpoints in {workdir / 'checkpoints'}"
+            + (f"; {best}{early}" if best.metric != NONE else "")
+        )
         if found:
             print(evaluation.summary(found))
 
@@ -198,16 +221,21 @@ def imitation_data(
 def step_value_data(
     config: ml_collections.ConfigDict, workdir: Path, base: OpenedModel | None
 ) -> tuple[Any, Chat, dict[str, Texts]]:
-    """Search trees as a dataset, the tokenizer of the base, and what the reward model is told: the texts of the run that made them."""
+    """Search trees (or sampled trajectories) as a dataset, the tokenizer of the base, and what the reward model is told: the texts of
+    the run that made them."""
     assert base is not None  # the table of keys wants it
     folder, card = workdir / "data", read_card(workdir)
     if card and (found := datasets.read_dataset(folder)) is not None:
         return found, base.chat, dict(card.texts)
-    trees = formats.read_trees(Path(config.trees) / "trees")
+    trees = examples.explored(Path(config.trees), config.outcome)
     specs, told = told_of(config.trees, trees)
-    how = {name: config[name] for name in ("row_length", "min_visits", "target", "outcome")}
-    how["heldout_fraction"] = config.heldout
-    return examples.step_values(trees, Encoder(base.chat, specs, "reward"), folder, **how), base.chat, told
+    how = {name: config[name] for name in examples.HOW}
+    how |= {"heldout_fraction": config.heldout, "compared": objectives.find(config.loss).ranks}
+    return (
+        examples.step_values(trees, Encoder(base.chat, specs, "reward", state=config.state), folder, **how),
+        base.chat,
+        told,
+    )
 
 
 def outcome_data(

@@ -26,7 +26,7 @@ from agentrm_jax.models.families import Head, config_to_hf
 from agentrm_jax.models.peft import write_peft
 from agentrm_jax.models.pretrained import EXAMPLE_SCORES
 from agentrm_jax.models.transformer import Transformer, token_logprobs, values
-from agentrm_jax.models.weights import Params, build, tensors
+from agentrm_jax.models.weights import Params, build, tensors, with_mean_head
 from agentrm_jax.run import command
 from agentrm_jax.types import JSON, Message, UserError
 
@@ -216,7 +216,7 @@ def _run(argv: Sequence[str] | None) -> None:
     from agentrm_jax.models.opening import load_model
 
     loaded = load_model(args.workdir)
-    params = nnx.to_pure_dict(nnx.state(loaded.model, nnx.Param))
+    params = with_mean_head(nnx.to_pure_dict(nnx.state(loaded.model, nnx.Param)))
     if args.tokens and "value_d" not in params:
         raise UserError(f"{args.workdir} holds a policy; --tokens is for reward models")
     is_reward = "value_d" in params
@@ -229,6 +229,14 @@ def _run(argv: Sequence[str] | None) -> None:
     except OSError as error:
         raise UserError(f"{args.out} cannot be written: {error}") from error
     print(f"wrote {args.out} ({head}, step {loaded.step})")
+    if loaded.card and loaded.card.heads > 1:
+        print(
+            f"its {loaded.card.heads} value heads are written as one, their mean; how far they differ is not in the folder"
+        )
+    if loaded.card and loaded.card.state != "default":
+        print(
+            f"it was trained on conversations of the representation {loaded.card.state} (docs/models.md): give it such ones"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One program, any size: the mesh, the table that places every array, and the start of many processes."""
 
 import atexit
+import collections
 import contextlib
 import json
 import os
@@ -124,16 +125,21 @@ def _end_with_the_others(service: Any, over: threading.Event) -> None:
         os._exit(2)  # the main thread may wait for the other process for ever
 
 
+_barriers: collections.Counter[str] = collections.Counter()  # how often each was passed, the same in all processes
+
+
 def barrier(name: str) -> None:
-    """Waits until all processes are here. `name` must be new at every call of a run."""
+    """Waits until all processes are here; all must pass the barriers of one name equally often."""
     from orbax.checkpoint import multihost
 
+    _barriers[name] += 1
+    name = f"{name}, time {_barriers[name]}"
     everyone = set(range(jax.process_count()))  # named, it is a barrier of processes, which may wait for long
     multihost.sync_global_processes(name, timeout=_MOST_WAITING, processes=everyone)
 
 
 def all_agree(name: str, here: bool) -> bool:
-    """Whether `here` is true on every process; all must ask. `name` must be new at every call of a run."""
+    """Whether `here` is true on every process; all must ask."""
     if jax.process_count() == 1:
         return here
     from jax.experimental import multihost_utils
@@ -146,7 +152,7 @@ def all_agree(name: str, here: bool) -> bool:
 def first_process_first(name: str) -> Iterator[None]:
     """Other processes enter the block when the first has left it: what it makes on a shared disk, they find.
 
-    They never enter it if the first leaves it with an error (see `together`). `name` must be new at every call of a run.
+    They never enter it if the first leaves it with an error (see `together`).
     """
     if jax.process_index():
         barrier(name)
@@ -227,13 +233,17 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
-def batch_rows(rows: int, mesh: Mesh) -> int:
-    """Rows of this process for a global batch of `rows`.
+def batch_rows(rows: int, mesh: Mesh, *, parts: int = 1) -> int:
+    """Rows of this process for a global batch of `rows`, which is read in `parts`.
 
     Raises:
-      UserError: the batch does not divide over the mesh.
+      UserError: the batch does not divide over the mesh, or into parts.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % (ways * parts) and parts > 1:
+        raise UserError(
+            f"--config.accumulate={parts}: batch_rows={rows} rows do not divide into {parts} parts for {ways} devices"
+        )
     processes = jax.process_count()
     if rows % ways or rows % processes:
         raise UserError(f"batch of {rows} rows does not divide over {ways} devices and {processes} processes")

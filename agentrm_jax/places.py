@@ -1,6 +1,7 @@
 """What a config may name as a policy or as a reward model, told apart by how it is written.
 
 runs/nano/sft, models/DIR, FILE.gguf, smollm2     a model that runs on our engine
+runs/a,runs/b,runs/c                              (a reward model) an ensemble of the reward models at these places
 openai:MODEL@URL                                  a model behind a server that speaks OpenAI's protocol
 my.module:make                                    a user's own, made by a function of an importable module
 implicit:TUNED@BASE                               (a reward model) a policy, compared with the one that it was tuned from
@@ -99,16 +100,32 @@ class Pair:
     base: str
 
 
-Place = Model | Server | Maker | Judge | Pair
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Several reward models that are asked together, by their places."""
+
+    members: tuple[str, ...]
+
+
+Place = Model | Server | Maker | Judge | Pair | Ensemble
 
 
 def read(place: str | Path) -> Place:
     """What a config's `policy` or `reward_model` names; nothing is opened.
 
     Raises:
-      UserError: it begins like a server, a judge or a pair and does not go on like one.
+      UserError: it begins like a server, a judge or a pair and does not go on like one; or an ensemble has a member twice.
     """
     text = str(place)
+    if "," in text and not Path(text).exists():
+        members = tuple(part.strip() for part in text.split(","))
+        if len(set(members)) < len(members) or not all(members):
+            raise UserError(f"{text}: write the places of different reward models, with commas between them")
+        if any(isinstance(read(member), Judge | Server) for member in members):
+            raise UserError(
+                f"{text}: an ensemble has reward models of numbers; a judge or a server gives none to be averaged"
+            )
+        return Ensemble(members)
     kind, colon, rest = text.partition(":")
     if colon and kind == "openai":
         return _server(rest)

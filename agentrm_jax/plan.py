@@ -37,6 +37,7 @@ from agentrm_jax.run import checks, command, flags
 from agentrm_jax.training import objectives
 from agentrm_jax.training.optimizer import optimizer_of
 from agentrm_jax.training.step import TrainState, abstract_state, make_train_step
+from agentrm_jax.tree import POINTERS
 from agentrm_jax.types import JSON, UserError
 
 _USAGE = (
@@ -179,7 +180,8 @@ def _abstract_state(
 ) -> tuple[Any, nnx.GraphDef, TrainState, TrainState]:
     """Optimizer, graph definition, shapes and shardings, as train.py makes them."""
     objective = objectives.of(config)
-    card = Card(objective.kind, config.loss, model, objective.lm_head, objective.value_head, lora)
+    heads = config.get("heads", 1)
+    card = Card(objective.kind, config.loss, model, objective.lm_head, objective.value_head, lora, heads=heads)
     held = jnp.dtype(config.dtype) if lora else jnp.float32
     tx = optimizer_of(config)
 
@@ -194,19 +196,24 @@ def _compiled_step(
 ) -> jax.stages.Compiled:
     """The training step, made from shapes alone."""
     tx, graphdef, shape, placed = _abstract_state(config, model, mesh, lora)
-    loss = objectives.of(config).loss(jnp.dtype(config.dtype))
-    step = make_train_step(graphdef, tx, loss, placed, mesh)
+    objective = objectives.of(config)
+    loss = objective.loss(jnp.dtype(config.dtype), head_only=config.get("freeze") == "trunk")
+    parts = {"accumulate": config.accumulate, "weight": objective.weight}
+    step = make_train_step(graphdef, tx, loss, placed, mesh, **parts)
     return step.lower(shape, _batch(config, mesh)).compile()  # type: ignore[attr-defined]
 
 
 def _batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     rows = jax.sharding.NamedSharding(mesh, parallel.BATCH)
-    kinds = dict.fromkeys(("tokens", "positions", "subtree_end", "previous"), jnp.int32)
-    kinds |= dict.fromkeys(("loss_weight", "value", "value_weight"), jnp.float32)
+    kinds = dict.fromkeys(("tokens", "positions", "subtree_end", *POINTERS), jnp.int32)
+    kinds |= dict.fromkeys(("loss_weight", "value", "value_weight", "count"), jnp.float32)
     if objectives.find(config.loss).reference:
         kinds |= {"action": jnp.int32, "reference": jnp.float32}
     size = (config.batch_rows, config.row_length)
-    return {k: jax.ShapeDtypeStruct(size, kind, sharding=rows) for k, kind in kinds.items()}
+    shapes = {k: jax.ShapeDtypeStruct(size, kind, sharding=rows) for k, kind in kinds.items()}
+    if (heads := config.get("heads", 1)) > 1:
+        shapes["head_weight"] = jax.ShapeDtypeStruct((*size, heads), jnp.float32, sharding=rows)
+    return shapes
 
 
 def _step_memory(

@@ -7,10 +7,15 @@ from typing import Literal
 
 from agentrm_jax.chat import Chat
 from agentrm_jax.envs.spec import EnvSpec
+from agentrm_jax.replies import parse_action, render_action
 from agentrm_jax.tree import Segment
 from agentrm_jax.types import Action, Message, State, Step, Task, Trajectory, UserError
 
 Reader = Literal["policy", "reward"]
+# What a reward model reads of a state (paper 5.5): all up to its last action; with what was observed then; or without earlier
+# observations, without thoughts, without both. The task's own first observation belongs to the prompt and is always read.
+Representation = Literal["default", "last_observation", "no_observations", "no_thoughts", "actions"]
+LEFT_OUT = "..."  # stands for an observation that is not read: turns keep their order, and templates their alternation
 GOAL, OBSERVATION = "{goal}", "{observation}"  # where a task's own words go, in `instructions`
 
 
@@ -72,6 +77,29 @@ def instructions(spec: EnvSpec, tasks: Iterable[Task], *, reader: Reader, exampl
     return tuple(found)
 
 
+def observation_text(text: str, state: Representation) -> str:
+    """What is read of an observation between two turns."""
+    return LEFT_OUT if state in ("no_observations", "actions") else text
+
+
+def turn_text(text: str, state: Representation) -> str:
+    """What is read of an assistant turn: without thoughts it is its command, where one can be read from it."""
+    if state not in ("no_thoughts", "actions"):
+        return text
+    command = parse_action(text, multiline=True).command
+    return text if command is None else render_action("", command)
+
+
+def represented(messages: Sequence[Message], state: Representation) -> list[Message]:
+    """A conversation as a reward model of this representation reads it: its trained turns, and what lies between them."""
+    first = next((i for i, m in enumerate(messages) if m.role == "assistant" and m.loss), len(messages))
+    out = list(messages)
+    for i, m in enumerate(messages[first:], first):
+        text = turn_text(m.content, state) if m.role == "assistant" else observation_text(m.content, state)
+        out[i] = dataclasses.replace(m, content=text)
+    return out
+
+
 @dataclasses.dataclass(eq=False)
 class Encoder:
     """Turns states and trajectories into segments, each tokenised once.
@@ -81,12 +109,14 @@ class Encoder:
       specs: environment name -> its texts.
       reader: who will read the segments.
       examples: worked examples shown to the policy.
+      state: what is read of a state.
     """
 
     chat: Chat
     specs: Mapping[str, EnvSpec]
     reader: Reader = "policy"
     examples: int = 0
+    state: Representation = "default"
 
     def __post_init__(self) -> None:
         self._known: weakref.WeakKeyDictionary[State, tuple[Segment, ...]] = weakref.WeakKeyDictionary()
@@ -98,11 +128,25 @@ class Encoder:
             if state.parent is None:
                 self._known[state] = (self.prompt(state.task, state.goal, state.outcome.observation),)
             else:
-                self._known[state] = (*self.turn(state), self.chat.observation(state.outcome.observation))
+                self._known[state] = (*self._acted(state), self.observation(state.outcome.observation))
         return self._known[state]
 
     def turn(self, state: State) -> tuple[Segment, ...]:
-        """Segments up to the end of the state's last action: what a value is read from."""
+        """Segments up to the end of the state's last action, or of what was observed then: what a value is read from.
+
+        Raises:
+          UserError: the observation is to be read, and the action was not executed yet.
+        """
+        if self.state != "last_observation":
+            return self._acted(state)
+        if state.outcome is None:
+            raise UserError(
+                "this reward model reads what was observed after an action, but the search scores actions before it executes them; "
+                "train one without --config.state=last_observation"
+            )
+        return self.history(state)
+
+    def _acted(self, state: State) -> tuple[Segment, ...]:
         assert state.parent is not None
         assert state.action is not None
         return (*self.history(state.parent), self.action(state.action))
@@ -112,7 +156,7 @@ class Encoder:
         segments = [self.prompt(trajectory.task, trajectory.goal, trajectory.observation)]
         for i, step in enumerate(trajectory.steps):
             if i:
-                segments.append(self.chat.observation(trajectory.steps[i - 1].outcome.observation))
+                segments.append(self.observation(trajectory.steps[i - 1].outcome.observation))
             segments.append(self.action(step.action))
         return segments
 
@@ -128,8 +172,17 @@ class Encoder:
         spec = self.specs[task.env].texts(task)
         return self.chat.prompt(opening(spec, goal, observation, reader=self.reader, examples=self.examples))
 
+    def observation(self, text: str) -> Segment:
+        """What lies between two turns."""
+        return self.chat.observation(observation_text(text, self.state))
+
     def action(self, action: Action) -> Segment:
-        """The very ids that were sampled, if they are ids of this tokenizer (a policy may have another); else the text."""
+        """The very ids that were sampled, if they are ids of this tokenizer (a policy may have another); else the text.
+
+        Of a turn without its thought there are no such ids.
+        """
+        if (text := turn_text(action.text, self.state)) != action.text:
+            return self.chat.action(text)
         ids = action.tokens
         if ids and max(ids) < len(self.chat.tokenizer) and self.chat.decode(ids) == action.text:
             return self.chat.sampled(ids)

@@ -21,6 +21,7 @@ from agentrm_jax.data import conversations
 from agentrm_jax.data.conversations import Conversation
 from agentrm_jax.models.card import ReadAt
 from agentrm_jax.models.transformer import Transformer, token_logprobs, values
+from agentrm_jax.prompts import Representation
 from agentrm_jax.search import aggregate as aggregation
 from agentrm_jax.tree import FlatTree
 from agentrm_jax.types import JSON, TooLong, UserError
@@ -82,6 +83,7 @@ def score(
     read_at: ReadAt = "end_of_turn",
     dtype: jnp.dtype = jnp.float32,
     ratio: LogRatio | None = None,
+    state: Representation = "default",
 ) -> Iterator[Scored]:
     """Scores of every trajectory, in order, as their batches are done; rows are split over the local devices.
 
@@ -92,19 +94,25 @@ def score(
         one pass; each step beyond it is read without the oldest turns, as a search does.
       ratio: `model` is a policy whose log-ratio is the reward; otherwise it has a value head.
       read_at: where the value of a step is read (`models.card.Card`).
+      state: what the model reads of a conversation (`prompts.Representation`), as its card says.
 
     A trajectory that cannot be rendered, or of which prompt and one turn alone are too long, has an `error` and no scores.
 
     Raises:
-      UserError: no such aggregate.
+      UserError: no such aggregate; or the model reads what was observed last, which conversations do not keep.
     """
     aggregation.check(aggregate)
+    if state == "last_observation":
+        raise UserError(
+            "this reward model reads what was observed after the last action, which trajectories are not scored with; "
+            "train one without --config.state=last_observation"
+        )
     limit = max_length or model.config.max_length
     mesh = parallel.make_mesh(devices=jax.local_devices())
     models = jax.device_put((model, ratio.reference if ratio else None), NamedSharding(mesh, PartitionSpec()))
     before: list[_Prepared] = []
     coming: Iterator[list[float]] = iter(())
-    prepared = (_prepare(one, chat, limit, model.config.max_length, read_at) for one in trajectories)
+    prepared = (_prepare(one, chat, limit, model.config.max_length, read_at, state) for one in trajectories)
     windows = _windows(prepared, _PASSES * rows * row_length)
     for window in itertools.chain(windows, [[]]):  # a window is begun before the one before it is waited for
         passes = _passes([r.flat for one in window for r in one.readings], row_length, rows)
@@ -148,11 +156,13 @@ class _Prepared:
     error: str = ""
 
 
-def _prepare(one: Conversation, chat: Chat, limit: int, longest: int, read_at: ReadAt) -> _Prepared:
+def _prepare(
+    one: Conversation, chat: Chat, limit: int, longest: int, read_at: ReadAt, state: Representation
+) -> _Prepared:
     """A conversation within `limit` tokens, of a model that reads up to `longest`."""
     try:
         found = Window(limit).steps(
-            conversations.segments(one, chat), chat.closing if read_at == "last_token" else None
+            conversations.segments(one, chat, state), chat.closing if read_at == "last_token" else None
         )
         readings = [_reading(r) for r in found]
     except TooLong as error:

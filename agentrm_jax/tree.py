@@ -44,6 +44,8 @@ class Node:
       value: target of the value head at the segment's last token; NaN if there is none.
       value_weight: factor on the value loss; 0 if there is no target.
       origin: index of what the node was made from in its record (a search tree's node); -1 if that does not matter.
+      group: the same number at nodes whose values are compared with each other (siblings, a preference's sides); -1: with none.
+      count: how often this was what followed the state before.
     """
 
     segment: Segment
@@ -52,6 +54,8 @@ class Node:
     value: float = np.nan
     value_weight: float = 0.0
     origin: int = -1
+    group: int = -1
+    count: float = 1.0
 
 
 TokenTree = Sequence[Node]
@@ -72,6 +76,10 @@ class FlatTree:
       action: int32, 1 at tokens of assistant turns that count (segments of kind `action` with loss), also in copies that `split`
         makes; 0 elsewhere.
       node: int32 index of the token's node.
+      group: int32, where a value is read that is compared with others: the index at which that of the first of them is read,
+        the same for all; -1 elsewhere.
+      before: int32, where a value is read: the index of the last one that is read before it on its path; -1 if there is none.
+      count: float32, where a value is read: how often its state followed the one before; 0 elsewhere.
     """
 
     tokens: np.ndarray
@@ -83,9 +91,15 @@ class FlatTree:
     value_weight: np.ndarray
     action: np.ndarray
     node: np.ndarray
+    group: np.ndarray
+    before: np.ndarray
+    count: np.ndarray
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+POINTERS = ("previous", "group", "before")  # fields that are indices into the row, or -1
 
 
 def path_tree(segments: Sequence[Segment]) -> list[Node]:
@@ -154,6 +168,17 @@ def flatten(tree: TokenTree) -> FlatTree:
         p = tree[i].parent
         previous[start[i]] = stop[p] - 1 if p >= 0 else -1
     value, value_weight = np.zeros(offset, np.float32), np.zeros(offset, np.float32)
+    group, before, reached = np.full(offset, -1, np.int32), np.full(offset, -1, np.int32), np.zeros(offset, np.float32)
+    first: dict[int, int] = {}
+    last_read = np.full(count + 1, -1)  # of every node's path, itself included; the last entry is for no parent
+    for i in order:
+        n, at = tree[i], int(stop[i]) - 1
+        earlier = last_read[n.parent]
+        last_read[i] = at if n.value_weight > 0 else earlier
+        if n.value_weight > 0:
+            before[at], reached[at] = earlier, n.count
+            if n.group >= 0:
+                group[at] = first.setdefault(n.group, at)
     loss = np.array([n.weight if n.segment.loss else 0.0 for n in tree], np.float32)
     action = np.array([n.segment.loss and n.segment.kind == "action" for n in tree], np.int32)
     for i, n in enumerate(tree):
@@ -170,6 +195,9 @@ def flatten(tree: TokenTree) -> FlatTree:
         value_weight=value_weight,
         action=action[of],
         node=of.astype(np.int32),
+        group=group,
+        before=before,
+        count=reached,
     )
 
 
@@ -288,7 +316,10 @@ def to_row(trees: Sequence[FlatTree], row_length: int) -> FlatTree:
     zeros = np.zeros(pad, np.int32)
     shifted = [
         dataclasses.replace(
-            t, subtree_end=t.subtree_end + s, previous=np.where(t.previous < 0, -1, t.previous + s), node=t.node + n
+            t,
+            subtree_end=t.subtree_end + s,
+            node=t.node + n,
+            **{name: np.where(getattr(t, name) < 0, -1, getattr(t, name) + s) for name in POINTERS},
         )
         for t, s, n in zip(trees, starts, nodes, strict=False)
     ]
@@ -303,4 +334,7 @@ def to_row(trees: Sequence[FlatTree], row_length: int) -> FlatTree:
         value_weight=join("value_weight", zeros.astype(np.float32)),
         action=join("action", zeros),
         node=join("node", nodes[-1] + np.arange(pad)).astype(np.int32),
+        group=join("group", zeros - 1).astype(np.int32),
+        before=join("before", zeros - 1).astype(np.int32),
+        count=join("count", zeros.astype(np.float32)),
     )

@@ -27,20 +27,19 @@ def check_size(size: str) -> None:
 def model() -> ml_collections.ConfigDict:
     """The transformer of size nano, 3.4 M parameters; the other sizes bring their own shape."""
     return config_dict(
-        vocab_size=1536, num_layers=4, d_model=256, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=768, max_length=1024
+        vocab_size=1024, num_layers=4, d_model=256, num_heads=4, num_kv_heads=2, head_dim=64, d_ff=768, max_length=896
     )
 
 
-def env(size: str, *, split: str, start: int = 0, count: int = 64) -> ml_collections.ConfigDict:
+def env(*, split: str, start: int = 0, count: int = 64) -> ml_collections.ConfigDict:
     """Which tasks: `count` per environment of a split, from `start` on, in an order shuffled once and for all."""
     return config_dict(
-        names=("webshop", "maze"),
+        names=("babyai", "maze"),
         split=split,
         start=start,
         count=count,
         data="",  # folder of official data files, if any
-        # AgentRM's folder eval_agent/prompt, for its wording instead of ours; none: a model from nothing need not read any
-        prompts="none" if size == "nano" else "",
+        prompts="",  # AgentRM's folder eval_agent/prompt, for its wording instead of ours; none: goal and observation only
         workers=2,
         step_timeout=30.0,
         options=config_dict(
@@ -49,8 +48,6 @@ def env(size: str, *, split: str, start: int = 0, count: int = 64) -> ml_collect
                 seeds_per_level=400,
                 max_steps=10,
             ),
-            # A small shop for a small model: short pages and codes, six kinds of clothes, all with a size and a colour.
-            webshop=config_dict(num_products=420, wishes=6, kinds=6, page_size=3, code_length=4),
             maze=config_dict(sizes=(3, 4), seeds=1200, max_steps=18),
         ),
     )
@@ -59,7 +56,7 @@ def env(size: str, *, split: str, start: int = 0, count: int = 64) -> ml_collect
 def training(size: str) -> ml_collections.ConfigDict:
     """Rows, precision and placement of a training run."""
     if size == "nano":
-        return config_dict(dtype="float32", row_length=1024, batch_rows=8, scan=False, remat=False, cpu_devices=2)
+        return config_dict(dtype="float32", row_length=896, batch_rows=8, scan=False, remat=False, cpu_devices=2)
     if size == "smollm2":
         return config_dict(dtype="float32", row_length=1024, batch_rows=2, scan=True, remat=False, cpu_devices=1)
     return config_dict(dtype="bfloat16", row_length=4096, batch_rows=64, scan=True, remat=True, cpu_devices=1)
@@ -82,8 +79,8 @@ def engine(size: str) -> ml_collections.ConfigDict:
             rows=(16, 64),
             batch_tokens=(128, 512, 2048),
             new_tokens=(64, 128, 512),
-            context=(256, 512, 1024),
-            max_new=72,
+            context=(256, 512, 896),
+            max_new=24,
         ),
         "smollm2": config_dict(
             cache_tokens=32768,
@@ -119,7 +116,7 @@ def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.
         policy=SIZES[size] or f"runs/{size}/sft",
         reward_model=reward_model,
         greedy=f"runs/{size}/greedy",  # workdir of a finished greedy run; its row is reported beside ours if it is there
-        env=env(size, split="test", count=64),
+        env=env(split="test", count=64),
         engine=engine(size),
         server=server(),
         search=config_dict(),
@@ -133,6 +130,7 @@ def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.
     if method == "best_of_n":
         config.samples = ""  # a finished run whose samples are ranked, instead of drawing some
     if reward_model:
+        config.pessimism = 0.0  # of an ensemble: its score is the mean less so many standard deviations
         # what an implicit reward model gives for a state: the sum over its path; single: its last step's reward alone
         config.step_reward = "accumulated"
         whole = method in ("best_of_n", "particle")  # methods whose candidates have different histories

@@ -31,7 +31,9 @@ def get_config(size: str = "nano"):
         beta=0.05,
         lora=common.lora(),
         seed=0,
+        seeds=1,  # 3: seeds 0, 1 and 2, each in a folder of the workdir
         mesh=common.config_dict(data=-1, fsdp=1, tensor=1) if nano else common.config_dict(data=1, fsdp=-1, tensor=1),
+        accumulate=1,  # parts in which the rows of an update are read
         total_steps=110 if nano else 300,
         learning_rate=3e-4 if nano else 5e-7,
         warmup=0.03,
@@ -40,6 +42,8 @@ def get_config(size: str = "nano"):
         log_steps=10 if nano else 1,
         checkpoint_steps=20,
         eval_steps=30 if nano else 50,
+        eval_metric="none",  # e.g. spearman_within_task: the best checkpoint by it is the model
+        patience=0,  # measurements without a better one, after which training stops
     )
     config.update(common.training(size))
     return config

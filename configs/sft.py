@@ -18,17 +18,19 @@ def get_config(size: str = "nano"):
     config = common.config_dict(
         size=size,
         model=common.model(),  # nano's; a model named by `init` brings its own
-        token_span="words",  # what a token of nano's tokenizer may span; phrases: shorter rows where environments speak in set phrases
+        token_span="phrases",  # what a token of nano's tokenizer may span; words: where words are to be copied (a search, a click)
         init=common.SIZES[size],  # a training workdir, a Hugging Face folder, a GGUF file, or smollm2
         chat_template="",  # instead of the tokenizer's own: chatml, or a file
         date="",  # told to a template that reads the clock, ISO format; empty: the day the run began
-        env=common.env(size, split="train", count=1500),
+        env=common.env(split="train", count=1500),
         experts=f"runs/{size}/experts",
         loss="imitation",
         context_weight=0.3 if nano else 0.0,  # nano starts from nothing and learns to read on the way
         lora=common.lora(),
         seed=0,
+        seeds=1,  # 3: seeds 0, 1 and 2, each in a folder of the workdir
         mesh=common.config_dict(data=-1, fsdp=1, tensor=1) if nano else common.config_dict(data=1, fsdp=-1, tensor=1),
+        accumulate=1,  # parts in which the rows of an update are read
         total_steps=160 if nano else 300,
         learning_rate=2e-3 if nano else 2e-5,
         warmup=0.05 if nano else 0.1,

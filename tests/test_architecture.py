@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "tokenizer": {"types", "templates"},
     "envs": {"types", "files", "replies"},
     "search": {"types", "replies"},
-    "prompts": {"types", "tree", "chat", "envs"},
+    "prompts": {"types", "tree", "chat", "envs", "replies"},
     "window": {"types", "tree"},
     "models": {"types", "files", "tree", "chat", "tokenizer", "prompts", "envs", "parallel"},
     "data": {"types", "files", "tree", "rendering", "chat", "tokenizer", "prompts", "envs"},

@@ -27,7 +27,7 @@ from agentrm_jax.data.formats import trajectory_from_json
 from agentrm_jax.data.messages import context, read_messages, read_tools
 from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.spec import EnvSpec
-from agentrm_jax.prompts import Encoder, transcript
+from agentrm_jax.prompts import Encoder, Representation, represented, transcript
 from agentrm_jax.text import clean
 from agentrm_jax.tree import Segment
 from agentrm_jax.types import JSON, Message, Trajectory, UserError
@@ -132,11 +132,14 @@ def conversations_of(
         raise UserError(f"{origin}: {error}") from error
 
 
-def segments(conversation: Conversation, chat: Chat) -> list[Segment]:
+def segments(conversation: Conversation, chat: Chat, state: Representation = "default") -> list[Segment]:
     """What a reward model reads, as token segments; the trained turns are the `action` segments with loss.
 
     Our own records are read as in a search: with the environment's instruction for reward models, and with the very ids that
     were sampled if they are ids of this tokenizer. A conversation without an assistant turn has no segments.
+
+    Args:
+      state: what the model reads of it.
 
     Raises:
       UserError: the chat template cannot render the conversation; begins with its origin.
@@ -145,10 +148,11 @@ def segments(conversation: Conversation, chat: Chat) -> list[Segment]:
     try:
         if trajectory is not None:
             assert conversation.spec is not None
-            return Encoder(chat, {trajectory.task.env: conversation.spec}, "reward").trajectory(trajectory)
+            specs = {trajectory.task.env: conversation.spec}
+            return Encoder(chat, specs, "reward", state=state).trajectory(trajectory)
         if not any(m.role == "assistant" for m in conversation.messages):
             return []
-        out = chat.conversation(conversation.messages, conversation.tools)
+        out = chat.conversation(represented(conversation.messages, state), conversation.tools)
         turns = sum(m.loss for m in conversation.messages)
         if (kept := sum(s.loss for s in out)) != turns:
             raise UserError(

@@ -1,6 +1,7 @@
 """Datasets of token trees: written with TFDS (array_record), read back, and packed into batches with grain."""
 
 import contextlib
+import functools
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -10,19 +11,28 @@ from typing import Any, SupportsIndex
 import grain
 import numpy as np
 
-from agentrm_jax.tree import FlatTree
+from agentrm_jax.data import bootstrap
+from agentrm_jax.tree import POINTERS, FlatTree
 from agentrm_jax.types import JSON, UserError
 
-_INTS = ("tokens", "positions", "subtree_end", "previous")
-_FLOATS = ("loss_weight", "value", "value_weight")
+_TREE = ("tokens", "positions", "subtree_end", *POINTERS)
+_INTS = (*_TREE, "task")
+_FLOATS = ("loss_weight", "value", "value_weight", "count")
 
 
 def write_dataset(
-    folder: Path, trees: Sequence[FlatTree], *, meta: dict[str, JSON], extra: tuple[str, ...] = ()
+    folder: Path,
+    trees: Sequence[FlatTree],
+    *,
+    meta: dict[str, JSON],
+    extra: tuple[str, ...] = (),
+    tasks: Sequence[str] = (),
 ) -> None:
     """Writes flattened trees as a TFDS dataset named `token_trees` (split `train`, array_record files, no TensorFlow).
 
-    `extra` names further whole-number arrays of a `FlatTree` that the objective reads.
+    Args:
+      extra: further whole-number arrays of a `FlatTree` that the objective reads.
+      tasks: the key of every tree's task, for bootstrap samples of them.
 
     Raises:
       UserError: there are no trees.
@@ -45,7 +55,9 @@ def write_dataset(
 
         def _generate_examples(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
             for i, t in enumerate(trees):
-                yield i, {name: getattr(t, name) for name in (*_INTS, *_FLOATS, *extra)}
+                number = bootstrap.task_number(tasks[i]) if tasks else -1
+                row = {name: getattr(t, name) for name in (*_TREE, *_FLOATS, *extra)}
+                yield i, row | {"task": np.full(len(t), number, np.int32)}
 
     if not trees:
         raise UserError("there is nothing to train on: no token tree was made from the data")
@@ -86,12 +98,21 @@ class Joined:
 
 
 def batches(
-    source: Any, *, rows: int, row_length: int, seed: int, shard: int = 0, shards: int = 1, threads: int = 1
+    source: Any,
+    *,
+    rows: int,
+    row_length: int,
+    seed: int,
+    shard: int = 0,
+    shards: int = 1,
+    threads: int = 1,
+    heads: int = 1,
 ) -> grain.IterDataset:
     """An endless, shuffled stream of packed batches: dicts of the source's arrays, [rows, row_length], as in `FlatTree`.
 
     Trees are packed first-fit; the tokens of each see that tree only. The iterator's state can be saved and restored exactly.
-    `shard` of `shards` is this process's share of the trees, `rows` the number of rows of this process.
+    `shard` of `shards` is this process's share of the trees, `rows` the number of rows of this process. For several value
+    `heads`, float32[rows, row_length, heads] `head_weight` says how often a token's task is in each head's bootstrap sample.
 
     Raises:
       UserError: there are fewer trees than shards.
@@ -100,25 +121,34 @@ def batches(
         raise UserError(
             f"{shards} processes share the data, which has fewer token trees ({len(source)}); start fewer processes"
         )
-    data = grain.MapDataset.source(source).seed(seed).shuffle()[shard::shards].repeat(None)
-    names = tuple(source[0])
+    data = grain.MapDataset.source(source).map(_complete).seed(seed).shuffle()[shard::shards].repeat(None)
+    names = tuple(_complete(source[0]))
     packed = grain.experimental.FirstFitPackIterDataset(
         data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=64)),
         length_struct=dict.fromkeys(names, row_length),
         num_packing_bins=max(rows, 8),
         shuffle_bins=False,
     )
-    return packed.map(_to_row).batch(rows, drop_remainder=True)
+    return packed.map(functools.partial(_to_row, seed=seed, heads=heads)).batch(rows, drop_remainder=True)
 
 
-def _to_row(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _complete(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A tree with all fields; datasets that were made before there were comparisons and ensembles lack some."""
+    nothing = np.full(len(row["tokens"]), -1, np.int32)
+    once = np.asarray(row["value_weight"] > 0, np.float32)
+    return {"group": nothing, "before": nothing, "task": nothing, "count": once, **row}
+
+
+def _to_row(packed: dict[str, np.ndarray], *, seed: int, heads: int) -> dict[str, np.ndarray]:
     """A row [t] whose trees' indices count from its start; every padding token is a tree of its own."""
     index = np.arange(len(packed["tokens"]), dtype=np.int32)
     real = packed["tokens_segment_ids"] > 0
     start = index - packed["tokens_positions"]
-    previous = np.where(real & (packed["previous"] >= 0), packed["previous"] + start, -1)
-    names = (name for name in packed if not name.endswith(("_segment_ids", "_positions")))
+    names = (name for name in packed if name != "task" and not name.endswith(("_segment_ids", "_positions")))
     out = {name: np.where(real, packed[name], 0).astype(packed[name].dtype) for name in names}
     out["subtree_end"] = np.where(real, packed["subtree_end"] + start, index + 1).astype(np.int32)
-    out["previous"] = previous.astype(np.int32)
+    for name in POINTERS:
+        out[name] = np.where(real & (packed[name] >= 0), packed[name] + start, -1).astype(np.int32)
+    if heads > 1:
+        out["head_weight"] = bootstrap.head_weights(np.where(real, packed["task"], -1), seed, heads)
     return out

@@ -11,9 +11,9 @@ from agentrm_jax.types import Action, Outcome, SearchTree, Trajectory, TreeNode,
 def sample_trees(trajectories: Iterable[Trajectory], *, outcome: str = "reward") -> list[SearchTree]:
     """A tree for every task, in the order in which tasks come first; trajectories that did not end are left out.
 
-    Nodes are shared as long as turns (their tokens too) and the answers to them are the same. `visits` counts the trajectories
-    through a node, and the statistics are of their returns: `outcome` names the field of the last `Outcome` that is one. Episodes
-    of one task that began differently have trees of their own.
+    Nodes are shared as long as turns (their tokens too) and the answers to them are the same. `visits` and `multiplicity` count the
+    trajectories through a node, and the statistics are of their returns: `outcome` names the field of the last `Outcome` that is
+    one. Episodes of one task that began differently have trees of their own.
     """
     groups: dict[tuple[str, str, str], list[Trajectory]] = {}
     for t in trajectories:
@@ -61,6 +61,7 @@ def _returned(node: TreeNode, value: float) -> TreeNode:
     return dataclasses.replace(
         node,
         visits=node.visits + 1,
+        multiplicity=node.visits + 1,
         return_sum=node.return_sum + value,
         return_sq_sum=node.return_sq_sum + value * value,
         return_min=min(node.return_min, value) if node.visits else value,

@@ -81,7 +81,9 @@ class Engine:
             self._reader = histories.choose_reader(
                 parallel.platform(), model.config, config.cache_tokens, config.tensor
             )
-        self.cache, self._facts = PrefixCache(config.cache_tokens), SlotFacts(config.cache_tokens)
+        value_d = self._weights.value_d
+        heads = value_d.shape[1] if value_d is not None and value_d.ndim == 2 else 1
+        self.cache, self._facts = PrefixCache(config.cache_tokens), SlotFacts(config.cache_tokens, heads)
         self.scheduler = Scheduler(config, self.cache, self._facts, self._reader)
         self._paces: dict[DecodeShape, Pace] = collections.defaultdict(Pace)
 
@@ -140,7 +142,9 @@ class Engine:
         return self._all(requests)
 
     def score(self, paths: Sequence[np.ndarray]) -> np.ndarray:
-        """float32[len(paths)]: the value at the end of every path. Of many paths, every distinct token is read once.
+        """float32[len(paths)], or [len(paths), e] of several value heads: the value at the end of every path.
+
+        Of many paths, every distinct token is read once.
 
         Raises:
           RequestError: a path cannot be scored.

@@ -7,12 +7,13 @@ class SlotFacts:
     """Values and log-probabilities of the tokens in `slots` slots of the pool. Both may be any float, NaN too.
 
     Attributes:
-      value, has_value: the value head's output at a token, and whether it is known.
+      value, has_value: the value head's output at a token ([slots, e] of several `heads`), and whether it is known.
       logprob, has_logprob: log p of a token given its path, likewise.
     """
 
-    def __init__(self, slots: int):
-        self.value, self.logprob = np.zeros(slots, np.float32), np.zeros(slots, np.float32)
+    def __init__(self, slots: int, heads: int = 1):
+        self.value = np.zeros(slots if heads == 1 else (slots, heads), np.float32)
+        self.logprob = np.zeros(slots, np.float32)
         self.has_value, self.has_logprob = np.zeros(slots, bool), np.zeros(slots, bool)
 
     def forget(self, slots: np.ndarray) -> None:

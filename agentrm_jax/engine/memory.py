@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from agentrm_jax.models.config import ModelConfig
-from agentrm_jax.models.transformer import Transformer
+from agentrm_jax.models.transformer import Transformer, value_map
 
 Entries = list[tuple[jax.Array, jax.Array]]  # keys and values of every layer
 MASK_VALUE = -1e30  # a score that no probability comes from; finite, so that nothing becomes NaN
@@ -28,7 +28,7 @@ class Weights(nnx.Pytree):
         self.layers = nnx.data([jax.tree.map(cast, block) for block in model.unstacked()])
         self.final_norm_d = nnx.data(model.final_norm_d[...])
         self.head_dv = nnx.data(cast(model.head_dv[...]) if hasattr(model, "head_dv") else None)
-        self.value_d = nnx.data(model.value_d[...] if hasattr(model, "value_d") else None)
+        self.value_d = nnx.data(value_map(model))  # [d], or [d, e] of several value heads
 
 
 def output_map(weights: Weights, config: ModelConfig) -> jax.Array:

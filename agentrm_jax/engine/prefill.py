@@ -54,6 +54,7 @@ class PrefillBatch:
 class TokenFacts:
     """float32[u, w] of every token: the value head's output (0 without one), and log p given the path before it (or None).
 
+    The outputs of several value heads are [u, w, e].
     A log-probability means nothing where the token before was not in the batch.
     """
 
@@ -104,7 +105,7 @@ def prefill(
     hidden = rms_norm(x, weights.final_norm_d, config.norm_eps)
     value = jnp.zeros((u, w), jnp.float32)
     if weights.value_d is not None:
-        value = jnp.einsum("uwd,d->uw", hidden.astype(jnp.float32), weights.value_d)
+        value = jnp.einsum("uwd,d...->uw...", hidden.astype(jnp.float32), weights.value_d)
     logprob = None
     if logprobs:
         before = hidden.reshape(u * w, -1)[jnp.maximum(batch.previous, 0).reshape(-1)]

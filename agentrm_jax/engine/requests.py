@@ -80,7 +80,7 @@ class GenerateRequest:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoreRequest:
-    """The value head's output at the end of the path `tokens` (int32[t], t >= 1)."""
+    """The value head's output (the outputs of several) at the end of the path `tokens` (int32[t], t >= 1)."""
 
     tokens: np.ndarray
 

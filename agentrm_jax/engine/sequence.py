@@ -15,7 +15,8 @@ class Job:
     """What became of a request. Its result is there once it is `done`, unless it was cancelled.
 
     Attributes:
-      result: samples of a `GenerateRequest`, a float for a `ScoreRequest`, float32[len - start] for a `LogprobsRequest`.
+      result: samples of a `GenerateRequest`, a float for a `ScoreRequest` (of several value heads float32[e]), float32[len - start]
+        for a `LogprobsRequest`.
     """
 
     request: Request
@@ -103,7 +104,8 @@ class Sequence:
         if isinstance(self.job.request, LogprobsRequest):
             self.job.finish(facts.logprob[slots[self.job.request.start :]].copy())
         else:
-            self.job.finish(float(facts.value[slots[-1]]))
+            value = facts.value[slots[-1]]
+            self.job.finish(value.copy() if value.ndim else float(value))
 
     def again(self) -> "list[Sequence]":
         """What is left to do after this has lost its row: samples that have begun go on by themselves."""

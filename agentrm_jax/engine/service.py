@@ -54,8 +54,8 @@ class EngineService:
         """
         return (await self._ask([request]))[0]
 
-    async def score(self, paths: Sequence[np.ndarray]) -> list[float]:
-        """The value at the end of every path.
+    async def score(self, paths: Sequence[np.ndarray]) -> list[Any]:
+        """The value at the end of every path: a float, or float32[e] of several value heads.
 
         Raises:
           RequestError: a path cannot be scored; what others have asked for goes on.

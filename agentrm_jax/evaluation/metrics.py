@@ -87,6 +87,41 @@ def auc(scores: ArrayLike, success: ArrayLike) -> float:
     return float(wins / (won.sum() * (~won).sum()))
 
 
+def scorer_noise(predictions: ArrayLike, targets: ArrayLike, siblings: Sequence[object]) -> float:
+    """sigma: standard deviation of the errors p - t of siblings around their group's mean error, pooled over groups of two or more.
+
+    What all siblings have in common does not change which of them is chosen, so it is no noise. Targets that rest on few returns
+    are noisy themselves, and that is counted here too: sigma is at most this.
+    """
+    errors = np.asarray(predictions, np.float64) - np.asarray(targets, np.float64)
+    groups = [errors[members] for members in _members(siblings) if len(members) > 1]
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+    return math.sqrt(squares / freedom) if freedom else math.nan
+
+
+def sibling_gap(targets: ArrayLike, siblings: Sequence[object]) -> float:
+    """delta: how much better the best sibling is than the others on average, over the groups in which not all are equal."""
+    t = np.asarray(targets, np.float64)
+    groups = [t[members] for members in _members(siblings)]
+    gaps = [(len(g) * g.max() - g.sum()) / (len(g) - 1) for g in groups if len(g) > 1 and float(np.ptp(g)) > _EPSILON]
+    return float(np.mean(gaps)) if gaps else math.nan
+
+
+def useful_width(gap: float, noise: float) -> float:
+    """The largest number of candidates among which choosing by score still finds better ones: exp(delta^2 / (2 sigma^2)), at least 1.
+
+    The highest of k noises of standard deviation sigma lies about sigma sqrt(2 ln k) above their mean. Once that exceeds the gap
+    delta by which a good candidate is better, the highest score is likelier that of a bad one. This is the growth with
+    (delta / sigma)^2 of arXiv 2603.15377 ("More Test-Time Compute Can Hurt"); the constant is that of Gaussian noise. It is
+    infinite for a scorer without noise.
+    """
+    if math.isnan(gap) or math.isnan(noise):
+        return math.nan
+    exponent = 0.5 * (gap / noise) ** 2 if noise > 0 else math.inf
+    return math.exp(exponent) if exponent < 700 else math.inf
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bin:
     """Predictions in [lo, hi): how many, their mean, and the mean of their targets."""
@@ -183,7 +218,8 @@ def reward_model_metrics(
     Args:
       predictions, targets: values [n] of states.
       groups: the task of each state.
-      siblings: parent of each state; adds the accuracy on sibling actions.
+      siblings: parent of each state; adds the accuracy on sibling actions, and `scorer_noise`, `sibling_gap` and the
+        `useful_width` that they imply for a search that chooses by score.
       success: [n], whether the episode that ended with the state succeeded, NaN where none ended; adds the AUC.
       lengths: steps [n] up to the state; adds the correlation of score and length.
 
@@ -207,12 +243,15 @@ def reward_model_metrics(
     if siblings is not None:
         among = pairwise_accuracy(predictions, targets, siblings, min_difference=0)
         found["sibling_accuracy"], found["sibling_pairs"] = among
+        found["scorer_noise"] = scorer_noise(predictions, targets, siblings)
+        found["sibling_gap"] = sibling_gap(targets, siblings)
+        found["useful_width"] = useful_width(found["sibling_gap"], found["scorer_noise"])
     if success is not None:
         ended = ~np.isnan(np.asarray(success, np.float64))
         found["success_auc"] = auc(np.asarray(predictions)[ended], np.asarray(success)[ended])
     if lengths is not None:
         found["length_correlation"] = within_groups(spearman, predictions, lengths, groups)[0]
-    metrics = {name: None if math.isnan(value) else value for name, value in found.items()}
+    metrics = {name: value if math.isfinite(value) else None for name, value in found.items()}
     return {"metrics": metrics, "calibration": [dataclasses.asdict(b) for b in table]}
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA
-from agentrm_jax.prompts import OBSERVATION, Reader, instructions
+from agentrm_jax.prompts import OBSERVATION, Reader, Representation, instructions
 from agentrm_jax.types import JSON, Environment, Task, UserError
 
 VERSION = 2
@@ -55,6 +55,8 @@ class Card:
       date: the day that a template which reads the clock is told, ISO format; empty for other templates.
       aggregate: how the scores of a trajectory's steps become its score.
       read_at: where a value is read: at the end-of-turn token of the last turn, or at the last token of the rendered conversation.
+      heads: value heads, if it has some.
+      state: what a reward model reads of a state (`prompts.Representation`).
       texts: environment name -> what it was told.
       beta: of an implicit reward model: what log-ratios are multiplied by.
       reference: of an implicit reward model: place or name of the model that its log-probabilities are compared with.
@@ -71,6 +73,8 @@ class Card:
     date: str = ""
     aggregate: str = "last"
     read_at: ReadAt = "end_of_turn"
+    heads: int = 1
+    state: Representation = "default"
     texts: Mapping[str, Texts] = dataclasses.field(default_factory=dict)
     beta: float | None = None
     reference: str = ""

@@ -112,7 +112,8 @@ def split(params: nnx.State) -> tuple[nnx.State, nnx.State]:
     adapters = nnx.PathContains("adapters")
     if not nnx.to_flat_state(nnx.filter_state(params, adapters)):
         return params, nnx.State({})
-    trained, frozen = nnx.split_state(params, nnx.Any(adapters, nnx.PathContains("value_d")), ...)
+    heads = (nnx.PathContains(name) for name in ("value_d", "value_ed"))
+    trained, frozen = nnx.split_state(params, nnx.Any(adapters, *heads), ...)
     return trained, frozen
 
 

@@ -20,7 +20,7 @@ from agentrm_jax.models.card import NAME, Card, ReadAt, read_card
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA, merge, split
 from agentrm_jax.models.pretrained import EXAMPLE_SCORES, open_pretrained
-from agentrm_jax.models.transformer import Transformer
+from agentrm_jax.models.transformer import VALUE_HEADS, Transformer
 from agentrm_jax.tokenizer import load_tokenizer
 from agentrm_jax.types import JSON, UserError
 
@@ -64,9 +64,10 @@ class LoadedModel:
 def open_model(place: Path | str, *, step: int | None = None, template: str = "", date: str = "") -> OpenedModel:
     """The model of a training workdir, of a Hugging Face folder or GGUF file, or `smollm2` by name.
 
-    Of a workdir it is the latest readable checkpoint (or the one of `step`), parameters only. A one-label classifier that was
-    trained elsewhere brings its value head. `template` is a chat template to use instead of the tokenizer's own; `date` (ISO) is
-    what a template that reads the clock is told, by default the date on the model's card, else today's.
+    Of a workdir it is the best checkpoint where training kept it, else the latest readable one (or the one of `step`), parameters
+    only. A one-label classifier that was trained elsewhere brings its value head. `template` is a chat template to use instead of
+    the tokenizer's own; `date` (ISO) is what a template that reads the clock is told, by default the date on the model's card, else
+    today's.
 
     Raises:
       UserError: there is no model, it cannot be read, or its tokenizer has ids for which the model has no embedding.
@@ -88,16 +89,14 @@ def open_model(place: Path | str, *, step: int | None = None, template: str = ""
             lambda wanted: (weights.load_params(found.source(), found.config, wanted), 0, {}),
         )
     else:
-        folder = (workdir / "checkpoints").resolve()
-        if not folder.is_dir():
-            raise UserError(f"{workdir} holds no checkpoints; train it with train.py")
+        folder = _checkpoints(workdir, step)
         rows = card.config.vocab_size
         template = template or (KEEP if card.template == KEEP else "")  # the tokenizer holds the text of any other
         chat = load_chat(load_tokenizer(workdir / "tokenizer"), template, date=date or card.date, rows=rows)
         if card.lora:
             opened = _open_adapted(workdir, card, chat, step)
         else:
-            has = weights.abstract_params(card.config, lm_head=card.lm_head, value_head=card.value_head)
+            has = weights.abstract_params(card.config, **_heads(card))
             opened = OpenedModel(
                 card.config, chat, card, card.read_at, has, lambda wanted: _load_checkpoint(folder, wanted, step)
             )
@@ -149,7 +148,7 @@ def load_model(
     return LoadedModel(built, opened.chat, opened.card, opened.read_at, number, meta)
 
 
-_SMALL = ("final_norm_d", "value_d")
+_SMALL = ("final_norm_d", *VALUE_HEADS)
 
 
 def _wanted(x: jax.ShapeDtypeStruct, where: jax.sharding.Sharding, dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
@@ -162,7 +161,7 @@ class Adapters:
 
     Attributes:
       base: place or name of the model they belong to.
-      params: `layers.adapters`, and `value_d` of a reward model.
+      params: `layers.adapters`, and the value heads of a reward model.
     """
 
     lora: LoRA
@@ -185,7 +184,7 @@ def load_adapters(workdir: Path, *, step: int | None = None, sharding: jax.shard
     where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = nnx.to_pure_dict(split(made)[0])
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
-    params, number, meta = _load_checkpoint((workdir / "checkpoints").resolve(), wanted, step)
+    params, number, meta = _load_checkpoint(_checkpoints(workdir, step), wanted, step)
     return Adapters(card.lora, card.base, params, number, meta)
 
 
@@ -209,7 +208,7 @@ def _open_adapted(workdir: Path, card: Card, chat: Chat, step: int | None) -> Op
         params = base.read({k: v for k, v in wanted.items() if k == "layers" or k not in trained})
         return merge(params, trained, adapters.lora), adapters.step, adapters.meta
 
-    has = weights.abstract_params(card.config, lm_head=card.lm_head, value_head=card.value_head)
+    has = weights.abstract_params(card.config, **_heads(card))
     return OpenedModel(card.config, chat, card, card.read_at, has, load)
 
 
@@ -244,6 +243,19 @@ def _is_policy(base: OpenedModel) -> bool:
 def _lasting(place: str) -> str:
     path = Path(place).expanduser()
     return str(path.resolve()) if path.exists() else place
+
+
+def _checkpoints(workdir: Path, step: int | None) -> Path:
+    """The folder that holds a workdir's model: the best one where training kept it (`--config.eval_metric`), else the latest.
+
+    Raises:
+      UserError: there is none.
+    """
+    best, all_ = (workdir / "best").resolve(), (workdir / "checkpoints").resolve()
+    if not all_.is_dir():
+        raise UserError(f"{workdir} holds no checkpoints; train it with train.py")
+    kept = step is None and best.is_dir() and any(p.name.isdigit() for p in best.iterdir())
+    return best if kept else all_
 
 
 def _load_checkpoint(
@@ -282,6 +294,8 @@ def _common(wanted: weights.Params, has: weights.Params) -> weights.Params:
 
 def build_model(card: Card, rngs: nnx.Rngs, **options: Any) -> Transformer:
     """A model with the heads, and the adapters, that its card names."""
-    return Transformer(
-        card.config, rngs=rngs, lm_head=card.lm_head, value_head=card.value_head, lora=card.lora, **options
-    )
+    return Transformer(card.config, rngs=rngs, lora=card.lora, **_heads(card), **options)
+
+
+def _heads(card: Card) -> dict[str, Any]:
+    return {"lm_head": card.lm_head, "value_head": card.value_head, "heads": card.heads}

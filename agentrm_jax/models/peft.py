@@ -12,7 +12,7 @@ from agentrm_jax.models.families import Head
 from agentrm_jax.models.fields import positive, whole
 from agentrm_jax.models.folder import open_tensors, read_object
 from agentrm_jax.models.lora import LoRA, Params
-from agentrm_jax.models.weights import LAYER_TABLE, Source, some
+from agentrm_jax.models.weights import LAYER_TABLE, Source, some, with_mean_head
 from agentrm_jax.types import JSON, UserError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -76,7 +76,7 @@ def peft_tensors(trained: Params) -> dict[str, np.ndarray]:
             key = f"base_model.model.{module.format(l=l)}"
             found[f"{key}.lora_A.weight"] = np.ascontiguousarray(a[l].reshape(-1, rank).T)
             found[f"{key}.lora_B.weight"] = np.ascontiguousarray(b[l].reshape(rank, -1).T)
-    if "value_d" in trained:
+    if "value_d" in (trained := with_mean_head(trained)):
         found["base_model.model.score.weight"] = np.asarray(trained["value_d"])[None]
     return found
 

@@ -19,6 +19,9 @@ from agentrm_jax.parallel import BATCH, constrain
 AttendLayer = Callable[[int], Attend]
 
 
+VALUE_HEADS = ("value_d", "value_ed")  # parameters that are value heads: a model has one of them, or none
+
+
 class Transformer(nnx.Module):
     """Embeds tokens, runs the layers, and returns final hidden states; heads are applied by the functions below.
 
@@ -32,6 +35,7 @@ class Transformer(nnx.Module):
       layers: a `Block` whose arrays have a leading axis l; with `lora` it has adapters, float32 whatever `dtype` is.
       head_dv: output map of an untied language-model head.
       value_d: the value head: one bias-free linear map on the final hidden state, float32, zero at the start.
+      value_ed: instead of it, an ensemble of `heads` such maps.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Transformer(nnx.Module):
         rngs: nnx.Rngs,
         lm_head: bool = True,
         value_head: bool = False,
+        heads: int = 1,
         dtype: DTypeLike = jnp.float32,
         scan: bool = False,
         remat: bool = False,
@@ -59,8 +64,10 @@ class Transformer(nnx.Module):
                 jax.random.normal(rngs.params(), (c.d_model, c.vocab_size), dtype) * c.d_model**-0.5,
                 axes=("embed", "vocab"),
             )
-        if value_head:
+        if value_head and heads == 1:
             self.value_d = nnx.Param(jnp.zeros((c.d_model,), jnp.float32), axes=("norm",))
+        elif value_head:
+            self.value_ed = nnx.Param(jnp.zeros((heads, c.d_model), jnp.float32), axes=("ensemble", "norm"))
 
     def __call__(
         self,
@@ -120,9 +127,24 @@ def logits(model: Transformer, hidden_btd: Float[Array, "b t d"]) -> Float[Array
     return jnp.einsum("btd,dv->btv", hidden_btd, head, preferred_element_type=jnp.float32)
 
 
+def value_map(model: Transformer) -> Float[Array, "d ..."] | None:
+    """The value head, or the heads of an ensemble side by side; None for a model without one."""
+    if hasattr(model, "value_ed"):
+        return model.value_ed[...].T
+    return model.value_d[...] if hasattr(model, "value_d") else None
+
+
 def values(model: Transformer, hidden_btd: Float[Array, "b t d"]) -> Float[Array, "b t"]:
-    """Predicted expected returns, float32; meaningful at end-of-turn tokens."""
-    return jnp.einsum("btd,d->bt", hidden_btd.astype(jnp.float32), model.value_d[...])
+    """Predicted expected returns, float32; meaningful at end-of-turn tokens. Of an ensemble, the mean of its heads."""
+    value_d = jnp.mean(model.value_ed[...], axis=0) if hasattr(model, "value_ed") else model.value_d[...]
+    return jnp.einsum("btd,d->bt", hidden_btd.astype(jnp.float32), value_d)
+
+
+def head_values(model: Transformer, hidden_btd: Float[Array, "b t d"]) -> Float[Array, "b t e"]:
+    """What each value head predicts; one entry for a model with a single head."""
+    if not hasattr(model, "value_ed"):
+        return values(model, hidden_btd)[..., None]
+    return jnp.einsum("btd,ed->bte", hidden_btd.astype(jnp.float32), model.value_ed[...])
 
 
 def token_logprobs(

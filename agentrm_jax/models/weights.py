@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from agentrm_jax.models.config import ModelConfig
-from agentrm_jax.models.transformer import Transformer
+from agentrm_jax.models.transformer import VALUE_HEADS, Transformer
 from agentrm_jax.types import UserError
 
 Params = dict[str, Any]
@@ -99,24 +99,38 @@ def _sizes(config: ModelConfig) -> dict[str, int]:
 
 
 def abstract_params(
-    config: ModelConfig, *, lm_head: bool = True, value_head: bool = False, dtype: DTypeLike = jnp.float32
+    config: ModelConfig,
+    *,
+    lm_head: bool = True,
+    value_head: bool = False,
+    heads: int = 1,
+    dtype: DTypeLike = jnp.float32,
 ) -> Params:
-    """Shapes and types of a model's parameters, without making them; the value head is float32 always."""
+    """Shapes and types of a model's parameters, without making them; value heads are float32 always."""
     made = nnx.eval_shape(
-        lambda: Transformer(config, rngs=nnx.Rngs(0), lm_head=lm_head, value_head=value_head, dtype=dtype)
+        lambda: Transformer(config, rngs=nnx.Rngs(0), lm_head=lm_head, value_head=value_head, heads=heads, dtype=dtype)
     )
     return nnx.to_pure_dict(nnx.state(made, nnx.Param))
 
 
 def build(config: ModelConfig, params: Params, *, scan: bool = False, remat: bool = False) -> Transformer:
     """A `Transformer` around given parameters; which heads it has follows from them."""
-    lm_head, value_head = config.tie_embeddings or "head_dv" in params, "value_d" in params
-    model = nnx.eval_shape(
-        lambda: Transformer(config, rngs=nnx.Rngs(0), lm_head=lm_head, value_head=value_head, scan=scan, remat=remat)
-    )
+    has: dict[str, Any] = {
+        "lm_head": config.tie_embeddings or "head_dv" in params,
+        "value_head": any(name in params for name in VALUE_HEADS),
+        "heads": params["value_ed"].shape[0] if "value_ed" in params else 1,
+    }
+    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0), scan=scan, remat=remat, **has))
     graph, state = nnx.split(model)
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)
+
+
+def with_mean_head(params: Params) -> Params:
+    """`params` with one value head in place of an ensemble: the mean of linear maps is the map of their mean."""
+    if "value_ed" not in params:
+        return params
+    return {k: v for k, v in params.items() if k != "value_ed"} | {"value_d": jnp.mean(params["value_ed"], axis=0)}
 
 
 def load_params(source: Source, config: ModelConfig, abstract: Params, *, new_value_head: bool = False) -> Params:

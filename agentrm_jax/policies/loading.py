@@ -50,6 +50,8 @@ def load_policy(
             )
         case places.Judge():
             raise UserError(f"{place} is a judge, which scores; a policy is named without judge:")
+        case places.Ensemble():
+            raise UserError(f"{place}: several places are an ensemble of reward models; a search has one policy")
         case places.Pair(tuned, _):
             raise UserError(f"{place} scores by two policies; the policy itself is {tuned}")
         case places.Model():

@@ -13,7 +13,9 @@ from agentrm_jax.engine.service import EngineService
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.models.card import Card, ReadAt, reward_specs
 from agentrm_jax.models.opening import load_model
+from agentrm_jax.models.transformer import value_map
 from agentrm_jax.prompts import Encoder
+from agentrm_jax.rewards.ensemble import Pessimism
 from agentrm_jax.types import State, TooLong, UserError
 from agentrm_jax.window import Window
 
@@ -26,10 +28,21 @@ class ExplicitRewardModel:
 
     Args:
       read_at: where a value is read; see `models.card.Card`.
+      pessimism: k of several value heads: a score is their mean less k standard deviations.
     """
 
-    def __init__(self, engine: Engine, encoder: Encoder, card: Card | None = None, read_at: ReadAt = "end_of_turn"):
+    def __init__(
+        self,
+        engine: Engine,
+        encoder: Encoder,
+        card: Card | None = None,
+        read_at: ReadAt = "end_of_turn",
+        *,
+        pessimism: float = 0.0,
+    ):
         self._engine, self._encoder, self.card = engine, encoder, card
+        self._pessimism = Pessimism(pessimism)
+        self.notes = self._pessimism.notes
         self._closing = encoder.chat.closing if read_at == "last_token" else None
         self.window = Window(engine.config.context[-1])
         self._service = EngineService(engine)
@@ -47,7 +60,14 @@ class ExplicitRewardModel:
         """float[len(states)]: the value of every state; NaN where there is none."""
         paths = [self._path(state) for state in states]
         found = iter(await self._service.score([path for path in paths if path is not None]))
-        return [math.nan if path is None else next(found) for path in paths]
+        return [
+            math.nan if path is None else self._score(next(found), state)
+            for path, state in zip(paths, states, strict=True)
+        ]
+
+    def _score(self, value: float | np.ndarray, state: State) -> float:
+        """One value is a score; several, of the heads of an ensemble, are opinions."""
+        return value if isinstance(value, float) else self._pessimism.score(value, state.task.key)
 
     def _path(self, state: State) -> np.ndarray | None:
         try:
@@ -57,7 +77,13 @@ class ExplicitRewardModel:
 
 
 def load_explicit(
-    place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, *, template: str = "", date: str = ""
+    place: Path | str,
+    specs: Mapping[str, EnvSpec],
+    engine: Any,
+    *,
+    template: str = "",
+    date: str = "",
+    pessimism: float = 0.0,
 ) -> ExplicitRewardModel:
     """The explicit reward model of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes.
 
@@ -68,8 +94,9 @@ def load_explicit(
     """
     mesh = local_mesh(engine.get("tensor", 1))
     loaded = load_model(place, template=template, date=date, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
-    if not hasattr(loaded.model, "value_d"):
+    if value_map(loaded.model) is None:
         raise UserError(f"{place} holds a model without a value head; train one with configs/explicit.py")
-    encoder = Encoder(loaded.chat, reward_specs(loaded.card, specs), "reward")
+    state = loaded.card.state if loaded.card else "default"
+    encoder = Encoder(loaded.chat, reward_specs(loaded.card, specs), "reward", state=state)
     engine_ = make_engine(loaded.model, engine, end_id=loaded.chat.end_id)
-    return ExplicitRewardModel(engine_, encoder, loaded.card, loaded.read_at)
+    return ExplicitRewardModel(engine_, encoder, loaded.card, loaded.read_at, pessimism=pessimism)

@@ -23,8 +23,8 @@ def load_reward_model(
 
     Args:
       place: a workdir, of whatever kind its card says, or a model folder or preset with a value head, which run on our engine;
-        `implicit:TUNED@BASE`; `judge:PLACE`; or `MODULE:FUNCTION`, a function that is called with `specs` and `config` and returns
-        an object with `score` (`types.RewardModel`).
+        `implicit:TUNED@BASE`; several places with commas between them, an ensemble; `judge:PLACE`; or `MODULE:FUNCTION`, a function
+        that is called with `specs` and `config` and returns an object with `score` (`types.RewardModel`).
       specs: environment name -> spec, whose texts the reward model is told where its card has none.
       engine: the sizes of a config's `engine` group.
       template, date: of the chat template; see `models.opening`.
@@ -38,6 +38,13 @@ def load_reward_model(
             return maker.make("score", specs, config if config is not None else {})
         case places.Server():
             raise UserError(f"{place} is a policy; to have it judge trajectories, write judge:{place}")
+        case places.Ensemble(members):
+            from agentrm_jax.rewards.ensemble import EnsembleRewardModel
+
+            how = {"template": template, "date": date, "config": config}
+            return EnsembleRewardModel(
+                [load_reward_model(m, specs, engine, **how) for m in members], _pessimism(config)
+            )
         case places.Pair(tuned, base):
             from agentrm_jax.rewards.implicit import load_policies
 
@@ -63,7 +70,10 @@ def _of_card(place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, confi
         case "explicit":
             from agentrm_jax.rewards.explicit import load_explicit
 
-            return load_explicit(place, specs, engine, **how)
+            if (Path(place) / "seeds.json").exists():
+                runs = sorted(str(run) for run in Path(place).glob("seed-*"))
+                raise UserError(f"{place} holds runs of several seeds; name one, {runs[0]}, or all: {','.join(runs)}")
+            return load_explicit(place, specs, engine, pessimism=_pessimism(config), **how)
         case "implicit":
             from agentrm_jax.rewards.implicit import load_implicit
 
@@ -79,3 +89,8 @@ def _of_card(place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, confi
 def _step(config: Any) -> Any:
     """How an implicit reward model scores a state, where the config says."""
     return config.get("step_reward", "accumulated") if config is not None else "accumulated"
+
+
+def _pessimism(config: Any) -> float:
+    """How many standard deviations an ensemble's score lies below its mean, where the config says."""
+    return config.get("pessimism", 0.0) if config is not None else 0.0

@@ -5,6 +5,7 @@ from typing import Any
 import ml_collections
 
 from agentrm_jax import places
+from agentrm_jax.evaluation import selection
 from agentrm_jax.run import keys
 from agentrm_jax.types import UserError
 
@@ -27,7 +28,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, value in values.items():
         if known := keys.find(name, roles):
             _check_value(known, name, value)
-    for together in (_places, _judge, _outcomes, _mesh, _model, _engine, _simulations):
+    for together in (_places, _judge, _outcomes, _mesh, _model, _objective, _engine, _simulations):
         together(config)
 
 
@@ -53,6 +54,8 @@ def _places(config: ml_collections.ConfigDict) -> None:
                 place = places.read(config[key])
                 if isinstance(place, places.Maker):
                     place.find()
+                if key == "policy" and isinstance(place, places.Ensemble):
+                    raise UserError("several places are an ensemble of reward models; a search has one policy")
             except UserError as error:
                 raise UserError(f"--config.{key}: {error}") from error
 
@@ -94,6 +97,29 @@ def _model(config: ml_collections.ConfigDict) -> None:
         )
     if model.head_dim % 2:
         raise UserError(f"--config.model.head_dim={model.head_dim}: must be even, positions turn pairs of numbers")
+
+
+def _objective(config: ml_collections.ConfigDict) -> None:
+    if "eval_metric" not in config:
+        return
+    if config.get("heads", 1) > 1 and config.loss not in ("regression", "cross_entropy"):
+        raise UserError(
+            f"--config.heads={config.heads}: several value heads are trained with loss=regression or cross_entropy; for "
+            f"{config.loss}, train several models (--config.seeds) and name them all as the reward model"
+        )
+    if config.get("freeze") == "trunk" and config.lora.rank:
+        raise UserError(
+            "--config.freeze=trunk: adapters are part of the trunk; leave lora.rank at 0, or freeze nothing"
+        )
+    if config.eval_metric != selection.NONE and config.heldout == 0:
+        raise UserError(f"--config.eval_metric={config.eval_metric}: there is nothing to measure on; raise heldout")
+    if config.eval_metric in ("mse", "ece") and config.loss in ("pairwise", "listwise"):
+        raise UserError(
+            f"--config.eval_metric={config.eval_metric}: scores learned by loss={config.loss} predict no outcome; "
+            "choose sibling_accuracy"
+        )
+    if config.patience and config.eval_metric == selection.NONE:
+        raise UserError(f"--config.patience={config.patience}: name the metric that it waits for with eval_metric")
 
 
 def _engine(config: ml_collections.ConfigDict) -> None:

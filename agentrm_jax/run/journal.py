@@ -103,17 +103,31 @@ def notes_of(reward_model: object, task: Task) -> Mapping[str, JSON]:
 
 
 def judged(finished: Sequence[Entry]) -> dict[str, JSON]:
-    """What a judge's answers say about the judge, as `judge`; empty where no judge was asked.
+    """What was noted of a reward model, over all tasks: of a judge its answers, as `judge`; of an ensemble the states that it scored
+    and the mean standard deviation of its members at one, as `disagreement`. Empty where there is neither.
 
     Raises:
       UserError: what was noted about one cannot be read.
     """
+    summaries: Mapping[str, tuple[str, Callable[[Sequence[JSON]], JSON]]] = {
+        "judge": ("a judge", position_bias.summary),
+        "disagreement": ("an ensemble", _disagreement),
+    }
+    found: dict[str, JSON] = {}
     notes = [entry.row["notes"] for entry in finished if isinstance(entry.row.get("notes"), dict)]
-    tallies = [note["judge"] for note in notes if isinstance(note.get("judge"), dict)]
-    try:
-        return {"judge": position_bias.summary(tallies)} if tallies else {}
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"tasks.jsonl: the notes of a judge cannot be read ({error})") from error
+    for name, (whose, summary) in summaries.items():
+        try:
+            if parts := [note[name] for note in notes if isinstance(note.get(name), dict)]:
+                found[name] = summary(parts)
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            raise UserError(f"tasks.jsonl: the notes of {whose} cannot be read ({error})") from error
+    return found
+
+
+def _disagreement(parts: Sequence[JSON]) -> JSON:
+    """Of the notes of `rewards.ensemble.Pessimism` on several tasks: states, and the mean deviation at one."""
+    states = sum(part["states"] for part in parts)
+    return {"states": states, "mean_deviation": sum(part["deviation"] for part in parts) / max(states, 1)}
 
 
 def records(workdir: Path, tasks: Sequence[Task]) -> list[TaskRecord]:

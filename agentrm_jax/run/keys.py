@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import ml_collections
 
+from agentrm_jax.evaluation import selection
 from agentrm_jax.run.ranges import Choice, Date, Flag, Free, Names, Number, Range, Sizes, Text
 from agentrm_jax.search.aggregate import Aggregator
 from agentrm_jax.search.guided_mcts import Backup
@@ -28,6 +29,7 @@ class Key:
       identity: it is what the config file is, and is not set on the command line.
       steady: changing it cannot change results (beyond rounding), so a run that has begun may go on with another value.
       raised: it may be raised in a run that has begun, and this is what that does; empty if it may not.
+      before: what runs did that were made before the key existed; None if it is as old as the program.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Key:
     identity: bool = False
     steady: bool = False
     raised: str = ""
+    before: Any = None
 
     def stands_for(self, name: str, roles: set[str]) -> bool:
         """Whether this is the row of the key `name` in a config of these roles."""
@@ -116,14 +119,71 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         ),
         Key("min_visits", COUNT, "returns that a state's value must rest on (λ)", of=EXPLICIT),
         Key("min_visits", COUNT, "returns that a held-out state's value must rest on", of=IMPLICIT),
-        Key("target", Choice(("mean", "max")), "the value of a state: mean or best of the returns below", of=EXPLICIT),
+        Key(
+            "target",
+            Choice(("mean", "max", "soft", "hard", "distance")),
+            "the value of a state: mean or max of the returns below, soft (mean of its own rollouts), hard (1 if one below succeeded), "
+            "distance (ReST's, by steps to a success)",
+            of=EXPLICIT,
+        ),
         Key("outcome", OUTCOMES, "what counts as the return of an episode", of=REWARDS),
+        Key(
+            "state",
+            Choice(("default", "last_observation", "no_observations", "no_thoughts", "actions")),
+            "what the model reads of a state; default: all but the last observation",
+            of=EXPLICIT,
+            before="default",
+        ),
+        Key(
+            "weight_visits",
+            NOT_NEGATIVE,
+            "κ: a state of N returns weighs N / (N + κ), one that ended an episode 1; 0: all weigh the same",
+            of=EXPLICIT,
+            before=0.0,
+        ),
+        Key(
+            "balance_values",
+            Flag(),
+            "each tenth of [0, 1] in which targets lie weighs the same",
+            of=EXPLICIT,
+            before=False,
+        ),
+        Key(
+            "balance_tasks", Flag(), "each task weighs the same, however many states it has", of=EXPLICIT, before=False
+        ),
     ),
     "Training: optimisation": (
         Key("loss", Choice(("imitation",)), "the loss", of=POLICY),
-        Key("loss", Choice(("regression", "cross_entropy")), "the loss", of=EXPLICIT),
+        Key(
+            "loss",
+            Choice(("regression", "cross_entropy", "pairwise", "listwise", "promise", "temporal_difference")),
+            "the loss",
+            of=EXPLICIT,
+        ),
         Key("loss", Choice(IMPLICIT_LOSSES), "the loss on the log-ratio of a trajectory", of=IMPLICIT),
         Key("beta", POSITIVE, "what log-ratios (nats) are multiplied by to be rewards (β)", of=IMPLICIT),
+        Key(
+            "center",
+            NOT_NEGATIVE,
+            "pairwise: weight of the squared sum of a pair's scores, which keeps them around 0",
+            of=EXPLICIT,
+            before=0.0,
+        ),
+        Key(
+            "advantage_weight",
+            NOT_NEGATIVE,
+            "promise, temporal_difference: weight of the error in a step's advantage (β)",
+            of=EXPLICIT,
+            before=1.0,
+        ),
+        Key(
+            "td_lambda",
+            Number(0, 1),
+            "temporal_difference: 1 learns from outcomes alone, 0 from the next state's value alone",
+            of=EXPLICIT,
+            before=0.95,
+        ),
+        Key("heads", COUNT, "value heads, each trained on a bootstrap sample of the tasks", of=EXPLICIT, before=1),
         Key(
             "heldout",
             Number(0, 1, below=True),
@@ -131,6 +191,21 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
             of=REWARDS,
         ),
         Key("eval_steps", COUNT, "steps between measurements on held-out trees", of=REWARDS, steady=True),
+        Key(
+            "eval_metric",
+            Choice((selection.NONE, *selection.METRICS)),
+            "metric of held-out trees by which the best checkpoint is kept; none: the last one is the model",
+            of=REWARDS,
+            before=selection.NONE,
+        ),
+        Key(
+            "patience",
+            SOME,
+            "measurements without a better one after which training stops; 0: never",
+            of=REWARDS,
+            raised="training goes on until so many measurements in a row are no better",
+            before=0,
+        ),
         Key(
             "total_steps",
             COUNT,
@@ -140,11 +215,41 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
             raised="training goes on, and from here on the learning rate is that of a run of so many steps",
         ),
         Key("learning_rate", POSITIVE, "highest learning rate of the schedule", of=TRAIN),
+        Key(
+            "head_learning_rate",
+            POSITIVE,
+            "the value head's rate, as a multiple of learning_rate",
+            of=EXPLICIT,
+            before=1.0,
+        ),
+        Key(
+            "freeze",
+            Choice(("nothing", "trunk")),
+            "trunk: the value head alone is trained",
+            of=EXPLICIT,
+            before="nothing",
+        ),
         Key("warmup", Number(0, 1, below=True), "part of all steps in which the rate rises from 0", of=TRAIN),
         Key("weight_decay", NOT_NEGATIVE, "decay of matrices, as in AdamW", of=TRAIN),
         Key("clip", POSITIVE, "longest gradient (global norm); a longer one is shortened to it", of=TRAIN),
         Key("batch_rows", COUNT, "rows of an update, over all devices", unit="rows", of=TRAIN),
         Key("row_length", Number(2, whole=True), "length of a row", unit="tokens", of=TRAIN),
+        Key(
+            "accumulate",
+            COUNT,
+            "parts that the rows of an update are read in, one after another: less memory, the same update",
+            of=TRAIN,
+            steady=True,
+            before=1,
+        ),
+        Key(
+            "seeds",
+            COUNT,
+            "runs with the seeds seed, seed + 1, ..., each in a folder of the workdir, and a summary of them",
+            of=TRAIN,
+            raised="more seeds are trained",
+            before=1,
+        ),
         Key("lora.rank", SOME, "rank of low-rank adapters; 0: every parameter is trained", of=TRAIN),
         Key("lora.alpha", POSITIVE, "adapters count alpha / rank times", of=TRAIN),
         Key("lora.targets", Names((*LINEAR_MAPS, "all-linear")), "linear maps that get an adapter", of=TRAIN),
@@ -197,6 +302,13 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         ),
         Key("policy", Text(POLICIES), "the policy", of=SEARCH),
         Key("reward_model", Text(REWARD_MODELS), "the reward model", of=RERANKING),
+        Key(
+            "pessimism",
+            NOT_NEGATIVE,
+            "k: the score of an ensemble (value heads, or several reward models) is its mean less k standard deviations",
+            of=RERANKING,
+            before=0.0,
+        ),
         Key(
             "step_reward",
             Choice(("accumulated", "single")),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from agentrm_jax.files import finite, write_atomically
+from agentrm_jax.files import finite, replacing, write_atomically
 from agentrm_jax.types import JSON, UserError
 
 
@@ -67,20 +67,30 @@ class StepLog:
     Args:
       state: from the checkpoint that a run goes on from; empty at its beginning.
       step: the step it goes on from.
+      faults: folder for the batch of a step whose loss or gradient is not finite; None: it is not kept.
     """
 
-    def __init__(self, state: Mapping[str, JSON], step: int):
+    def __init__(self, state: Mapping[str, JSON], step: int, faults: Path | None = None):
         self._tokens: int = state.get("tokens", 0)
         self._window: list[dict[str, float]] = list(state.get("window", ()))
-        self._waiting: list[Mapping[str, Any]] = []  # of steps that may still be running
+        self._waiting: list[
+            tuple[Mapping[str, Any], Mapping[str, Any]]
+        ] = []  # of steps that may still be running, with batches
+        self._faults = faults
         self._step, self._timed_from = step, len(self._window)
         self._clock, self._compile_seconds, self._compiled = time.monotonic(), 0.0, False
 
-    def add(self, metrics: Mapping[str, Any]) -> None:
-        """Takes the metrics of one more step: scalars on the device, which are not waited for (but those of the first step)."""
-        self._waiting.append(metrics)
+    def add(self, metrics: Mapping[str, Any], batch: Mapping[str, Any] | None = None) -> None:
+        """Takes the metrics of one more step, scalars on the device: those of the step before are waited for (and of the first step).
+
+        `batch` is what this process read in the step, arrays of the host.
+
+        Raises:
+          UserError: a loss or gradient is not finite; the batch lies in `faults`.
+        """
+        self._waiting.append((metrics, batch or {}))
+        self._read(all_but=1 if self._compiled else 0)
         if not self._compiled:
-            self._read()
             self._compile_seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
             self._compiled, self._timed_from = True, len(self._window)
 
@@ -119,16 +129,34 @@ class StepLog:
         self._read()
         return {"tokens": self._tokens, "window": self._window}
 
-    def _read(self) -> None:
+    def _read(self, all_but: int = 0) -> None:
         import jax
 
-        for metrics in jax.device_get(self._waiting):
+        ready = self._waiting[: len(self._waiting) - all_but]
+        self._waiting = self._waiting[len(ready) :]
+        for metrics, (_, batch) in zip(jax.device_get([metrics for metrics, _ in ready]), ready, strict=True):
             self._step += 1
             self._window.append({name: float(value) for name, value in metrics.items()})
             self._tokens += int(metrics["tokens"])
-            if not math.isfinite(metrics["loss"]):
-                raise UserError(f"the loss is not finite at step {self._step}; lower --config.learning_rate")
-        self._waiting = []
+            for name, what in (("loss", "loss"), ("gradient_norm", "gradient")):
+                if not math.isfinite(metrics.get(name, 0.0)):
+                    kept = self._keep(batch)
+                    raise UserError(
+                        f"the {what} is not finite at step {self._step}; {kept}lower --config.learning_rate"
+                    )
+
+    def _keep(self, batch: Mapping[str, Any]) -> str:
+        """Writes the batch of the present step, whose update was not made; what a message says of it."""
+        if self._faults is None or not batch:
+            return ""
+        import jax
+        import numpy as np
+
+        process = f"-process-{jax.process_index()}" if jax.process_count() > 1 else ""
+        path = self._faults / f"not-finite-step-{self._step}{process}.npz"
+        with replacing(path) as draft, draft.open("wb") as file:
+            np.savez_compressed(file, **batch)
+        return f"no update was made of its batch, which lies in {path}; "
 
 
 class ProgressLine:

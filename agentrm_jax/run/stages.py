@@ -123,6 +123,8 @@ def _models(place: places.Place, name: str) -> list[tuple[str, str]]:
             return [(where, "sft")]
         case places.Pair(tuned, base):
             return [(tuned, "sft"), (base, "sft")]
+        case places.Ensemble(members):
+            return [pair for member in members for pair in _models(places.read(member), name)]
     return []
 
 

@@ -47,6 +47,8 @@ def compare(config: ml_collections.ConfigDict, workdir: Path) -> list[Change]:
             raise UserError(f"--workdir={workdir} holds {others[0]} and is no folder of a run; name a new one")
         return []
     before, now = keys.flatten(read_json(workdir / CONFIG)), keys.flatten(_resolved(config))
+    known = ((name, keys.find(name, keys.roles(config))) for name in now.keys() - before.keys())
+    before |= {name: key.before for name, key in known if key is not None and key.before is not None}
     changes = [
         Change(name, before.get(name), now.get(name), _raised(name, before.get(name), now.get(name), config))
         for name in sorted(before.keys() | now.keys())
@@ -153,8 +155,8 @@ def command_of(workdir: Path) -> str:
 
 
 def is_extended(changes: Sequence[Change]) -> bool:
-    """Whether a run that may be finished is to take more steps."""
-    return any(change.name == "total_steps" for change in changes)
+    """Whether a run that may be finished is to take more steps, or to train more seeds."""
+    return any(change.name in ("total_steps", "patience", "seeds") for change in changes)
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
@@ -173,6 +175,11 @@ def is_finished(workdir: Path) -> bool:
         return isinstance(read_json(workdir / DONE), dict)
     except UserError:
         return False
+
+
+def facts(workdir: Path) -> dict[str, JSON]:
+    """What `finish` wrote."""
+    return read_json(workdir / DONE)
 
 
 def finish(workdir: Path, **facts: JSON) -> None:

@@ -117,6 +117,25 @@ class Checkpoints:
         return parallel.all_agree(f"checkpoint {next(self._questions)}", good)
 
 
+def keep_best(folder: Path, state: TrainState, meta: dict[str, JSON]) -> None:
+    """Writes the model alone (`params` and `meta`, no optimizer) as the only checkpoint of `folder`; opening a workdir prefers it.
+
+    What is there of this step or a later one is from a run that was killed and is now being repeated: it is replaced.
+    """
+    step, training = int(state.step), ocp.training
+    folder = folder.resolve()
+    with training.Checkpointer(
+        folder,
+        save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
+        preservation_policy=training.preservation_policies.LatestN(1),
+    ) as checkpointer:
+        for late in [c.step for c in checkpointer.checkpoints if c.step >= step]:
+            checkpointer.delete(late)
+        if not checkpointer.save_checkpointables(step, {"params": nnx.to_pure_dict(state.params), "meta": meta}):
+            raise RuntimeError(f"the best checkpoint, of step {step}, was not written")
+        checksums.write(folder / str(step), process=jax.process_index(), processes=jax.process_count())
+
+
 def _pure(opt_state: Any) -> dict[str, Any]:
     """Optimizer state as a flat dict of path -> array: a file format that does not depend on optax's classes."""
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)

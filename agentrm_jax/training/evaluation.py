@@ -50,8 +50,13 @@ def make_predict(
     return predictions
 
 
-def measure(predicted: np.ndarray, held: HeldOut) -> dict[str, JSON]:
+_OUTCOMES = ("mse", "mse_ratio", "ece", "scorer_noise", "useful_width")  # metrics of predictions that are outcomes
+
+
+def measure(predicted: np.ndarray, held: HeldOut, *, ranks: bool = False) -> dict[str, JSON]:
     """All metrics of predictions [w] for held-out states: `{"metrics": {name: value}, "calibration": [bin, ...]}`.
+
+    `ranks`: they say which state is better and no outcome, so that errors and calibration are left out.
 
     Raises:
       UserError: a prediction is not finite.
@@ -66,6 +71,8 @@ def measure(predicted: np.ndarray, held: HeldOut) -> dict[str, JSON]:
         success=held.success,
         lengths=held.length,
     )
+    if ranks:
+        found = {"metrics": {k: v for k, v in found["metrics"].items() if k not in _OUTCOMES}, "calibration": []}
     found["metrics"]["tasks"] = len(set(held.task.tolist()))
     return found
 
@@ -85,6 +92,7 @@ def summary(found: dict[str, JSON]) -> str:
         "siblings in order": "sibling_accuracy",
         "clear pairs in order": "pairwise_accuracy",
         "AUC of success": "success_auc",
+        "useful width": "useful_width",
     }
     parts = [f"{words} {m[name]:.3f}" for words, name in named.items() if m.get(name) is not None]
     return f"{m['states']} held-out states of {m['tasks']} tasks: {', '.join(parts)}"

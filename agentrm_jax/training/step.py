@@ -14,6 +14,8 @@ from agentrm_jax import parallel
 from agentrm_jax.models import lora
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.models.weights import Params
+from agentrm_jax.training import accumulation
+from agentrm_jax.training.accumulation import Weight
 from agentrm_jax.training.objectives import Batch, Loss, Metrics
 
 
@@ -91,12 +93,23 @@ def read_frozen(state: TrainState, read: Callable[[Params], Params]) -> TrainSta
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, tx: optax.GradientTransformation, loss_fn: Loss, placed: TrainState, mesh: Mesh
+    graphdef: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    loss_fn: Loss,
+    placed: TrainState,
+    mesh: Mesh,
+    *,
+    accumulate: int = 1,
+    weight: Weight | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The compiled update: (state, batch of arrays [b, t]) -> (state, metrics).
 
     The old state is donated, except for its frozen parameters. Metrics are replicated scalars: those of the objective, and
-    `loss`, `gradient_norm` (before clipping), `parameter_norm` (after the update) and `tokens` (that are no padding).
+    `loss`, `gradient_norm` (before clipping), `parameter_norm` (after the update) and `tokens` (that are no padding). Where loss or
+    gradient are not finite the update is not made: the new state is the old one, its step included.
+
+    Args:
+      accumulate: parts that the rows are read in, one after another; needs `weight` (`accumulation.value_and_grad`).
     """
 
     nothing: nnx.State = nnx.State({})
@@ -104,20 +117,28 @@ def make_train_step(
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=out)
     def train_step(state: TrainState, frozen: nnx.State, batch: Batch) -> tuple[TrainState, Metrics]:
-        def loss(params: nnx.State) -> tuple[jax.Array, Metrics]:
-            return loss_fn(nnx.merge(graphdef, params, frozen), batch)
+        def loss(params: nnx.State, part: Batch) -> tuple[jax.Array, Metrics]:
+            return loss_fn(nnx.merge(graphdef, params, frozen), part)
 
-        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        (value, metrics), gradients = accumulation.value_and_grad(
+            loss, state.params, batch, parts=accumulate, weight=weight
+        )
+        norm = optax.tree.norm(gradients)
+
+        def updated() -> TrainState:
+            updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+            return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+
+        # A branch, not a choice between arrays: that would hold old and new ones at the same time.
+        new = jax.lax.cond(jnp.isfinite(value) & jnp.isfinite(norm), updated, lambda: state)
         metrics = {
             "loss": value,
-            "gradient_norm": optax.tree.norm(gradients),
-            "parameter_norm": optax.tree.norm(params),
+            "gradient_norm": norm,
+            "parameter_norm": optax.tree.norm(new.params),
             "tokens": jnp.sum(batch["previous"] >= 0, dtype=jnp.int32),
             **metrics,
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return new, metrics
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         with jax.set_mesh(mesh):  # attention looks at it to keep its loops on their own shards

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 
 from agentrm_jax import tree
+from agentrm_jax.data import bootstrap
 from agentrm_jax.data import datasets as pipeline
 from agentrm_jax.tree import FlatTree, Node, Segment
 from agentrm_jax.types import UserError
 
 LENGTH = 16
-FIELDS = ("tokens", "positions", "subtree_end", "previous", "loss_weight", "value", "value_weight")
+FIELDS = (
+    *("tokens", "positions", "subtree_end", "previous", "group", "before"),
+    *("loss_weight", "value", "value_weight", "count"),
+)
 
 
 def branching(i: int) -> FlatTree:
@@ -125,3 +129,43 @@ def test_no_dataset_and_no_data(tmp_path):
 
 def test_a_tree_is_only_its_arrays():
     assert {f.name for f in dataclasses.fields(FlatTree)} == {*FIELDS, "action", "node"}
+
+
+def test_what_points_into_a_tree_points_to_the_same_tokens_in_a_packed_row():
+    """Siblings share a group, a state knows the one before it; also for several heads, whose weights are those of the tree's task."""
+    sizes = (2, 2, 3, 2)
+    flats = []
+    for i in range(1, 9):
+        segments = [Segment(np.full(s, i, np.int32), "action") for s in sizes]
+        parents = (-1, 0, 0, 1)
+        flats.append(
+            tree.flatten(
+                [
+                    Node(s, p, value=0.5, value_weight=float(n > 0), group=p if n in (1, 2) else -1, count=float(n))
+                    for n, (s, p) in enumerate(zip(segments, parents, strict=True))
+                ]
+            )
+        )
+    rows = [row | {"task": np.full(len(row["tokens"]), n, np.int32)} for n, row in enumerate(rows_of(flats))]
+    data = iter(pipeline.batches(rows, rows=2, row_length=24, seed=0, heads=3))
+    for _ in range(3):
+        batch = next(data)
+        for row in ({k: v[r] for k, v in batch.items()} for r in range(2)):
+            read = np.flatnonzero(row["value_weight"])
+            for name in ("group", "before"):
+                pointed = read[row[name][read] >= 0]
+                assert len(pointed) >= len(read) // 3
+                assert (row["tokens"][row[name][pointed]] == row["tokens"][pointed]).all()
+                assert (row["value_weight"][row[name][pointed]] > 0).all()
+            assert (row[name][row["value_weight"] == 0] == -1).all()
+            assert set(row["count"][read]) == {1.0, 2.0, 3.0}
+            for at in read:
+                wanted = bootstrap.task_weights(int(row["tokens"][at]) - 1, 0, 3)
+                assert row["head_weight"][at].tolist() == list(wanted)
+
+
+def test_datasets_of_before_comparisons_and_ensembles_are_read():
+    old = [{f: row[f] for f in FIELDS if f not in ("group", "before", "count")} for row in SOURCE]
+    batch = next(iter(pipeline.batches(old, rows=4, row_length=LENGTH, seed=3)))
+    assert (batch["group"] == -1).all()
+    np.testing.assert_array_equal(batch["count"], batch["value_weight"] > 0)

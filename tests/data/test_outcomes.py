@@ -70,6 +70,7 @@ def test_a_dataset_says_which_tokens_are_actions_and_holds_out_whole_tasks(encod
         "value",
         "value_weight",
         "action",
+        *("group", "before", "count", "task"),
     }
     turns = [encoder.chat.action(f"Action: {word}").tokens for word in ("up", "left", "right")]
     assert one["action"].sum() == sum(len(t) for t in turns)

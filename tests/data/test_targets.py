@@ -78,7 +78,7 @@ def test_the_outcome_of_an_ended_episode_is_the_configured_one(encoder):
 
 @pytest.mark.parametrize("wrong", [{"target": "median"}, {"outcome": "luck"}])
 def test_a_target_that_does_not_exist_is_refused(encoder, wrong):
-    with pytest.raises(UserError, match="must be mean or max, and outcome="):
+    with pytest.raises(UserError, match="must be mean, max, soft, hard or distance, and outcome="):
         targets.value_tree(encoder, golden(), **wrong)
 
 
@@ -224,3 +224,113 @@ def test_a_trajectory_that_is_too_long_is_left_out_and_counted(encoder):
     (nodes,), left_out = targets.imitation_trees(encoder, given, length)
     assert left_out == 1
     assert sum(len(n.segment.tokens) for n in nodes) == length
+
+
+# --- Other targets ---------------------------------------------------------------------------------------------------
+
+
+def won(parent: int, name: str, returns: tuple[float, ...], ended: bool | None = None) -> TreeNode:
+    """A node below which these returns were; `ended`: the episode ended there, with or without success."""
+    return node(parent, name, returns, None if ended is None else float(ended))
+
+
+def rest() -> SearchTree:
+    """The tree of algorithms 13.2: root -> a -> {a1 solved, a2 failed}, root -> b -> b1 -> b1x failed, root -> c unfinished."""
+    nodes = (
+        won(-1, "", (1.0, 0.0, 0.0)),
+        won(0, "a", (1.0, 0.0)),
+        won(1, "a1", (1.0,), True),
+        won(1, "a2", (0.0,), False),
+        won(0, "b", (0.0,)),
+        won(4, "b1", (0.0,)),
+        won(5, "b1x", (0.0,), False),
+        won(0, "c", ()),
+    )
+    return SearchTree(TASK, "", nodes)
+
+
+def test_distance_and_hard_targets_are_the_golden_ones(encoder):
+    how = {"min_visits": 1}
+    distance = {"a": 0.5, "a1": 1.0, "a2": 0.25, "b": 0.0, "b1": 0.0, "b1x": 0.0}
+    assert values(targets.value_tree(encoder, rest(), target="distance", **how), encoder) == pytest.approx(distance)
+    hard = {"a": 1.0, "a1": 1.0, "a2": 0.0, "b": 0.0, "b1": 0.0, "b1x": 0.0}
+    assert values(targets.value_tree(encoder, rest(), target="hard", **how), encoder) == hard
+    lost = dataclasses.replace(rest(), nodes=rest().nodes[:1] + rest().nodes[4:5])
+    assert values(targets.value_tree(encoder, lost, target="distance", **how), encoder) == {}, "nothing was solved"
+
+
+def test_soft_is_the_mean_of_a_states_own_rollouts(encoder):
+    """A search that prefers `good` draws more below it; the mean of all returns rises with that, the soft estimate does not."""
+    own, good, bad = (0.0, 1.0, 0.5), (1.0,) * 7, (0.0,)
+    nodes = (node(-1, "", own + good + bad), node(0, "a", own + good + bad), node(1, "good", good), node(1, "bad", bad))
+    found = {
+        t: values(targets.value_tree(encoder, SearchTree(TASK, "", nodes), min_visits=1, target=t), encoder)
+        for t in ("mean", "soft")
+    }
+    assert found["soft"] == pytest.approx({"a": 0.5, "good": 1.0, "bad": 0.0})
+    assert found["mean"]["a"] == pytest.approx(8.5 / 11)
+
+
+@given(searched(), st.sampled_from(["max", "soft", "hard", "distance"]), st.integers(0, 4))
+def test_of_every_target_a_higher_bar_never_adds_one_and_all_lie_in_the_unit_interval(
+    encoder, search_tree, target, bar
+):
+    low, high = (
+        values(targets.value_tree(encoder, search_tree, min_visits=n, target=target), encoder) for n in (bar, bar + 1)
+    )
+    assert high.items() <= low.items()
+    assert all(-1e-9 <= v <= 1 + 1e-9 for v in low.values() if target != "soft")  # drawn returns need not add up
+
+
+def test_states_may_weigh_by_what_they_rest_on(encoder):
+    nodes = targets.value_tree(encoder, golden(), min_visits=1, weight_visits=2.0)
+    text = {n.origin: n.value_weight for n in nodes if n.value_weight}
+    assert text == pytest.approx({1: 1 / 3, 2: 5 / 7, 3: 3 / 5, 4: 1 / 3, 5: 1.0, 6: 1.0}), "what ended is certain"
+
+
+def test_actions_of_one_state_are_a_group_and_stay_together_when_a_tree_is_cut(encoder):
+    nodes = targets.value_tree(encoder, golden(), min_visits=1)
+    groups: dict[int, set[int]] = {}
+    for n in nodes:
+        if n.value_weight:
+            groups.setdefault(n.group, set()).add(n.origin)
+    assert groups == {0: {1, 2}, 2: {3, 4}, 3: {5, 6}}
+    assert targets.ordered_pairs(nodes) == 3
+    gathered = targets.together(nodes)
+    assert sorted(n.origin for n in gathered if n.value_weight) == [1, 2, 3, 4, 5, 6]
+    length = max(sum(len(gathered[i].segment.tokens) for i in (*path(gathered, at), at)) for at in range(len(gathered)))
+    parts = tree.split(gathered, length + 2 * max(len(n.segment.tokens) for n in nodes if n.segment.kind == "action"))
+    assert len(parts) > 1
+    assert sum(map(targets.ordered_pairs, parts)) == 3
+    for part in (gathered, *parts):
+        flat = tree.flatten(part)
+        for at in np.flatnonzero(flat.value_weight):
+            assert encoder.chat.decode(flat.tokens[flat.node == flat.node[at]]).startswith("Action: ")
+    whole = [n if n.origin in (5, 6) else dataclasses.replace(n, value_weight=0.0) for n in nodes]
+    assert len(targets.together(whole)) == len(whole), "nothing is below them: nothing is repeated"
+
+
+def path(nodes: list[tree.Node], at: int) -> list[int]:
+    """Indices of the nodes above one."""
+    found = []
+    while (at := nodes[at].parent) >= 0:
+        found.append(at)
+    return found
+
+
+def test_a_flat_tree_knows_siblings_the_state_before_and_how_often_it_was_left_so(encoder):
+    several = dataclasses.replace(golden().nodes[4], multiplicity=3)
+    one = dataclasses.replace(golden(), nodes=(*golden().nodes[:4], several, *golden().nodes[5:]))
+    nodes = targets.value_tree(encoder, one, min_visits=1)
+    flat = tree.flatten(nodes)
+    at = {nodes[flat.node[i]].origin: i for i in np.flatnonzero(flat.value_weight)}
+    assert {o: flat.before[i] for o, i in at.items()} == {
+        1: -1, 2: -1, 3: at[2], 4: at[2], 5: at[3], 6: at[3],
+    }  # fmt: skip
+    assert {o: flat.group[i] for o, i in at.items()} == {
+        1: at[1], 2: at[1], 3: at[3], 4: at[3], 5: at[5], 6: at[5],
+    }  # fmt: skip
+    assert [flat.count[at[o]] for o in (1, 4)] == [1, 3]
+    elsewhere = flat.value_weight == 0
+    assert (flat.group[elsewhere] == -1).all()
+    assert (flat.before[elsewhere] == -1).all()

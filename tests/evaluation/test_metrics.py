@@ -124,6 +124,7 @@ def test_a_perfect_reward_model_has_perfect_metrics():
     expected = {
         "states": 12, "mse": 0, "mse_ratio": 0, "pearson": 1, "spearman_within_task": 1, "kendall_within_task": 1, "pairwise_accuracy": 1,
         "pairs": 12, "sibling_accuracy": 1, "sibling_pairs": 12, "success_auc": 1, "ece": 0, "length_correlation": -1,
+        "scorer_noise": 0, "sibling_gap": 0.7, "useful_width": None,
     }  # fmt: skip
     assert found["metrics"] == pytest.approx(expected)
     assert sum(b["count"] for b in found["calibration"]) == 12
@@ -147,3 +148,47 @@ def test_undefined_metrics_are_null_in_json():
     assert found["metrics"]["pearson"] is None
     assert found["metrics"]["success_auc"] is None
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+# --- How wide a search may choose by a score --------------------------------------------------------------------------
+
+
+def test_noise_is_what_siblings_do_not_share():
+    targets, groups = [0.2, 0.8, 0.5, 0.5, 0.1], ["a", "a", "b", "b", "c"]
+    shifted = np.array(targets) + np.array([7, 7, -3, -3, 100])
+    assert metrics.scorer_noise(shifted, targets, groups) == pytest.approx(0)
+    noisy = shifted + np.array([0.1, -0.1, 0.2, -0.2, 5])
+    assert metrics.scorer_noise(noisy, targets, groups) == pytest.approx(math.sqrt((2 * 0.01 + 2 * 0.04) / 2))
+    assert math.isnan(metrics.scorer_noise([1.0], [0.0], ["a"]))
+
+
+def test_the_gap_is_that_of_the_best_sibling_to_the_others_where_they_differ():
+    targets, groups = [0.2, 0.8, 0.6, 0.5, 0.5, 0.9], ["a", "a", "a", "b", "b", "c"]
+    assert metrics.sibling_gap(targets, groups) == pytest.approx(0.8 - 0.4)
+    assert math.isnan(metrics.sibling_gap([0.5, 0.5], ["a", "a"]))
+
+
+def test_the_useful_width_grows_with_the_square_of_gap_over_noise():
+    assert metrics.useful_width(0.4, 0.2) == pytest.approx(math.e**2)
+    assert metrics.useful_width(0.0, 0.2) == 1
+    assert metrics.useful_width(0.4, 0.0) == math.inf
+    assert math.isnan(metrics.useful_width(math.nan, 0.1))
+    found = metrics.reward_model_metrics([0.1, 0.9], [0.0, 1.0], ["t", "t"], siblings=["s", "s"])["metrics"]
+    assert found["useful_width"] == pytest.approx(metrics.useful_width(found["sibling_gap"], found["scorer_noise"]))
+    assert (
+        metrics.reward_model_metrics([0.0, 1.0], [0.0, 1.0], ["t", "t"], siblings=["s", "s"])["metrics"]["useful_width"]
+        is None
+    )
+
+
+def test_beyond_the_useful_width_a_noisy_score_mostly_picks_a_bad_candidate():
+    """One good candidate among k - 1 bad ones, scores with Gaussian noise: below the width it is usually found, far above it is not."""
+    rng = np.random.default_rng(0)
+    gap, noise = 1.0, 0.5
+    width = metrics.useful_width(gap, noise)
+
+    def found(k: int) -> float:
+        bad = noise * rng.standard_normal((4000, k - 1)).max(axis=1)
+        return float(np.mean(gap + noise * rng.standard_normal(4000) > bad))
+
+    assert found(int(width)) > 0.5 > found(int(30 * width))

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from agentrm_jax.run.logs import MetricWriter, ProgressLine, StepLog, format_seconds
@@ -113,3 +114,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step_also_before_it_is_
         log.add({"loss": math.nan, "tokens": 1})
         with pytest.raises(UserError, match=r"the loss is not finite at step 8; lower --config\.learning_rate"):
             ask(log)
+
+
+@pytest.mark.parametrize(("name", "what"), [("loss", "loss"), ("gradient_norm", "gradient")])
+def test_the_batch_of_a_step_that_is_not_finite_lies_in_a_file_that_is_named(tmp_path, name, what):
+    """It is found one step later, not when the next row is due."""
+    log = StepLog({}, 0, tmp_path)
+    for step in (1, 2):
+        log.add({**metrics(step), name: math.inf if step == 2 else 0.5}, {"tokens": np.array([step])})
+    with pytest.raises(UserError) as caught:
+        log.add({**metrics(3), name: 0.5}, {"tokens": np.array([3])})
+    path = tmp_path / "not-finite-step-2.npz"
+    assert str(caught.value) == (
+        f"the {what} is not finite at step 2; no update was made of its batch, which lies in {path}; lower --config.learning_rate"
+    )
+    assert np.load(path)["tokens"].tolist() == [2]

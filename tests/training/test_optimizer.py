@@ -72,3 +72,36 @@ def test_gradients_are_clipped_by_the_norm_of_all_of_them_together():
 def test_gradients_below_the_limit_are_left_alone():
     half, whole = [0.3, 0.0, 0.4], [0.6, 0.0, 0.8]
     np.testing.assert_array_equal(updates(half, whole, half), updates(half, whole, half, clip=1e9))
+
+
+def a_model(tiny, **options):
+    params = nnx.state(Transformer(tiny, rngs=nnx.Rngs(0), lm_head=False, value_head=True, **options), nnx.Param)
+    return params, jax.tree.map(lambda x: jnp.full(x.shape, 1e-3), params)
+
+
+def two_updates(tx, params, gradients) -> dict[str, np.ndarray]:
+    """What the second update changes (the first one has rate 0), by the name of the parameter."""
+    state = tx.init(params)
+    _, state = tx.update(gradients, state, params)
+    return {path[-1]: np.asarray(x[...]) for path, x in nnx.to_flat_state(tx.update(gradients, state, params)[0])}
+
+
+@pytest.mark.parametrize(("options", "head"), [({}, "value_d"), ({"heads": 3}, "value_ed")])
+def test_the_value_head_may_have_a_rate_of_its_own(tiny, options, head):
+    params, gradients = a_model(tiny, **options)
+    how = {"learning_rate": 0.1, "warmup": 0.0, "total_steps": 9, "weight_decay": 0.1, "clip": 1.0}
+    plain = two_updates(make_optimizer(**how), params, gradients)
+    fast = two_updates(make_optimizer(**how, head_rate=10.0), params, gradients)
+    assert plain[head].any()
+    for name, update in plain.items():
+        np.testing.assert_allclose(fast[name], update * (10 if name == head else 1), rtol=1e-5)
+
+
+def test_a_frozen_trunk_stays_and_has_no_statistics(tiny):
+    params, gradients = a_model(tiny)
+    how = {"learning_rate": 0.1, "warmup": 0.0, "total_steps": 9, "weight_decay": 0.1, "clip": 1e9}
+    tx = make_optimizer(**how, head_only=True, head_rate=2.0)
+    moved = {name for name, x in two_updates(tx, params, gradients).items() if x.any()}
+    assert moved == {"value_d"}
+    sizes = [x.size for x in jax.tree.leaves(tx.init(params))]
+    assert sum(sizes) < 3 * tiny.d_model

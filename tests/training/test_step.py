@@ -19,7 +19,10 @@ from agentrm_jax.tree import FlatTree, Kind, Node, Segment
 from agentrm_jax.types import UserError
 
 LENGTH = 48
-FIELDS = ("tokens", "positions", "subtree_end", "previous", "loss_weight", "value", "value_weight")
+FIELDS = (
+    *("tokens", "positions", "subtree_end", "previous", "group", "before"),
+    *("loss_weight", "value", "value_weight", "count"),
+)
 KINDS = ("imitation", "regression")
 
 
@@ -252,3 +255,70 @@ def test_a_seed_gives_one_state_and_another_seed_another(explicit):
     jax.tree.map(np.testing.assert_array_equal, once, again)
     name = "embed_vd"
     assert not np.allclose(nnx.to_pure_dict(once)[name], nnx.to_pure_dict(other)[name])
+
+
+# --- Parts, frozen trunks, and updates that are not made --------------------------------------------------------------
+
+
+def many_rows(count: int) -> dict[str, np.ndarray]:
+    """Rows with very different numbers of targets, siblings among them; the last one is empty."""
+    made = []
+    for i in range(count - 1):
+        nodes = with_values(tree.merge_paths([[*episode(i), *episode(j)[:2]] for j in range(3, 4 + i % 3)]), VALUE)
+        grouped = [dataclasses.replace(n, group=n.parent) if n.value_weight else n for n in nodes]
+        made.append([tree.flatten(grouped)])
+    return batch_of(*made, [])
+
+
+def update_of(tiny, name: str, batch: dict[str, np.ndarray], *, head_only: bool = False, tx=None, **parts):
+    """The state before and after an update, and its metrics, on one device with a value head that is not at zero."""
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    how = {"learning_rate": 1e-2, "warmup": 0.0, "total_steps": 40, "weight_decay": 0.0, "clip": 1e9}
+    tx = tx or make_optimizer(**how, head_only=head_only)
+    objective = objectives.find(name)
+
+    def make_model(rngs):
+        return Transformer(tiny, rngs=rngs, lm_head=objective.lm_head, value_head=objective.value_head)
+
+    graphdef, state, placed = init_state(make_model, tx, mesh, 0)
+    if objective.value_head:
+        state.params["value_d"] = state.params["value_d"].replace(jax.random.normal(jax.random.key(1), (tiny.d_model,)))
+    loss = objective.loss(jnp.float32, head_only=head_only)
+    step = make_train_step(graphdef, tx, loss, placed, mesh, weight=objective.weight, **parts)
+    before = jax.tree.map(np.asarray, (state.step, nnx.to_pure_dict(state.params), state.opt_state))
+    first, _ = step(state, parallel.put_batch(batch, mesh))  # the rate of the first one is 0
+    after, metrics = step(first, parallel.put_batch(batch, mesh))
+    return before, after, jax.device_get(metrics)
+
+
+@pytest.mark.parametrize("name", ["imitation", "regression", "listwise", "pairwise", "promise", "temporal_difference"])
+def test_rows_read_in_parts_give_the_update_of_rows_read_at_once(tiny, name):
+    """Also where parts have very different numbers of targets, or none."""
+    batch = many_rows(6)
+    _, whole, said = update_of(
+        tiny, name, batch, tx=optax.sgd(0.1)
+    )  # Adam would make much of the rounding of a small entry
+    _, parted, also = update_of(tiny, name, batch, tx=optax.sgd(0.1), accumulate=3)
+    assert_same(nnx.to_pure_dict(parted.params), nnx.to_pure_dict(whole.params), 1e-5)
+    for metric in ("loss", "gradient_norm", "tokens", *({"states", "trained_tokens", "squared_error"} & said.keys())):
+        assert also[metric] == pytest.approx(said[metric], rel=1e-5), metric
+
+
+def test_a_frozen_trunk_is_not_touched_and_the_head_learns_as_it_did(tiny):
+    batch = many_rows(3)
+    before, frozen, _ = update_of(tiny, "regression", batch, head_only=True)
+    _, whole, _ = update_of(tiny, "regression", batch)
+    params, free = nnx.to_pure_dict(frozen.params), nnx.to_pure_dict(whole.params)
+    np.testing.assert_allclose(params.pop("value_d"), free.pop("value_d"), rtol=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, params, {k: v for k, v in before[1].items() if k != "value_d"})
+    assert not np.array_equal(free["embed_vd"], params["embed_vd"])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_of_a_loss_that_is_not_finite_no_update_is_made(tiny, bad):
+    batch = many_rows(3)
+    batch["value"] = np.where(batch["value_weight"] > 0, bad, batch["value"]).astype(np.float32)
+    before, after, metrics = update_of(tiny, "regression", batch)
+    assert not np.isfinite(metrics["loss"])
+    now = jax.tree.map(np.asarray, (after.step, nnx.to_pure_dict(after.params), after.opt_state))
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(now), jax.tree.leaves(before))
