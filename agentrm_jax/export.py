@@ -27,6 +27,7 @@ from agentrm_jax.models.peft import write_peft
 from agentrm_jax.models.pretrained import EXAMPLE_SCORES
 from agentrm_jax.models.transformer import Transformer, token_logprobs, values
 from agentrm_jax.models.weights import Params, build, tensors, with_mean_head
+from agentrm_jax.prompts import Representation, represented
 from agentrm_jax.run import command
 from agentrm_jax.types import JSON, Message, UserError
 
@@ -53,6 +54,7 @@ def write_hf(
     *,
     shard_bytes: int = SHARD_BYTES,
     examples: Sequence[Sequence[Message]] = EXAMPLES,
+    state: Representation = "default",
 ) -> None:
     """Writes a model as the Hugging Face folder `out`; weights keep their type, and reading them back gives the same bits.
 
@@ -73,7 +75,7 @@ def write_hf(
             write_json(draft / "generation_config.json", _token_ids(chat))
         _write_weights(params, config, draft, head, shard_bytes)
         write_tokenizer(chat.tokenizer, draft)
-        write_json(draft / EXAMPLE_SCORES, example_scores(build(config, params), chat, head, examples))
+        write_json(draft / EXAMPLE_SCORES, example_scores(build(config, params), chat, head, examples, state=state))
 
 
 def write_tokenizer(tokenizer: Any, out: Path) -> None:
@@ -95,15 +97,21 @@ def write_tokenizer(tokenizer: Any, out: Path) -> None:
 
 
 def example_scores(
-    model: Transformer, chat: Chat, head: Head, conversations: Sequence[Sequence[Message]] = EXAMPLES
+    model: Transformer,
+    chat: Chat,
+    head: Head,
+    conversations: Sequence[Sequence[Message]] = EXAMPLES,
+    *,
+    state: Representation = "default",
 ) -> dict[str, JSON]:
     """Conversations as token ids, with the numbers that the model gives them in float32.
 
     `score` is the value at the last token (the end of turn) of a reward model, `values` with it at every token; for a policy
-    `logprob` is the sum over the last assistant turn, the last `logprob_tokens` ids.
+    `logprob` is the sum over the last assistant turn, the last `logprob_tokens` ids. `state` is what a reward model reads of a
+    conversation, if that is not all.
     """
     rows: list[dict[str, JSON]] = []
-    for messages in conversations:
+    for messages in (represented(one, state) for one in conversations):
         segments = chat.conversation(messages)
         ids = np.concatenate([s.tokens for s in segments])
         numbers = _evaluate(model, ids, head)
@@ -123,7 +131,7 @@ def example_scores(
     note = (
         "input_ids end with the end-of-turn token; send them as they are: no token added, activation off (raw logits)"
     )
-    return {"note": note, "examples": rows}
+    return {"note": note, **({} if state == "default" else {"state": state}), "examples": rows}
 
 
 def _evaluate(model: Transformer, ids: np.ndarray, head: Head) -> np.ndarray:
@@ -183,7 +191,7 @@ def _write_weights(params: Params, config: ModelConfig, out: Path, head: Head, s
         (out / file).chmod((out / "config.json").stat().st_mode)  # safetensors makes files that only their owner reads
 
 
-def _write_adapter(workdir: Path, model: Transformer, chat: Chat, out: Path, head: Head) -> None:
+def _write_adapter(workdir: Path, model: Transformer, chat: Chat, out: Path, head: Head, state: Representation) -> None:
     """A folder for PEFT: adapters, value head, tokenizer, and examples with the numbers of base and adapters together."""
     from agentrm_jax.models.opening import load_adapters
 
@@ -191,7 +199,7 @@ def _write_adapter(workdir: Path, model: Transformer, chat: Chat, out: Path, hea
     with new_folder(out) as draft:
         write_peft(adapters.params, adapters.lora, adapters.base, draft, head)
         write_tokenizer(chat.tokenizer, draft)
-        write_json(draft / "example_scores.json", example_scores(model, chat, head))
+        write_json(draft / EXAMPLE_SCORES, example_scores(model, chat, head, state=state))
     if (Path(adapters.base) / "model.json").exists():
         print(f"their base is a workdir; export it for PEFT too: python -m agentrm_jax.export {adapters.base} FOLDER")
 
@@ -223,9 +231,9 @@ def _run(argv: Sequence[str] | None) -> None:
     head: Head = "CausalLM" if not is_reward else "TokenClassification" if args.tokens else "SequenceClassification"
     try:
         if args.adapter:
-            _write_adapter(args.workdir, loaded.model, loaded.chat, args.out, head)
+            _write_adapter(args.workdir, loaded.model, loaded.chat, args.out, head, loaded.state)
         else:
-            write_hf(params, loaded.model.config, loaded.chat, args.out, head)
+            write_hf(params, loaded.model.config, loaded.chat, args.out, head, state=loaded.state)
     except OSError as error:
         raise UserError(f"{args.out} cannot be written: {error}") from error
     print(f"wrote {args.out} ({head}, step {loaded.step})")
@@ -233,9 +241,10 @@ def _run(argv: Sequence[str] | None) -> None:
         print(
             f"its {loaded.card.heads} value heads are written as one, their mean; how far they differ is not in the folder"
         )
-    if loaded.card and loaded.card.state != "default":
+    if loaded.state != "default":
         print(
-            f"it was trained on conversations of the representation {loaded.card.state} (docs/models.md): give it such ones"
+            f"it was trained on conversations of the representation {loaded.state} (docs/models.md): other programs must give it such "
+            f"ones; score and search read that in {EXAMPLE_SCORES}"
         )
 
 

@@ -106,7 +106,7 @@ def _run(args: argparse.Namespace) -> int:
     loaded, ratio = _load(place, card, args)
     options = {"row_length": args.row_length, "rows": args.rows, "max_length": args.max_length, "ratio": ratio}
     read_at: ReadAt = "end_of_turn" if ratio else args.read_at or loaded.read_at
-    options |= {"read_at": read_at, "state": card.state if card else "default"}
+    options |= {"read_at": read_at, "state": loaded.state}
     done: list[Scored] = []
     began = time.monotonic()
     with _output(args.out) as out:

@@ -114,7 +114,7 @@ def merge_paths(paths: Iterable[Sequence[Segment]]) -> list[Node]:
     for path in paths:
         parent = -1
         for segment in path:
-            key = (parent, segment.kind, segment.loss, segment.tokens.tobytes())
+            key = (parent, *_content(segment))
             if key in index:
                 at = index[key]
                 nodes[at] = dataclasses.replace(nodes[at], weight=nodes[at].weight + 1)
@@ -123,6 +123,23 @@ def merge_paths(paths: Iterable[Sequence[Segment]]) -> list[Node]:
                 nodes.append(Node(segment, parent))
             parent = at
     return nodes
+
+
+def path_ends(nodes: TokenTree, paths: Iterable[Sequence[Segment]]) -> list[int]:
+    """The node at the end of each path of a tree that `merge_paths` made of them."""
+    index = {(n.parent, *_content(n.segment)): i for i, n in enumerate(nodes)}
+    ends = []
+    for path in paths:
+        at = -1
+        for segment in path:
+            at = index[(at, *_content(segment))]
+        ends.append(at)
+    return ends
+
+
+def _content(segment: Segment) -> tuple[str, bool, bytes]:
+    """What makes two segments the same."""
+    return segment.kind, segment.loss, segment.tokens.tobytes()
 
 
 def depth_first(parents: Sequence[int]) -> list[int]:

@@ -62,7 +62,7 @@ def compile_all(name: str) -> None:
 
     plan._compiled = keep
     config, _ = flags.parse([f"--config={ROOT}/configs/best_of_n.py"])
-    plan._engine_memory(model, config.engine, True, parallel.make_mesh(1, 1, 2, devices=devices[:2]))
+    plan._engine_memory(model, config.engine, True, True, parallel.make_mesh(1, 1, 2, devices=devices[:2]))
 
     config, _ = flags.parse([f"--config={ROOT}/configs/explicit.py", "--config.dtype=bfloat16", "--config.scan=True"])
     mesh = parallel.make_mesh(1, 2, 2, devices=devices)

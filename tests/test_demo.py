@@ -76,4 +76,4 @@ def test_figures_are_of_a_finished_demo_and_go_where_there_is_room(monkeypatch, 
         (tmp_path / page).write_text("<!-- demo: begin -->\n<!-- demo: end -->\n")
     demo.main(["--readme"])
     for page in demo.PAGES:
-        assert "\ngreedy best_of_n best_of_n-1 best_of_n-2 beam\n" in (tmp_path / page).read_text()
+        assert "\ngreedy best_of_n best_of_n-1 best_of_n-2 beam-3x3\n" in (tmp_path / page).read_text()

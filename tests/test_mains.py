@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +100,11 @@ def test_a_run_may_go_on_for_more_steps_and_with_another_log(sft, tmp_path):
     options = (f"--config.experts={sft.parent}/experts", *TINY, *MODEL, *TRAIN)
     more = ("--config.total_steps=8", "--config.checkpoint_steps=3", "--config.log_steps=1")
     out = run("train.py", "sft", tmp_path / "sft", *options, *more)
-    assert "continuing" in out
+    found = re.search(
+        r"continuing .* at step 6; the learning rate goes on at (\S+) \(it was 0\) and falls to 0 at step 8", out
+    )
+    assert found is not None, out
+    assert float(found.group(1)) > 0
     assert "trained 8 steps" in out
     assert [step for step, _ in losses(tmp_path / "sft")] == [2, 4, 6, 7, 8]
     assert json.loads((tmp_path / "sft/done.json").read_text())["steps"] == 8
@@ -208,12 +213,17 @@ def test_two_processes_begin_from_nothing_and_train_one_model(sft, tmp_path):
     assert made[: len(made) // 2] == made[len(made) // 2 :]  # once, not twice
 
 
-def test_trees_reward_model_and_search_follow(sft, tmp_path):
-    policy = f"--config.policy={sft}"
-    options = (policy, *TINY, *ENGINE, "--config.env.count=3")
-    exploring = ("--config.env.start=12", "--config.search.iterations=2", "--config.search.k=2")
-    run("search.py", "mcts", tmp_path / "mcts", *options, *exploring)
-    trees = [json.loads(line) for line in (tmp_path / "mcts/trees/trees.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def explored(sft) -> Path:
+    """Search trees of three tasks."""
+    exploring = ("--config.env.count=3", "--config.env.start=12", "--config.search.iterations=2", "--config.search.k=2")
+    run("search.py", "mcts", sft.parent / "mcts", f"--config.policy={sft}", *TINY, *ENGINE, *exploring)
+    return sft.parent / "mcts"
+
+
+def test_trees_reward_model_and_search_follow(sft, explored, tmp_path):
+    options = (f"--config.policy={sft}", *TINY, *ENGINE, "--config.env.count=3")
+    trees = [json.loads(line) for line in (explored / "trees/trees.jsonl").read_text().splitlines()]
     assert len(trees) == 3
     assert all(t["nodes"][0]["N"] > 0 for t in trees)
 
@@ -222,7 +232,7 @@ def test_trees_reward_model_and_search_follow(sft, tmp_path):
         "explicit",
         tmp_path / "explicit",
         f"--config.init={sft}",
-        f"--config.trees={tmp_path}/mcts",
+        f"--config.trees={explored}",
         "--config.heldout=0.4",
         "--config.eval_steps=3",
         *TRAIN,
@@ -265,6 +275,53 @@ def test_trees_reward_model_and_search_follow(sft, tmp_path):
     assert "2 done before" in out
     again = json.loads((tmp_path / "best_of_n/results.json").read_text())
     assert again["tasks"] == results["tasks"]
+
+
+def test_an_ensemble_of_seeds_and_heads_is_trained_in_one_command_and_guides_a_search(sft, explored, tmp_path):
+    """The best checkpoints by a metric are the models; training stops early; what is read of a state is on their cards."""
+    build = (f"--config.init={sft}", f"--config.trees={explored}", "--config.heldout=0.4", *TRAIN)
+    several = ("--config.seeds=2", "--config.heads=2", "--config.state=no_thoughts", "--config.freeze=trunk")
+    chosen = ("--config.eval_metric=mse", "--config.eval_steps=2", "--config.patience=1", "--config.total_steps=40")
+    # No episode of this policy succeeds: far to one side all is predicted, and the second measurement is no better.
+    far = ("--config.loss=cross_entropy", "--config.learning_rate=1000", "--config.accumulate=2")
+    out = run("train.py", "explicit", tmp_path / "rm", *build, *several, *chosen, *far)
+    assert "no better since: stopped early, 3" in out
+    assert re.search(r"2 seeds: loss \S+ ± \S+, mse \S+ ± \S+", out)
+    together = json.loads((tmp_path / "rm/seeds.json").read_text())["metrics"]
+    for seed in (0, 1):
+        of = tmp_path / f"rm/seed-{seed}"
+        card, evaluation = (json.loads((of / name).read_text()) for name in ("model.json", "evaluation.json"))
+        assert (card["heads"], card["state"]) == (2, "no_thoughts")
+        steps = json.loads((of / "done.json").read_text())["steps"]
+        assert steps == evaluation["step"] + 2 < 40
+        assert [p.name for p in (of / "best").iterdir() if p.name.isdigit()] == [str(evaluation["step"])]
+        assert together["mse"]["values"][seed] == evaluation["metrics"]["mse"]
+    again = run("train.py", "explicit", tmp_path / "rm", *build, *several, *chosen, *far)
+    assert again.count("is finished") == 2
+
+    search = ("search.py", "best_of_n", tmp_path / "chosen", f"--config.policy={sft}", *TINY, *ENGINE)
+    few = ("--config.env.count=2", "--config.search.n=2", f"--config.greedy={tmp_path}/none")
+    process = start(*search, *few, f"--config.reward_model={tmp_path}/rm")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    members = f"{tmp_path}/rm/seed-0,{tmp_path}/rm/seed-1"
+    assert f"holds runs of several seeds; name one, {tmp_path}/rm/seed-0, or all: {members}" in err
+    run(*search, *few, f"--config.reward_model={members}", "--config.pessimism=1.5")
+    results = json.loads((tmp_path / "chosen/results.json").read_text())
+    assert results["disagreement"]["states"] > 0
+    assert results["disagreement"]["mean_deviation"] > 0
+
+
+def test_a_loss_that_is_not_finite_stops_training_with_its_batch_saved(sft, tmp_path):
+    options = (f"--config.experts={sft.parent}/experts", *TINY, *MODEL, *TRAIN, "--config.learning_rate=1e30")
+    process = start("train.py", "sft", tmp_path / "sft", *options)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err[-2000:]
+    (kept,) = (tmp_path / "sft").glob("not-finite-step-*.npz")
+    assert f"no update was made of its batch, which lies in {kept}" in err
+    row_length = json.loads((tmp_path / "sft/config.json").read_text())["row_length"]
+    with np.load(kept) as batch:
+        assert batch["tokens"].shape == batch["loss_weight"].shape == (2, row_length)
 
 
 def test_a_policy_judges_its_own_trajectories(sft, tmp_path):

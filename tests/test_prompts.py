@@ -2,9 +2,9 @@
 
 import pytest
 
-from agentrm_jax.prompts import Encoder, opening, transcript
+from agentrm_jax.prompts import Encoder, opening, represented, transcript
 from agentrm_jax.testing.scripted import walk
-from agentrm_jax.types import Action, Message, Outcome, State, Task, trajectory_of
+from agentrm_jax.types import Action, Message, Outcome, State, Task, UserError, trajectory_of
 
 TASK = Task("hall", "1", "train", 5)
 
@@ -81,3 +81,53 @@ def test_a_forgotten_state_is_forgotten_by_the_encoder_too(chat, hall):
     assert len(encoder._known) == 1
     del state
     assert len(encoder._known) == 0
+
+
+# --- What is read of a state (paper 5.5) -----------------------------------------------------------------------------
+
+READ = {
+    "default": ["Thought: hm\nAction: look", "Observation: a key", "Thought: ok\nAction: leave"],
+    "last_observation": [
+        *("Thought: hm\nAction: look", "Observation: a key", "Thought: ok\nAction: leave", "Observation: done"),
+    ],
+    "no_observations": ["Thought: hm\nAction: look", "...", "Thought: ok\nAction: leave"],
+    "no_thoughts": ["Action: look", "Observation: a key", "Action: leave"],
+    "actions": ["Action: look", "...", "Action: leave"],
+}
+
+
+@pytest.mark.parametrize("state", READ)
+def test_a_representation_leaves_out_what_it_says_of_searches_trajectories_and_conversations_alike(chat, hall, state):
+    encoder = Encoder(chat, {"hall": hall}, state=state)
+    end = walk(start(), "Thought: hm\nAction: look", "Observation: a key")
+    end = walk(end, "Thought: ok\nAction: leave", "Observation: done")
+    turn = encoder.turn(end)
+    wanted = [
+        chat.action(text) if text.startswith(("Thought", "Action")) else chat.observation(text) for text in READ[state]
+    ]
+    assert ids(turn[1:]) == ids(wanted)
+    assert ids(turn[:1]) == ids(Encoder(chat, {"hall": hall}).turn(end)[:1]), "the task is always read"
+    if state != "last_observation":
+        trajectory = trajectory_of(end)
+        assert ids(encoder.trajectory(trajectory)) == ids(turn)
+        assert ids(chat.conversation(represented(transcript(hall, trajectory), state))) == ids(turn)
+
+
+def test_what_was_observed_last_cannot_be_read_of_an_action_that_was_not_executed(chat, hall):
+    encoder = Encoder(chat, {"hall": hall}, state="last_observation")
+    with pytest.raises(
+        UserError, match=r"reads what was observed after an action, but the search scores actions before"
+    ):
+        encoder.turn(start().propose(Action("Action: leave")))
+
+
+def test_a_turn_without_a_command_is_read_whole(chat, hall):
+    encoder = Encoder(chat, {"hall": hall}, state="actions")
+    assert ids(encoder.turn(start().propose(Action("I give up."))))[1:] == ids([chat.action("I give up.")])
+
+
+def test_sampled_ids_are_those_of_the_whole_turn(chat, hall):
+    """A turn without its thought is cut anew; one that had no thought keeps its ids."""
+    cut = (*(i for letter in "Action: leave" for i in chat.encode(letter).tolist()), chat.end_id)
+    encoder = Encoder(chat, {"hall": hall}, state="no_thoughts")
+    assert encoder.action(Action("Action: leave", cut)).tokens.tolist() == list(cut)

@@ -153,7 +153,8 @@ def test_the_score_is_the_aggregate_that_was_asked_for(chat, expected):
         list(score.score(MODEL, chat, TALKS, aggregate="median"))
 
 
-def test_our_own_trajectories_get_the_scores_that_a_search_gives(chat):
+@pytest.mark.parametrize("read", ["default", "no_observations", "no_thoughts", "actions"])
+def test_our_own_trajectories_get_the_scores_that_a_search_gives(chat, read):
     state = State(Task("maze", "m-1", "test", 9), "reach the goal", outcome=Outcome("You are at 1, 1."))
     states = []
     for text, seen in (("Action: move left", "A wall."), ("Thought: a\nAction: go", "2, 1."), ("Action: up", "Done.")):
@@ -167,12 +168,20 @@ def test_our_own_trajectories_get_the_scores_that_a_search_gives(chat):
         states.append(state)
     sizes = EngineConfig(cache_tokens=4096, rows=(4,), new_tokens=(128,), context=(512,))
     engine = Engine(MODEL, sizes, end_id=chat.end_id)
-    searched = ExplicitRewardModel(engine, Encoder(chat, {"maze": find("maze")}, "reward"))
+    searched = ExplicitRewardModel(engine, Encoder(chat, {"maze": find("maze")}, "reward", state=read))
     want = asyncio.run(searched.score(states))
     row = formats.trajectory_to_json(trajectory_of(state, sample=3))
-    (scored,) = score.score(MODEL, chat, parsed([row]), **ONE_ROW)
+    (scored,) = score.score(MODEL, chat, parsed([row]), **ONE_ROW, state=read)
     np.testing.assert_allclose(scored.step_scores, want, atol=1e-5)
     assert scored.id == "maze/m-1#3"
+    if read != "default":
+        (whole,) = score.score(MODEL, chat, parsed([row]), **ONE_ROW)
+        assert whole.step_scores != scored.step_scores
+
+
+def test_a_model_that_reads_what_was_observed_last_scores_no_trajectories(chat):
+    with pytest.raises(UserError, match="reads what was observed after the last action"):
+        list(score.score(MODEL, chat, TALKS, state="last_observation"))
 
 
 # --- transformers ----------------------------------------------------------------------------------------------------
@@ -331,11 +340,18 @@ def test_options_and_a_trajectory_without_steps(rows_file, tmp_path, capsys):
         np.testing.assert_allclose(line["step_scores"], values, atol=0.2)
 
 
-def test_a_workdir_and_its_export_give_the_same_scores(tmp_path, chat, capsys):
+@pytest.mark.parametrize(("heads", "read"), [(1, "default"), (3, "no_thoughts")])
+def test_a_workdir_and_its_export_give_the_same_scores(tmp_path, chat, capsys, heads, read):
+    """Several value heads are exported as one, their mean; what is read of a conversation goes along."""
     model = tiny_model(vocab_size=len(chat.tokenizer))
+    if heads > 1:
+        del model.value_d
+        value_ed = 0.1 * np.random.default_rng(0).normal(size=(heads, model.config.d_model))
+        model.value_ed = nnx.Param(jax.numpy.float32(value_ed), axes=("ensemble", "norm"))
     workdir, out, path = tmp_path / "run", tmp_path / "out", tmp_path / "t.jsonl"
     workdir.mkdir()
     about = {"kind": "explicit", "config": model.config.to_json(), "lm_head": True, "value_head": True}
+    about |= {"heads": heads, "state": read}
     (workdir / "model.json").write_text(json.dumps(about))
     chat.tokenizer.save_pretrained(workdir / "tokenizer")
     flat = tree.flatten(tree.path_tree([chat.action("go")]))
@@ -352,8 +368,16 @@ def test_a_workdir_and_its_export_give_the_same_scores(tmp_path, chat, capsys):
         capsys.readouterr()
         assert score.main([str(place), str(path), "--rows=1", "--row-length=256"]) == 0
         printed.append(capsys.readouterr().out)
-    assert printed[0] == printed[1]
-    assert any(line["score"] for line in lines(printed[0]))
+    one, other = map(lines, printed)
+    for here, there in zip(one, other, strict=True):
+        np.testing.assert_allclose(here["step_scores"], there["step_scores"], atol=0 if heads == 1 else 1e-6)
+    assert any(line["score"] for line in one)
+    assert json.loads((out / "example_scores.json").read_text()).get("state", "default") == read
+    if read != "default":
+        (workdir / "model.json").write_text(json.dumps(about | {"state": "default"}))
+        assert score.main([str(workdir), str(path), "--rows=1", "--row-length=256"]) == 0
+        whole = lines(capsys.readouterr().out)
+        assert any(a["step_scores"] != b["step_scores"] for a, b in zip(one, whole, strict=True))
 
 
 def changed(tmp_path: Path, file: str, **fields) -> Path:

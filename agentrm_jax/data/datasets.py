@@ -111,25 +111,23 @@ def batches(
     """An endless, shuffled stream of packed batches: dicts of the source's arrays, [rows, row_length], as in `FlatTree`.
 
     Trees are packed first-fit; the tokens of each see that tree only. The iterator's state can be saved and restored exactly.
-    `shard` of `shards` is this process's share of the trees, `rows` the number of rows of this process. For several value
-    `heads`, float32[rows, row_length, heads] `head_weight` says how often a token's task is in each head's bootstrap sample.
+    For several value `heads`, float32[rows, row_length, heads] `head_weight` says how often a token's task is in each head's
+    bootstrap sample.
 
-    Raises:
-      UserError: there are fewer trees than shards.
+    Args:
+      rows: of this process, which is `shard` of `shards`. Every process makes the whole batch of rows * shards rows and takes its
+        own: batches, and the state, are those of one process alone, so that a run may go on with another number of them.
     """
-    if len(source) < shards:
-        raise UserError(
-            f"{shards} processes share the data, which has fewer token trees ({len(source)}); start fewer processes"
-        )
-    data = grain.MapDataset.source(source).map(_complete).seed(seed).shuffle()[shard::shards].repeat(None)
+    data = grain.MapDataset.source(source).map(_complete).seed(seed).shuffle().repeat(None)
     names = tuple(_complete(source[0]))
     packed = grain.experimental.FirstFitPackIterDataset(
         data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=64)),
         length_struct=dict.fromkeys(names, row_length),
-        num_packing_bins=max(rows, 8),
+        num_packing_bins=max(rows * shards, 8),
         shuffle_bins=False,
     )
-    return packed.map(functools.partial(_to_row, seed=seed, heads=heads)).batch(rows, drop_remainder=True)
+    made = packed.map(functools.partial(_to_row, seed=seed, heads=heads)).batch(rows * shards, drop_remainder=True)
+    return made.map(lambda batch: {name: array[shard * rows : (shard + 1) * rows] for name, array in batch.items()})
 
 
 def _complete(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -47,8 +47,10 @@ class HeldOut:
 def choose(trees: Sequence[SearchTree], fraction: float) -> tuple[list[SearchTree], list[SearchTree]]:
     """Trees to train on and trees to hold out: about `fraction` of the tasks, of every environment alike, never all.
 
-    Which tasks these are depends on their names only, so runs on the same trees hold out the same ones.
+    Which tasks these are depends on their names only, so runs on the same trees hold out the same ones. Both come in the order of
+    their tasks' names: a search writes trees in the order in which tasks finished, and timing is nothing to learn from.
     """
+    trees = sorted(trees, key=_by_task)
     by_env: dict[str, list[str]] = {}
     for key, env in {t.task.key: t.task.env for t in trees}.items():
         by_env.setdefault(env, []).append(key)
@@ -124,6 +126,12 @@ def read(folder: Path) -> HeldOut | None:
     with np.load(path) as arrays:
         states = {f.name: arrays[f.name] for f in dataclasses.fields(HeldOut) if f.name != "rows"}
         return HeldOut(rows={name: arrays[name] for name in arrays.files if name not in states}, **states)
+
+
+def _by_task(one: SearchTree) -> tuple[str, str, list[str]]:
+    """What trees are ordered by; those of one task by what they hold."""
+    said = [n.outcome.observation if n.action is None else n.action.text for n in one.nodes]
+    return one.task.key, one.goal, said
 
 
 def _depth(one: SearchTree, node: int) -> int:

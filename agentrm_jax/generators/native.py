@@ -14,6 +14,7 @@ from agentrm_jax.engine.requests import GenerateRequest, LogprobsRequest, Sampli
 from agentrm_jax.engine.service import EngineService
 from agentrm_jax.generators.generator import Answer, Prompt
 from agentrm_jax.models.opening import load_model
+from agentrm_jax.models.transformer import value_map
 from agentrm_jax.types import Action, TooLong, UserError
 
 
@@ -83,6 +84,6 @@ def load_engine_generator(place: Path | str, engine: Any, *, template: str = "",
     """
     mesh = local_mesh(engine.get("tensor", 1))
     loaded = load_model(place, template=template, date=date, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
-    if hasattr(loaded.model, "value_d") or (loaded.card and not loaded.card.lm_head):
+    if value_map(loaded.model) is not None or (loaded.card and not loaded.card.lm_head):
         raise UserError(f"{place} holds a reward model, which writes no text; name a policy")
     return EngineGenerator(make_engine(loaded.model, engine, end_id=loaded.chat.end_id), loaded.chat)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,14 @@ from orbax.checkpoint import v1 as ocp
 
 from agentrm_jax import parallel
 from agentrm_jax.chat import KEEP, Chat, load_chat
+from agentrm_jax.files import read_json
 from agentrm_jax.models import checksums, weights
 from agentrm_jax.models.card import NAME, Card, ReadAt, read_card
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA, merge, split
 from agentrm_jax.models.pretrained import EXAMPLE_SCORES, open_pretrained
 from agentrm_jax.models.transformer import VALUE_HEADS, Transformer
+from agentrm_jax.prompts import Representation
 from agentrm_jax.tokenizer import load_tokenizer
 from agentrm_jax.types import JSON, UserError
 
@@ -35,6 +37,7 @@ class OpenedModel:
         but at the end of turn if the folder was exported here.
       has: shape and type of every parameter it has.
       load: (some of `has`, with shardings) -> (the parameters, step, meta).
+      state: what a reward model reads of a conversation, as its card, or the folder that was exported here, says.
     """
 
     config: ModelConfig
@@ -43,6 +46,7 @@ class OpenedModel:
     read_at: ReadAt
     has: weights.Params
     load: Callable[[weights.Params], tuple[weights.Params, int, dict[str, JSON]]]
+    state: Representation = "default"
 
     def read(self, wanted: weights.Params) -> weights.Params:
         """Those of the wanted parameters that the model has, in the wanted type, every shard read into its place."""
@@ -51,7 +55,7 @@ class OpenedModel:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A trained model with what is needed to use it; `card` and `read_at` as in `OpenedModel`."""
+    """A trained model with what is needed to use it; `card`, `read_at` and `state` as in `OpenedModel`."""
 
     model: Transformer
     chat: Chat
@@ -59,6 +63,7 @@ class LoadedModel:
     read_at: ReadAt
     step: int
     meta: dict[str, JSON]
+    state: Representation = "default"
 
 
 def open_model(place: Path | str, *, step: int | None = None, template: str = "", date: str = "") -> OpenedModel:
@@ -87,6 +92,7 @@ def open_model(place: Path | str, *, step: int | None = None, template: str = ""
             "end_of_turn" if (workdir / EXAMPLE_SCORES).exists() else "last_token",
             has,
             lambda wanted: (weights.load_params(found.source(), found.config, wanted), 0, {}),
+            _exported_state(workdir),
         )
     else:
         folder = _checkpoints(workdir, step)
@@ -101,7 +107,18 @@ def open_model(place: Path | str, *, step: int | None = None, template: str = ""
                 card.config, chat, card, card.read_at, has, lambda wanted: _load_checkpoint(folder, wanted, step)
             )
     _check_ids(place, chat, opened.config.vocab_size)
-    return opened
+    return dataclasses.replace(opened, state=card.state) if card else opened
+
+
+def _exported_state(folder: Path) -> Representation:
+    """What a model that was exported here reads of a conversation. Raises: UserError: it is nothing that this program knows."""
+    path = folder / EXAMPLE_SCORES
+    said = read_json(path) if path.exists() else {}
+    found = said.get("state", "default") if isinstance(said, dict) else "default"
+    known: dict[str, Representation] = {name: name for name in get_args(Representation)}
+    if found not in known:
+        raise UserError(f'{path}: "state" is {found!r}; known are {", ".join(known)}')
+    return known[found]
 
 
 def _check_ids(place: Path | str, chat: Chat, rows: int) -> None:
@@ -145,7 +162,7 @@ def load_model(
     }
     params, number, meta = opened.load(here)
     built = weights.build(opened.config, params)
-    return LoadedModel(built, opened.chat, opened.card, opened.read_at, number, meta)
+    return LoadedModel(built, opened.chat, opened.card, opened.read_at, number, meta, opened.state)
 
 
 _SMALL = ("final_norm_d", *VALUE_HEADS)

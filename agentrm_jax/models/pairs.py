@@ -5,6 +5,7 @@ from typing import Any
 
 from agentrm_jax.models.card import NAME, read_card
 from agentrm_jax.models.opening import LoadedModel, load_model
+from agentrm_jax.models.transformer import value_map
 from agentrm_jax.types import UserError
 
 
@@ -33,7 +34,7 @@ def load_pair(tuned: Path | str, reference: str = "", **how: Any) -> tuple[Loade
             f'as "reference" into {Path(tuned) / NAME}'
         ) from error
     for place, loaded in ((tuned, first), (named, second)):
-        if hasattr(loaded.model, "value_d"):
+        if value_map(loaded.model) is not None:
             raise UserError(f"{place} holds a model with a value head, no policy; log-ratios are those of two policies")
     if first.chat.tokenizer.get_vocab() != second.chat.tokenizer.get_vocab():
         raise UserError(f"{tuned} and {named} have different tokens, so their log-probabilities cannot be compared")

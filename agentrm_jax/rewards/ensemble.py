@@ -1,6 +1,7 @@
 """Ensembles: several opinions on a state, a score that is careful where they differ, and how much they do.
 
-The opinions are those of the value heads of one model (`--config.heads`), or of several reward models (`--config.reward_model=a,b,c`).
+The opinions are those of the value heads of one model (`--config.heads`), of several reward models (`--config.reward_model=a,b,c`),
+or of all heads of several models.
 """
 
 import asyncio
@@ -48,6 +49,9 @@ class Pessimism:
 class EnsembleRewardModel:
     """Implements `RewardModel`: several of them, asked at once. `tokens` are those of all.
 
+    A member that has several opinions of its own (a coroutine `opinions`: states -> one array of them for each) gives them all, each
+    as weighty as the only one of another member.
+
     Raises:
       ValueError: there are no members.
     """
@@ -74,7 +78,22 @@ class EnsembleRewardModel:
         return found
 
     async def score(self, states: Sequence[State]) -> list[float]:
-        """float[len(states)]: mean - k * standard deviation over the members; NaN where one has no score."""
-        found = await asyncio.gather(*(member.score(states) for member in self._members))
-        opinions = [[math.nan if v is None else float(v) for v in of_state] for of_state in zip(*found, strict=True)]
-        return [self._pessimism.score(o, state.task.key) for o, state in zip(opinions, states, strict=True)]
+        """float[len(states)]: mean - k * standard deviation over all opinions; NaN where one is missing."""
+        found = await asyncio.gather(*(_opinions(member, states) for member in self._members))
+        return [
+            self._pessimism.score(np.concatenate(of_state), state.task.key)
+            for of_state, state in zip(zip(*found, strict=True), states, strict=True)
+        ]
+
+    async def aclose(self) -> None:
+        """Ends what its members have open."""
+        for member in self._members:
+            if close := getattr(member, "aclose", None):
+                await close()
+
+
+async def _opinions(member: Any, states: Sequence[State]) -> list[np.ndarray]:
+    """What a reward model says of each state: float[e], NaN where it says nothing."""
+    if ask := getattr(member, "opinions", None):
+        return list(await ask(states))
+    return [np.array([math.nan if v is None else v], np.float64) for v in await member.score(states)]

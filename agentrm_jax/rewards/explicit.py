@@ -19,6 +19,8 @@ from agentrm_jax.rewards.ensemble import Pessimism
 from agentrm_jax.types import State, TooLong, UserError
 from agentrm_jax.window import Window
 
+PROPOSING = ("beam", "dvts", "sharing_beam")  # searches that score actions before they execute them
+
 
 class ExplicitRewardModel:
     """Implements `RewardModel`. A state is scored once; a path that was scored before costs its new turns only.
@@ -58,16 +60,17 @@ class ExplicitRewardModel:
 
     async def score(self, states: Sequence[State]) -> list[float]:
         """float[len(states)]: the value of every state; NaN where there is none."""
-        paths = [self._path(state) for state in states]
-        found = iter(await self._service.score([path for path in paths if path is not None]))
+        found = await self.opinions(states)
         return [
-            math.nan if path is None else self._score(next(found), state)
-            for path, state in zip(paths, states, strict=True)
+            self._pessimism.score(values, state.task.key) if len(values) > 1 else float(values[0])
+            for values, state in zip(found, states, strict=True)
         ]
 
-    def _score(self, value: float | np.ndarray, state: State) -> float:
-        """One value is a score; several, of the heads of an ensemble, are opinions."""
-        return value if isinstance(value, float) else self._pessimism.score(value, state.task.key)
+    async def opinions(self, states: Sequence[State]) -> list[np.ndarray]:
+        """float32[e] for every state: what each value head says; one NaN where there is no value."""
+        paths = [self._path(state) for state in states]
+        found = iter(await self._service.score([path for path in paths if path is not None]))
+        return [np.array([math.nan], np.float32) if p is None else np.atleast_1d(next(found)) for p in paths]
 
     def _path(self, state: State) -> np.ndarray | None:
         try:
@@ -84,19 +87,28 @@ def load_explicit(
     template: str = "",
     date: str = "",
     pessimism: float = 0.0,
+    method: str = "",
 ) -> ExplicitRewardModel:
     """The explicit reward model of a training workdir, a Hugging Face folder or a preset, on an engine of the configured sizes.
 
     It is told about an environment what its card says it was told in training; `specs` speak for those that are new to it.
 
+    Args:
+      pessimism: as in `ExplicitRewardModel`.
+      method: the search that will ask it, if it is known.
+
     Raises:
-      UserError: the workdir holds a model without a value head.
+      UserError: the workdir holds a model without a value head, or one that cannot score what the method will ask about.
     """
     mesh = local_mesh(engine.get("tensor", 1))
     loaded = load_model(place, template=template, date=date, mesh=mesh, dtype=jnp.dtype(engine["dtype"]))
     if value_map(loaded.model) is None:
         raise UserError(f"{place} holds a model without a value head; train one with configs/explicit.py")
-    state = loaded.card.state if loaded.card else "default"
-    encoder = Encoder(loaded.chat, reward_specs(loaded.card, specs), "reward", state=state)
+    if loaded.state == "last_observation" and method in PROPOSING:
+        raise UserError(
+            f"{place} reads what was observed after an action, but {method} scores actions before it executes them; use best_of_n, or "
+            "train one without --config.state=last_observation"
+        )
+    encoder = Encoder(loaded.chat, reward_specs(loaded.card, specs), "reward", state=loaded.state)
     engine_ = make_engine(loaded.model, engine, end_id=loaded.chat.end_id)
     return ExplicitRewardModel(engine_, encoder, loaded.card, loaded.read_at, pessimism=pessimism)

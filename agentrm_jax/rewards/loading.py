@@ -73,7 +73,8 @@ def _of_card(place: Path | str, specs: Mapping[str, EnvSpec], engine: Any, confi
             if (Path(place) / "seeds.json").exists():
                 runs = sorted(str(run) for run in Path(place).glob("seed-*"))
                 raise UserError(f"{place} holds runs of several seeds; name one, {runs[0]}, or all: {','.join(runs)}")
-            return load_explicit(place, specs, engine, pessimism=_pessimism(config), **how)
+            method = config.get("method", "") if config is not None else ""
+            return load_explicit(place, specs, engine, pessimism=_pessimism(config), method=method, **how)
         case "implicit":
             from agentrm_jax.rewards.implicit import load_implicit
 

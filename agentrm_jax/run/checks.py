@@ -7,6 +7,7 @@ import ml_collections
 from agentrm_jax import places
 from agentrm_jax.evaluation import selection
 from agentrm_jax.run import keys
+from agentrm_jax.run.key import TREES, Key
 from agentrm_jax.types import UserError
 
 
@@ -37,7 +38,7 @@ def show(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def _check_value(key: keys.Key, name: str, value: Any) -> None:
+def _check_value(key: Key, name: str, value: Any) -> None:
     if not key.range.allows(value):
         raise UserError(f"--config.{name}={show(value)}: must be {key.range.words()}")
 
@@ -144,7 +145,7 @@ def _engine(config: ml_collections.ConfigDict) -> None:
 
 
 def _simulations(config: ml_collections.ConfigDict) -> None:
-    if config.get("method") not in keys.TREES or config.search.n == 1:
+    if config.get("method") not in TREES or config.search.n == 1:
         return
     if config.search.rollout_temperature == 0:
         raise UserError(

@@ -3,82 +3,44 @@
 Checks, `--help` and docs/config.md are made from this table.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, get_args
 
 import ml_collections
 
-from agentrm_jax.evaluation import selection
-from agentrm_jax.run.ranges import Choice, Date, Flag, Free, Names, Number, Range, Sizes, Text
+from agentrm_jax.run.key import (
+    BOTH,
+    MODELS,
+    OUTCOMES,
+    POLICIES,
+    RERANKING,
+    REWARD_MODELS,
+    SAMPLING,
+    SEARCH,
+    TASKS,
+    TREES,
+    Key,
+)
+from agentrm_jax.run.ranges import (
+    COUNT,
+    DTYPES,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SOME,
+    Choice,
+    Date,
+    Flag,
+    Free,
+    Names,
+    Number,
+    Sizes,
+    Text,
+)
+from agentrm_jax.run.training_keys import TRAINING
 from agentrm_jax.search.aggregate import Aggregator
 from agentrm_jax.search.guided_mcts import Backup
 from agentrm_jax.search.particle import Resampling
-
-
-@dataclasses.dataclass(frozen=True)
-class Key:
-    """One key.
-
-    Attributes:
-      name: as after `--config.`; `*` at its end stands for all keys below.
-      range: the values it may have.
-      meaning: half a sentence.
-      unit: of a number, where it has one.
-      of: roles of the configs that have it (`roles`); a key of one name may mean one thing here and another there.
-      identity: it is what the config file is, and is not set on the command line.
-      steady: changing it cannot change results (beyond rounding), so a run that has begun may go on with another value.
-      raised: it may be raised in a run that has begun, and this is what that does; empty if it may not.
-      before: what runs did that were made before the key existed; None if it is as old as the program.
-    """
-
-    name: str
-    range: Range
-    meaning: str
-    unit: str = ""
-    of: tuple[str, ...] = ()
-    identity: bool = False
-    steady: bool = False
-    raised: str = ""
-    before: Any = None
-
-    def stands_for(self, name: str, roles: set[str]) -> bool:
-        """Whether this is the row of the key `name` in a config of these roles."""
-        if not roles & set(self.of):
-            return False
-        return name.startswith(self.name[:-1]) if self.name.endswith("*") else name == self.name
-
-
-TRAIN, SEARCH = ("train",), ("search",)
-BOTH = TRAIN + SEARCH
-POLICY, EXPLICIT, IMPLICIT = ("policy",), ("explicit",), ("implicit",)
-REWARDS = EXPLICIT + IMPLICIT
-TASKS = POLICY + SEARCH  # what chooses tasks
-RERANKING = (
-    "best_of_n",
-    "beam",
-    "lookahead",
-    "adaptive",
-    "dvts",
-    "sharing_beam",
-    "particle",
-    "guided_mcts",
-    "refine",
-)  # with a reward model
-SAMPLING = (*RERANKING, "mcts", "sample")
-TREES = ("mcts", "guided_mcts")
-MODELS = "a workdir, a Hugging Face folder, a .gguf file, or smollm2"
-POLICIES = f"{MODELS}; openai:MODEL@URL; or MODULE:FUNCTION"
-REWARD_MODELS = f"{MODELS}; implicit:TUNED@BASE; judge:PLACE of a policy; or MODULE:FUNCTION"
-DTYPES = Choice(("float32", "bfloat16"))
-OUTCOMES = Choice(("reward", "progress", "success"))
-IMPLICIT_LOSSES = ("implicit_regression", "implicit_cross_entropy", "implicit_brier")
-LINEAR_MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-COUNT, SOME = Number(1, whole=True), Number(0, whole=True)  # at least one; none or some
-SEED = Number(0, 2**31 - 1, whole=True)
-POSITIVE, NOT_NEGATIVE = Number(0, above=True), Number(0)
-AXIS = Number(1, whole=True, also=(-1,))
-AXIS_WORDS = "-1: all devices that are left"
 
 # Title of a section of docs/config.md -> its keys.
 SECTIONS: Mapping[str, tuple[Key, ...]] = {
@@ -98,184 +60,7 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
             of=BOTH,
         ),
     ),
-    "Training: data": (
-        Key("init", Text(MODELS, optional=True), "the model that training starts from; empty: from nothing", of=POLICY),
-        Key("init", Text(MODELS), "the model that training starts from", of=EXPLICIT),
-        Key("init", Text(MODELS), "the policy that training starts from, and is compared with", of=IMPLICIT),
-        Key("experts", Text("a folder"), "where expert episodes are kept; made if they are missing", of=POLICY),
-        Key("context_weight", Number(0, 1), "weight of prompt and observation tokens; actions weigh 1", of=POLICY),
-        Key("trees", Text("a workdir"), "the exploration whose step values are learned", of=EXPLICIT),
-        Key(
-            "samples",
-            Text("a workdir or a file of trajectories", optional=True),
-            "the sampled trajectories whose outcomes are learned; empty: none",
-            of=IMPLICIT,
-        ),
-        Key(
-            "trees",
-            Text("a workdir", optional=True),
-            "the exploration whose leaves' outcomes are learned; empty: none",
-            of=IMPLICIT,
-        ),
-        Key("min_visits", COUNT, "returns that a state's value must rest on (λ)", of=EXPLICIT),
-        Key("min_visits", COUNT, "returns that a held-out state's value must rest on", of=IMPLICIT),
-        Key(
-            "target",
-            Choice(("mean", "max", "soft", "hard", "distance")),
-            "the value of a state: mean or max of the returns below, soft (mean of its own rollouts), hard (1 if one below succeeded), "
-            "distance (ReST's, by steps to a success)",
-            of=EXPLICIT,
-        ),
-        Key("outcome", OUTCOMES, "what counts as the return of an episode", of=REWARDS),
-        Key(
-            "state",
-            Choice(("default", "last_observation", "no_observations", "no_thoughts", "actions")),
-            "what the model reads of a state; default: all but the last observation",
-            of=EXPLICIT,
-            before="default",
-        ),
-        Key(
-            "weight_visits",
-            NOT_NEGATIVE,
-            "κ: a state of N returns weighs N / (N + κ), one that ended an episode 1; 0: all weigh the same",
-            of=EXPLICIT,
-            before=0.0,
-        ),
-        Key(
-            "balance_values",
-            Flag(),
-            "each tenth of [0, 1] in which targets lie weighs the same",
-            of=EXPLICIT,
-            before=False,
-        ),
-        Key(
-            "balance_tasks", Flag(), "each task weighs the same, however many states it has", of=EXPLICIT, before=False
-        ),
-    ),
-    "Training: optimisation": (
-        Key("loss", Choice(("imitation",)), "the loss", of=POLICY),
-        Key(
-            "loss",
-            Choice(("regression", "cross_entropy", "pairwise", "listwise", "promise", "temporal_difference")),
-            "the loss",
-            of=EXPLICIT,
-        ),
-        Key("loss", Choice(IMPLICIT_LOSSES), "the loss on the log-ratio of a trajectory", of=IMPLICIT),
-        Key("beta", POSITIVE, "what log-ratios (nats) are multiplied by to be rewards (β)", of=IMPLICIT),
-        Key(
-            "center",
-            NOT_NEGATIVE,
-            "pairwise: weight of the squared sum of a pair's scores, which keeps them around 0",
-            of=EXPLICIT,
-            before=0.0,
-        ),
-        Key(
-            "advantage_weight",
-            NOT_NEGATIVE,
-            "promise, temporal_difference: weight of the error in a step's advantage (β)",
-            of=EXPLICIT,
-            before=1.0,
-        ),
-        Key(
-            "td_lambda",
-            Number(0, 1),
-            "temporal_difference: 1 learns from outcomes alone, 0 from the next state's value alone",
-            of=EXPLICIT,
-            before=0.95,
-        ),
-        Key("heads", COUNT, "value heads, each trained on a bootstrap sample of the tasks", of=EXPLICIT, before=1),
-        Key(
-            "heldout",
-            Number(0, 1, below=True),
-            "share of the tasks whose trees are measured on, not trained on",
-            of=REWARDS,
-        ),
-        Key("eval_steps", COUNT, "steps between measurements on held-out trees", of=REWARDS, steady=True),
-        Key(
-            "eval_metric",
-            Choice((selection.NONE, *selection.METRICS)),
-            "metric of held-out trees by which the best checkpoint is kept; none: the last one is the model",
-            of=REWARDS,
-            before=selection.NONE,
-        ),
-        Key(
-            "patience",
-            SOME,
-            "measurements without a better one after which training stops; 0: never",
-            of=REWARDS,
-            raised="training goes on until so many measurements in a row are no better",
-            before=0,
-        ),
-        Key(
-            "total_steps",
-            COUNT,
-            "updates",
-            unit="steps",
-            of=TRAIN,
-            raised="training goes on, and from here on the learning rate is that of a run of so many steps",
-        ),
-        Key("learning_rate", POSITIVE, "highest learning rate of the schedule", of=TRAIN),
-        Key(
-            "head_learning_rate",
-            POSITIVE,
-            "the value head's rate, as a multiple of learning_rate",
-            of=EXPLICIT,
-            before=1.0,
-        ),
-        Key(
-            "freeze",
-            Choice(("nothing", "trunk")),
-            "trunk: the value head alone is trained",
-            of=EXPLICIT,
-            before="nothing",
-        ),
-        Key("warmup", Number(0, 1, below=True), "part of all steps in which the rate rises from 0", of=TRAIN),
-        Key("weight_decay", NOT_NEGATIVE, "decay of matrices, as in AdamW", of=TRAIN),
-        Key("clip", POSITIVE, "longest gradient (global norm); a longer one is shortened to it", of=TRAIN),
-        Key("batch_rows", COUNT, "rows of an update, over all devices", unit="rows", of=TRAIN),
-        Key("row_length", Number(2, whole=True), "length of a row", unit="tokens", of=TRAIN),
-        Key(
-            "accumulate",
-            COUNT,
-            "parts that the rows of an update are read in, one after another: less memory, the same update",
-            of=TRAIN,
-            steady=True,
-            before=1,
-        ),
-        Key(
-            "seeds",
-            COUNT,
-            "runs with the seeds seed, seed + 1, ..., each in a folder of the workdir, and a summary of them",
-            of=TRAIN,
-            raised="more seeds are trained",
-            before=1,
-        ),
-        Key("lora.rank", SOME, "rank of low-rank adapters; 0: every parameter is trained", of=TRAIN),
-        Key("lora.alpha", POSITIVE, "adapters count alpha / rank times", of=TRAIN),
-        Key("lora.targets", Names((*LINEAR_MAPS, "all-linear")), "linear maps that get an adapter", of=TRAIN),
-    ),
-    "Training: devices and log": (
-        Key("dtype", DTYPES, "type that is computed in", of=TRAIN),
-        Key("scan", Flag(), "one program for all layers: compiles fast, runs slower on CPUs", of=TRAIN, steady=True),
-        Key("remat", Flag(), "activations are computed again instead of kept: less memory", of=TRAIN, steady=True),
-        Key("cpu_devices", COUNT, "devices that a CPU is shown as", of=TRAIN, steady=True),
-        Key("mesh.data", AXIS, f"ways that rows are split; {AXIS_WORDS}", of=TRAIN),
-        Key("mesh.fsdp", AXIS, f"ways that rows and weights are split; {AXIS_WORDS}", of=TRAIN),
-        Key("mesh.tensor", AXIS, f"ways that heads are split; {AXIS_WORDS}", of=TRAIN),
-        Key("log_steps", COUNT, "steps between two rows of metrics.jsonl", unit="steps", of=TRAIN, steady=True),
-        Key("checkpoint_steps", COUNT, "steps between two checkpoints", unit="steps", of=TRAIN, steady=True),
-    ),
-    "Model of a policy that starts from nothing": (
-        Key("model.vocab_size", Number(259, whole=True), "most tokens of the tokenizer that is trained", of=POLICY),
-        Key("token_span", Choice(("phrases", "words")), "what a token of that tokenizer may span", of=POLICY),
-        Key("model.num_layers", COUNT, "layers", of=POLICY),
-        Key("model.d_model", COUNT, "width", of=POLICY),
-        Key("model.num_heads", COUNT, "query heads", of=POLICY),
-        Key("model.num_kv_heads", COUNT, "key and value heads; divides the query heads", of=POLICY),
-        Key("model.head_dim", Number(2, whole=True), "width of a head; even", of=POLICY),
-        Key("model.d_ff", COUNT, "width of the feed-forward part", of=POLICY),
-        Key("model.max_length", Number(2, whole=True), "longest path it is used with", unit="tokens", of=POLICY),
-    ),
+    **TRAINING,
     "Tasks and environments": (
         Key("env.names", Names(), "environments: shipped ones by name, your own by import path", of=TASKS),
         Key("env.split", Choice(("train", "dev", "test")), "the split", of=TASKS),
@@ -324,6 +109,7 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
             Text("a workdir", optional=True),
             "finished run whose samples are ranked; empty: samples are drawn",
             of=("best_of_n",),
+            before="",
         ),
         Key("examples", SOME, "worked examples in the policy's prompt", of=SEARCH),
         Key("concurrency", COUNT, "tasks in flight", unit="tasks", of=SEARCH, steady=True),

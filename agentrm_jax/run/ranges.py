@@ -157,3 +157,10 @@ class Free:
         if isinstance(value, Sequence) and not isinstance(value, str):
             return all(map(self.allows, value))
         return True
+
+
+DTYPES = Choice(("float32", "bfloat16"))
+COUNT, SOME = Number(1, whole=True), Number(0, whole=True)  # at least one; none or some
+SEED = Number(0, 2**31 - 1, whole=True)
+POSITIVE, NOT_NEGATIVE = Number(0, above=True), Number(0)
+AXIS = Number(1, whole=True, also=(-1,))

@@ -12,6 +12,7 @@ from typing import Any
 from agentrm_jax.files import write_atomically
 from agentrm_jax.run import command, flags, keys, stages
 from agentrm_jax.run.checks import show
+from agentrm_jax.run.key import Key
 from agentrm_jax.types import UserError
 
 _PAGE = """# Every key of a config
@@ -83,7 +84,7 @@ def page() -> str:
 
 def _sections(
     found: Mapping[str, Mapping[str, Any]],
-) -> Iterable[tuple[str, list[tuple[keys.Key, dict[str, Any]]]]]:
+) -> Iterable[tuple[str, list[tuple[Key, dict[str, Any]]]]]:
     """Title of a section -> its keys, each with config -> default. Left out: keys that no config has, or that say which it is."""
     for title, section in keys.SECTIONS.items():
         rows = []
@@ -116,11 +117,11 @@ def _owners(defaults: Mapping[str, Any]) -> str:
     return ", ".join(defaults) if set(defaults) != set(stages.STAGES) else "all"
 
 
-def _meaning(key: keys.Key) -> str:
+def _meaning(key: Key) -> str:
     return f"{key.meaning} ({key.unit})" if key.unit and key.unit not in key.meaning else key.meaning
 
 
-def _fate(key: keys.Key) -> str:
+def _fate(key: Key) -> str:
     return "free" if key.steady else "may be raised" if key.raised else "fixed"
 
 

@@ -2,10 +2,11 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+import json
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 from absl import logging
@@ -21,8 +22,9 @@ from agentrm_jax.types import JSON, UserError
 class Checkpoints:
     """The `checkpoints/` folder of a workdir; use as a context manager.
 
-    Items of a checkpoint: `params` and `opt_state` (plain nested dicts), `data` (the iterator), `meta` (JSON). Beside them lie
-    checksums of all files. (Older checkpoints have no checksums, and an item `rng` that is not read.)
+    Items of a checkpoint: `params` and `opt_state` (plain nested dicts), `meta` (JSON), and `position` (the state of the data's
+    iterator, which is the same on every process). Beside them lie checksums of all files. (Older checkpoints have no checksums,
+    an item `rng` that is not read, and an item `data` of every process, with which the same number of processes goes on.)
     """
 
     def __init__(self, folder: Path, *, keep: int = 2):
@@ -41,7 +43,7 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._checkpointer.close()
 
-    def save(self, state: TrainState, data: Iterator[Any], meta: dict[str, JSON]) -> None:
+    def save(self, state: TrainState, data: grain.DatasetIterator, meta: dict[str, JSON]) -> None:
         """Writes a checkpoint and returns when it is on disk.
 
         Not in the background: on a busy CPU backend the copies of a background save queue behind the next steps, and the
@@ -51,8 +53,8 @@ class Checkpoints:
         items = {
             "params": nnx.to_pure_dict(state.params),
             "opt_state": _pure(state.opt_state),
-            "data": data,
             "meta": meta,
+            "position": {"state": json.dumps(data.get_state())},
         }
         if self._checkpointer.latest is not None and self._checkpointer.latest.step == step:
             return
@@ -60,7 +62,9 @@ class Checkpoints:
             raise RuntimeError(f"the checkpoint of step {step} was not written")
         checksums.write(self._folder / str(step), process=jax.process_index(), processes=jax.process_count())
 
-    def restore(self, state: TrainState, placed: TrainState, data: Iterator[Any]) -> tuple[TrainState, dict[str, JSON]]:
+    def restore(
+        self, state: TrainState, placed: TrainState, data: grain.DatasetIterator
+    ) -> tuple[TrainState, dict[str, JSON]]:
         """The latest good checkpoint, put into `state`'s shapes and `placed` shardings; `data` is moved to where it was.
 
         Returns `state` itself and {} if there is no checkpoint. Those that are damaged or cannot be read on some process are
@@ -75,12 +79,12 @@ class Checkpoints:
         wanted = {
             "params": nnx.to_pure_dict(shape.params),
             "opt_state": _pure(shape.opt_state),
-            "data": data,
             "meta": None,
         }
         faults: dict[int, str] = {}
         for step in steps:
-            found = self._load(step, wanted, faults)
+            older = (self._folder / str(step) / "data").exists()
+            found = self._load(step, wanted | ({"data": data} if older else {"position": None}), faults)
             if found is None:
                 continue
             for damaged, fault in faults.items():
@@ -90,6 +94,8 @@ class Checkpoints:
                 self._checkpointer.delete(damaged, missing_ok=True)
             nnx.replace_by_pure_dict(state.params, found["params"])
             opt_state = _unpure(state.opt_state, found["opt_state"])
+            if not older:
+                data.set_state(json.loads(found["position"]["state"]))
             number = jax.device_put(jnp.int32(step), placed.step)
             return dataclasses.replace(state, step=number, opt_state=opt_state), found["meta"]
         if faults:

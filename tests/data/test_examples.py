@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agentrm_jax.data import examples, heldout
+from agentrm_jax.data import examples, formats, heldout
 from agentrm_jax.prompts import Encoder
 from agentrm_jax.types import Action, Outcome, SearchTree, Step, Task, Trajectory, TreeNode, UserError
 
@@ -65,3 +65,55 @@ def test_held_out_trees_are_measured_on_and_not_trained_on(encoder, tmp_path, ca
     trained = {row["tokens"].tobytes() for row in (source[i] for i in range(8))}
     assert len(trained) == 1, "these trees differ in nothing but their task"
     assert int(np.sum([source[i]["value_weight"].sum() for i in range(8)])) == 16
+
+
+def test_the_order_in_which_tasks_finished_changes_nothing_that_is_learned(encoder, tmp_path):
+    """Trees of a file that was written in another order give the same data, weights and held-out states included."""
+    trees = [search_tree(3 + number % 4, number) for number in range(10)]
+    how = HOW | {"heldout_fraction": 0.2, "balance_tasks": True, "balance_values": True, "weight_visits": 2.0}
+    found = []
+    for name, order in (("as they came", range(10)), ("other", [7, 2, 9, 0, 4, 1, 8, 3, 6, 5])):
+        (tmp_path / name / "trees").mkdir(parents=True)
+        formats.append_jsonl(tmp_path / name / "trees/trees.jsonl", (formats.tree_to_json(trees[i]) for i in order))
+        read = examples.explored(tmp_path / name, "reward")
+        assert [t.task.id for t in read] == [str(i) for i in order]
+        source = examples.step_values(read, encoder, tmp_path / name / "data", **how)
+        held = heldout.read(tmp_path / name / "data")
+        rows = [dict(source[i]) for i in range(len(source))] + [
+            dict(held.rows),
+            {"target": held.target, "task": held.task},
+        ]
+        found.append(rows)
+    assert len(found[0]) == len(found[1]) == 10
+    for one, other in zip(*found, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_plain_rollouts_are_learned_from_where_a_workdir_holds_no_trees(encoder, tmp_path):
+    """As temporal differences want them: every state knows the one before it, and only ends have outcomes."""
+    paths = (("up", "left"), 1.0), (("up", "right"), 0.0), (("down",), 0.5)
+    rollouts = [
+        Trajectory(
+            TASK,
+            "leave",
+            "A door.",
+            tuple(
+                Step(
+                    Action(f"Action: {word}"),
+                    Outcome("Observation: a wall.", *((end, end, True) if i == len(words) - 1 else ())),
+                )
+                for i, word in enumerate(words)
+            ),
+        )
+        for words, end in paths
+    ]
+    formats.append_jsonl(tmp_path / "trajectories.jsonl", map(formats.trajectory_to_json, rollouts))
+    (one,) = examples.explored(tmp_path, "reward")
+    source = examples.step_values([one], encoder, tmp_path / "data", **HOW | {"min_visits": 1})
+    (row,) = (source[i] for i in range(len(source)))
+    at = np.flatnonzero(row["value_weight"])
+    assert row["value"][at].tolist() == [0.5, 1.0, 0.0, 0.5], "up, left, right, down"
+    assert row["before"][at].tolist() == [-1, at[0], at[0], -1]
+    assert row["count"][at].tolist() == [2, 1, 1, 1]

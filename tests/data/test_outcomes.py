@@ -95,3 +95,13 @@ def test_what_does_not_fit_a_row_is_counted(encoder, tmp_path, capsys):
 def test_trajectories_that_did_not_end_teach_nothing(encoder, tmp_path):
     with pytest.raises(UserError, match="no trajectory of the named runs has ended"):
         outcomes([], encoder, tmp_path, **HOW)
+
+
+def test_the_order_in_which_tasks_finished_changes_nothing_that_is_learned(encoder, tmp_path):
+    one, other = (
+        outcomes(trees, encoder, tmp_path / name, **HOW)
+        for name, trees in (("one", samples(10)), ("other", samples(10)[::-1]))
+    )
+    for i in range(10):
+        for name in one[i]:
+            np.testing.assert_array_equal(one[i][name], other[i][name])

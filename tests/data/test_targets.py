@@ -334,3 +334,17 @@ def test_a_flat_tree_knows_siblings_the_state_before_and_how_often_it_was_left_s
     elsewhere = flat.value_weight == 0
     assert (flat.group[elsewhere] == -1).all()
     assert (flat.before[elsewhere] == -1).all()
+
+
+def test_where_the_last_observation_is_read_the_value_is_read_after_it(chat, hall):
+    encoder = Encoder(chat, {"hall": hall}, reader="reward", state="last_observation")
+    plain = targets.value_tree(Encoder(chat, {"hall": hall}, reader="reward"), golden(), min_visits=1)
+    nodes = targets.value_tree(encoder, golden(), min_visits=1)
+    valued = {n.origin: n for n in nodes if n.value_weight}
+    assert {at: n.value for at, n in valued.items()} == {n.origin: n.value for n in plain if n.value_weight}
+    for origin, n in valued.items():
+        assert n.segment.kind == "observation"
+        assert (
+            n.segment.tokens.tolist() == encoder.observation(golden().nodes[origin].outcome.observation).tokens.tolist()
+        )
+        assert nodes[n.parent].segment.kind == "action"

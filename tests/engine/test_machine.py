@@ -5,6 +5,7 @@ Covers the invariants that nothing about a request's company, order or cache may
 
 import dataclasses
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from agentrm_jax.engine import sampling
+from agentrm_jax.engine import histories, sampling
 from agentrm_jax.engine.drafting import Pace
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.requests import EngineConfig, GenerateRequest, LogprobsRequest, SamplingParams, ScoreRequest
@@ -166,9 +167,26 @@ class DraftingMachine(Machine):
         self.engine._paces.default_factory = EveryOther
 
 
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(
-    max_examples=30, stateful_step_count=25, deadline=None, phases=[Phase.generate], report_multiple_bugs=False
-)
-TestDraftingMachine = DraftingMachine.TestCase
-TestDraftingMachine.settings = settings(TestMachine.settings, max_examples=20)
+class InPlaceMachine(DraftingMachine):
+    """The same where a kernel (interpreted here) reads histories in the pool, so that nothing shields them from what is evicted."""
+
+    def __init__(self):
+        with mock.patch.object(histories, "choose_reader", return_value="gpu"):
+            super().__init__()
+
+
+def case_of(machine, examples):
+    case = machine.TestCase
+    case.settings = settings(
+        max_examples=examples,
+        stateful_step_count=25,
+        deadline=None,
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+    )
+    return case
+
+
+TestMachine = case_of(Machine, 20)
+TestDraftingMachine = case_of(DraftingMachine, 8)
+TestInPlaceMachine = case_of(InPlaceMachine, 3)

@@ -11,7 +11,8 @@ import pytest
 
 from agentrm_jax.data import targets
 from agentrm_jax.models.lora import TARGETS
-from agentrm_jax.run import checks, flags, keys, reference, stages
+from agentrm_jax.run import checks, flags, keys, ranges, reference, stages
+from agentrm_jax.run.key import LINEAR_MAPS, OUTCOMES
 from agentrm_jax.search.methods import METHODS
 from agentrm_jax.types import UserError
 
@@ -50,8 +51,8 @@ def test_every_row_of_the_table_belongs_to_a_config():
 
 
 def test_choices_are_those_of_the_rooms_that_read_them():
-    assert set(keys.OUTCOMES.options) == set(targets.OUTCOMES)
-    assert set(keys.LINEAR_MAPS) == set(TARGETS)
+    assert set(OUTCOMES.options) == set(targets.OUTCOMES)
+    assert set(LINEAR_MAPS) == set(TARGETS)
     method = keys.find("method", {"search"})
     assert method is not None
     assert set(method.range.options) == set(METHODS)
@@ -236,12 +237,12 @@ def test_a_config_of_ones_own_is_checked_too():
 
 
 def test_numbers_of_a_range_in_words():
-    assert keys.COUNT.words() == "a whole number at least 1"
-    assert keys.AXIS.words() == "a whole number at least 1 or -1"
-    assert keys.POSITIVE.words() == "a number above 0"
-    assert not keys.POSITIVE.allows(math.inf)
-    assert not keys.COUNT.allows(True)
-    assert not keys.COUNT.allows(1.0)
+    assert ranges.COUNT.words() == "a whole number at least 1"
+    assert ranges.AXIS.words() == "a whole number at least 1 or -1"
+    assert ranges.POSITIVE.words() == "a number above 0"
+    assert not ranges.POSITIVE.allows(math.inf)
+    assert not ranges.COUNT.allows(True)
+    assert not ranges.COUNT.allows(1.0)
 
 
 def test_the_page_of_keys_is_current():

@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning_and_its_steps_are_do
     assert begin == 6, "the step that was damaged has a good checkpoint now"
 
 
-@pytest.mark.parametrize("item", ["params", "opt_state", "data", "meta"])
+@pytest.mark.parametrize("item", ["params", "opt_state", "position", "meta"])
 def test_one_bit_that_changed_is_noticed_and_the_checkpoint_before_is_used(run, uninterrupted, tmp_path, caplog, item):
     place = copy(uninterrupted[0], tmp_path / "c")
     flip(max((f for f in (place / "6" / item).rglob("*") if f.is_file()), key=lambda f: f.stat().st_size))
@@ -249,6 +249,28 @@ def test_a_trained_model_is_loaded_with_its_tokenizer(run, uninterrupted, chat, 
     assert "6 cannot be read" in caplog.text
     damage(workdir / "checkpoints", 4)
     with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
+        load_model(workdir)
+
+
+def test_the_best_model_is_kept_alone_and_preferred_to_the_latest(run, uninterrupted, workdir, tmp_path):
+    early, _, _ = run.go(tmp_path / "early", 2, ())
+    early_params = jax.tree.map(np.asarray, nnx.to_pure_dict(early.params))
+    checkpoint.keep_best(workdir / "best", early, {"step": 2, "mse": 0.5})
+    loaded = load_model(workdir)
+    assert (loaded.step, loaded.meta) == (2, {"step": 2, "mse": 0.5})
+    params = nnx.to_pure_dict(nnx.state(loaded.model, nnx.Param))
+    jax.tree.map(np.testing.assert_array_equal, params, early_params)
+    assert load_model(workdir, step=6).step == 6, "a step that is asked for is one of the training"
+    later, _, _ = run.go(tmp_path / "later", 5, ())
+    checkpoint.keep_best(workdir / "best", later, {"step": 5, "mse": 0.25})
+    assert load_model(workdir).meta == {"step": 5, "mse": 0.25}
+    # A run that was killed and repeats its steps replaces what is there of this step and later ones.
+    again, _, _ = run.go(tmp_path / "again", 3, ())
+    checkpoint.keep_best(workdir / "best", again, {"step": 3, "mse": 0.4})
+    assert load_model(workdir).step == 3
+    assert [p.name for p in (workdir / "best").iterdir() if p.name.isdigit()] == ["3"]
+    damage(workdir / "best", 3)
+    with pytest.raises(UserError, match=r"no checkpoint in .*best can be read"):
         load_model(workdir)
 
 

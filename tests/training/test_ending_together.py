@@ -15,12 +15,10 @@ import numpy as np
 import pytest
 
 from agentrm_jax import parallel
-from agentrm_jax.data import datasets
 from agentrm_jax.run import command
 from agentrm_jax.types import UserError
 
 ROOT = Path(__file__).parents[2]
-FIELDS = ("tokens", "positions", "subtree_end", "previous", "loss_weight", "value", "value_weight")
 
 
 @parallel.together()
@@ -43,8 +41,7 @@ def main(case: str) -> None:
             raise ValueError("there are no trees")
         parallel.barrier("never")
     elif case == "both":
-        row = {f: np.ones(4, np.float32 if "w" in f or f == "value" else np.int32) for f in FIELDS}
-        datasets.batches([row], rows=1, row_length=8, seed=0, shard=process, shards=2)
+        parallel.batch_rows(3, parallel.make_mesh())
     elif case == "none":
         parallel.barrier("end")
         assert parallel.all_agree("all", True)
@@ -88,11 +85,11 @@ def test_a_crash_of_one_is_a_line_of_the_others():
     assert "Traceback" in ended[1][2]
 
 
-def test_fewer_trees_than_processes_is_one_line_of_each():
+def test_what_is_wrong_for_all_is_one_line_of_each():
     for code, _, err in two("both"):
         assert code == 2
         (line,) = err.splitlines()
-        assert line == "error: 2 processes share the data, which has fewer token trees (1); start fewer processes"
+        assert line == "error: batch of 3 rows does not divide over 2 devices and 2 processes"
 
 
 def test_a_run_without_error_ends_in_peace():

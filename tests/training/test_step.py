@@ -11,7 +11,9 @@ import pytest
 from flax import nnx
 
 from agentrm_jax import parallel, tree
+from agentrm_jax.data import comparisons
 from agentrm_jax.models.transformer import Transformer, token_logprobs
+from agentrm_jax.testing.tiny import dense_values
 from agentrm_jax.training import objectives
 from agentrm_jax.training.optimizer import make_optimizer
 from agentrm_jax.training.step import abstract_state, init_state, make_train_step
@@ -257,6 +259,44 @@ def test_a_seed_gives_one_state_and_another_seed_another(explicit):
     assert not np.allclose(nnx.to_pure_dict(once)[name], nnx.to_pure_dict(other)[name])
 
 
+# --- Preferences ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pairwise", "listwise"])
+def test_the_sides_of_a_preference_in_one_tree_give_what_they_give_apart(tiny, name):
+    """Loss and gradient are those of two conversations that are read whole, each by itself, and then compared."""
+    trunk = episode(1)
+    better, worse = [*trunk, *episode(2, 1)[1:], *episode(5)[1:]], [*trunk, *episode(4)[1:]]
+    shared = comparisons.compared([better, worse], [1.0, 0.0])
+    apart = [
+        *tree.path_tree(better),
+        *(
+            dataclasses.replace(n, parent=n.parent + len(better) if n.parent >= 0 else -1)
+            for n in tree.path_tree(worse)
+        ),
+    ]
+    ends = {len(better) - 1: 1.0, len(apart) - 1: 0.0}
+    apart = [
+        dataclasses.replace(n, value=ends[i], value_weight=1.0, group=0) if i in ends else n
+        for i, n in enumerate(apart)
+    ]
+    model = Transformer(tiny, rngs=nnx.Rngs(0), lm_head=False, value_head=True)
+    model.value_d[...] = jax.random.normal(jax.random.key(1), (tiny.d_model,))
+    graphdef, params = nnx.split(model, nnx.Param)
+    loss = objectives.find(name).loss(jnp.float32)
+
+    @jax.jit
+    def both(params, batch):
+        return jax.value_and_grad(lambda params: loss(nnx.merge(graphdef, params), batch)[0])(params)
+
+    flats = [tree.flatten(nodes) for nodes in (shared, apart)]
+    assert len(flats[0]) < len(flats[1])
+    one, other = (both(params, batch_of([flat], length=64)) for flat in flats)
+    assert_same(one, other)
+    values = [float(dense_values(model, np.concatenate([s.tokens for s in path]))[-1]) for path in (better, worse)]
+    assert one[0] == pytest.approx(np.log1p(np.exp(values[1] - values[0])), rel=1e-4)
+
+
 # --- Parts, frozen trunks, and updates that are not made --------------------------------------------------------------
 
 
@@ -270,7 +310,9 @@ def many_rows(count: int) -> dict[str, np.ndarray]:
     return batch_of(*made, [])
 
 
-def update_of(tiny, name: str, batch: dict[str, np.ndarray], *, head_only: bool = False, tx=None, **parts):
+def update_of(
+    tiny, name: str, batch: dict[str, np.ndarray], *, head_only: bool = False, tx=None, heads: int = 1, **parts
+):
     """The state before and after an update, and its metrics, on one device with a value head that is not at zero."""
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
     how = {"learning_rate": 1e-2, "warmup": 0.0, "total_steps": 40, "weight_decay": 0.0, "clip": 1e9}
@@ -278,10 +320,10 @@ def update_of(tiny, name: str, batch: dict[str, np.ndarray], *, head_only: bool 
     objective = objectives.find(name)
 
     def make_model(rngs):
-        return Transformer(tiny, rngs=rngs, lm_head=objective.lm_head, value_head=objective.value_head)
+        return Transformer(tiny, rngs=rngs, lm_head=objective.lm_head, value_head=objective.value_head, heads=heads)
 
     graphdef, state, placed = init_state(make_model, tx, mesh, 0)
-    if objective.value_head:
+    if objective.value_head and heads == 1:
         state.params["value_d"] = state.params["value_d"].replace(jax.random.normal(jax.random.key(1), (tiny.d_model,)))
     loss = objective.loss(jnp.float32, head_only=head_only)
     step = make_train_step(graphdef, tx, loss, placed, mesh, weight=objective.weight, **parts)
@@ -291,16 +333,28 @@ def update_of(tiny, name: str, batch: dict[str, np.ndarray], *, head_only: bool 
     return before, after, jax.device_get(metrics)
 
 
-@pytest.mark.parametrize("name", ["imitation", "regression", "listwise", "pairwise", "promise", "temporal_difference"])
-def test_rows_read_in_parts_give_the_update_of_rows_read_at_once(tiny, name):
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        *((name, 1) for name in ("imitation", "regression", "listwise", "pairwise", "promise", "temporal_difference")),
+        ("cross_entropy", 3),
+    ],
+)
+def test_rows_read_in_parts_give_the_update_of_rows_read_at_once(tiny, name, heads):
     """Also where parts have very different numbers of targets, or none."""
     batch = many_rows(6)
-    _, whole, said = update_of(
-        tiny, name, batch, tx=optax.sgd(0.1)
-    )  # Adam would make much of the rounding of a small entry
-    _, parted, also = update_of(tiny, name, batch, tx=optax.sgd(0.1), accumulate=3)
+    if heads > 1:
+        batch["head_weight"] = np.random.default_rng(0).poisson(1.0, (*batch["tokens"].shape, heads)).astype(np.float32)
+    how = {"tx": optax.sgd(0.1), "heads": heads}  # Adam would make much of the rounding of a small entry
+    _, whole, said = update_of(tiny, name, batch, **how)
+    _, parted, also = update_of(tiny, name, batch, **how, accumulate=3)
     assert_same(nnx.to_pure_dict(parted.params), nnx.to_pure_dict(whole.params), 1e-5)
-    for metric in ("loss", "gradient_norm", "tokens", *({"states", "trained_tokens", "squared_error"} & said.keys())):
+    for metric in (
+        "loss",
+        "gradient_norm",
+        "tokens",
+        *({"states", "trained_tokens", *(("squared_error",) if heads == 1 else ())} & said.keys()),
+    ):
         assert also[metric] == pytest.approx(said[metric], rel=1e-5), metric
 
 

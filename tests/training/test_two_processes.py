@@ -162,6 +162,16 @@ def test_a_process_that_is_killed_ends_the_other_and_the_same_command_goes_on_to
     np.testing.assert_allclose(rest[0]["parameters"], expected["parameters"], rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_with_fewer_devices_and_fewer_processes(tmp_path):
+    expected = alone(tmp_path / "alone", 6, devices=8)
+    losses = two(tmp_path / "run", 2, devices=4)[0]["losses"]  # 2 processes of 4 devices
+    losses += alone(tmp_path / "run", 4, devices=8)["losses"]  # one of 8
+    last = alone(tmp_path / "run", 6, devices=2)  # one of 2
+    np.testing.assert_allclose(losses + last["losses"], expected["losses"], rtol=1e-5)
+    np.testing.assert_allclose(last["parameters"], expected["parameters"], rtol=1e-5)
+
+
 if __name__ == "__main__":
     patient = (
         jax.distributed.initialize
