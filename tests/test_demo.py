@@ -77,3 +77,9 @@ def test_figures_are_of_a_finished_demo_and_go_where_there_is_room(monkeypatch, 
     demo.main(["--readme"])
     for page in demo.PAGES:
         assert "\ngreedy best_of_n best_of_n-1 best_of_n-2 beam-3x3\n" in (tmp_path / page).read_text()
+
+
+def test_the_pages_have_room_for_figures():
+    for page in demo.PAGES:
+        text = (stages.home() / page).read_text()
+        assert text.count(f"<!-- {demo.MARK}: begin -->") == text.count(f"<!-- {demo.MARK}: end -->") == 1, page

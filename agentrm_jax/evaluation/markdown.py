@@ -70,6 +70,43 @@ def differences(
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def prefixes(result: Mapping[str, JSON], *, points: int = 6) -> str:
+    """What the scores of a result knew before episodes were over (`prefixes.measure`), at `points` steps from the first to the last.
+
+    The steps are spread evenly, whatever they show. Empty if the result says nothing of it.
+    """
+    found = result.get("prefixes") or {}
+    head = [
+        "after step",
+        "tasks",
+        "mean of those that go on",
+        "best score there",
+        "gain",
+        "order kept",
+        "AUC of success",
+    ]
+    lines = [["environment", *head], ["---"] * (len(head) + 1)]
+    for env, measured in found.items():
+        steps = measured["by_step"]
+        places = {round(i * (len(steps) - 1) / max(points - 1, 1)) for i in range(points)} if steps else ()
+        for p in (steps[place] for place in sorted(places)):
+            gain = p["gain"]
+            sure = "**" if gain["ci95"][0] > 0 else ""
+            lines.append(
+                [
+                    env,
+                    str(p["step"]),
+                    str(p["tasks"]),
+                    f"{100 * p['random']:.1f}",
+                    f"{100 * p['chosen']:.1f}",
+                    f"{sure}{_signed(gain['score'])}{sure} ({_signed(gain['ci95'][0])} to {_signed(gain['ci95'][1])})",
+                    "" if p["concordance"] is None else f"{100 * p['concordance']:.0f} %",
+                    "" if p["auc"] is None else f"{p['auc']:.2f}",
+                ]
+            )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if len(lines) > 2 else ""
+
+
 def _signed(value: float) -> str:
     return f"{100 * value:+.1f}".replace("-", "−")
 

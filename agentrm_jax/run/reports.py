@@ -82,7 +82,8 @@ def _training_of(result: dict[str, JSON]) -> dict[str, JSON] | None:
 
 
 def markdown(*searches: Path) -> str:
-    """The results of search runs as Markdown: the table, what the reward model adds to rules without one, and what each method costs."""
+    """The results of search runs as Markdown: the table; what the reward model adds to rules without one, and to chance before episodes
+    are over; and what each method costs."""
     answers = averaged([result for result in map(read, searches) if not _explores(result)])
     named = [row.name for row in comparison.rows(answers)]
     best = [name for name in named if name.startswith("best_of_n")]
@@ -92,6 +93,7 @@ def markdown(*searches: Path) -> str:
         parts.append(markdown_page.differences(answers, best[0], rules))
     for result in answers:
         parts += [_repeats(result)] if result.get("repeats") else []
+        parts += [text] if (text := markdown_page.prefixes(result)) else []
     if costs := budgets.equal(answers):
         parts.append("```\n" + "\n".join(budgets.lines(costs)) + "\n```")
     return "\n\n".join(parts)

@@ -34,6 +34,22 @@ def test_what_one_row_adds_to_others():
     ]
 
 
+def test_what_scores_knew_before_the_end_at_steps_spread_evenly():
+    by_step = [
+        {"step": k, "tasks": 20, "states": 90, "chosen": 0.5, "random": 0.4, "auc": None, "concordance": 0.625}
+        | {"gain": {"score": 0.1, "ci95": [0.01 if k == 9 else -0.05, 0.2]}}
+        for k in range(1, 10)
+    ]
+    lines = markdown.prefixes({"prefixes": {"maze": {"by_step": by_step, "to_go": []}}}, points=3).splitlines()
+    assert lines[2:] == [
+        "| maze | 1 | 20 | 40.0 | 50.0 | +10.0 (−5.0 to +20.0) | 62 % |  |",
+        "| maze | 5 | 20 | 40.0 | 50.0 | +10.0 (−5.0 to +20.0) | 62 % |  |",
+        "| maze | 9 | 20 | 40.0 | 50.0 | **+10.0** (+1.0 to +20.0) | 62 % |  |",
+    ]
+    assert markdown.prefixes({}) == ""
+    assert markdown.prefixes({"prefixes": {"maze": {"by_step": [], "to_go": []}}}) == ""
+
+
 def test_a_table_takes_its_place_and_no_other(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("before\n<!-- demo: begin -->\nold\n<!-- demo: end -->\nafter\n")
