@@ -109,7 +109,7 @@ def build(
         _check(found, name)
         rows[name] = _columns(found, how)
     sampled = all(r.samples or r.failed for r in records) and any(r.samples for r in records)
-    if sampled:
+    if sampled and any(len(r.samples or ()) > 1 for r in records):  # else there was nothing to choose from
         rows |= _sample_rows(records, how, independent)
     main = _columns(records, how)
     greedy = main if method == "greedy" else rows.get("greedy")

@@ -43,6 +43,12 @@ def test_result_has_what_the_contract_names():
     assert set(got["rows"]) == {"greedy", "random", "oracle"}
 
 
+def test_a_method_that_had_nothing_to_choose_from_has_no_rows_of_rules():
+    alone = [record(task, 0.5, [(0.9, 0.5)]) for task in ("maze/1", "maze/2", "pddl/1")]
+    got = build(alone, method="lookahead", independent=0, baselines={"greedy": GREEDY})
+    assert set(got["rows"]) == {"greedy"}
+
+
 def test_scores_by_hand():
     got = build(baselines={"greedy": GREEDY})
     maze = got["tasks"]["maze"]
