@@ -85,6 +85,13 @@ function ticks(low, high, count) {
   return found;
 }
 
+// Ticks of a logarithmic axis: 1, 2 and 5 times powers of ten.
+function logTicks(low, high) {
+  const found = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) found.push(...[1, 2, 5].map((m) => Number((m * 10 ** power).toPrecision(12))));
+  return found.filter((v) => v >= low && v <= high);
+}
+
 // Labels of ticks, with as many digits as it takes to tell them apart.
 function tickLabels(values, percent) {
   const at = (v, digits) => (percent ? String(Number((100 * v).toFixed(digits - 2))) : digits === 3 ? number(v) : String(Number(v.toPrecision(digits))));
@@ -155,7 +162,7 @@ function lineChart(lines, options) {
     });
     draw(box, "line", { class: "base", x1: left, x2: right, y1: bottom, y2: bottom });
     let edge = -Infinity;
-    const marks = options.whole ? xs : ticks(xs[0], xs[xs.length - 1], Math.max(3, Math.floor(width / 110)));
+    const marks = options.whole ? xs : options.log ? logTicks(xs[0], xs[xs.length - 1]) : ticks(xs[0], xs[xs.length - 1], Math.max(3, Math.floor(width / 110)));
     const xTicks = marks.length ? marks : xs, xLabels = tickLabels(xTicks, false);
     xTicks.forEach((t, i) => {
       const half = xLabels[i].length * 3.6;
