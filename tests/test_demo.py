@@ -3,7 +3,7 @@
 import pytest
 
 from agentrm_jax import demo
-from agentrm_jax.run import command, reports, stages, workdirs
+from agentrm_jax.run import command, flags, reports, stages, workdirs
 from agentrm_jax.types import UserError
 
 
@@ -50,6 +50,18 @@ def test_every_reward_model_ranks_the_samples_that_were_drawn_once():
         ]
         for seed in demo.SEEDS
     ]
+
+
+def test_every_command_is_one_that_its_main_takes():
+    for step in demo.steps():
+        main, *arguments = step.arguments
+        config, workdir = flags.parse(arguments, main)
+        assert workdir == step.workdir
+        assert all(str(config[key]) == value for key, value in named(step.flags) if key in config), step
+
+
+def named(words):
+    return [tuple(word.removeprefix("--config.").split("=", 1)) for word in words]
 
 
 def test_it_takes_no_other_arguments(started):

@@ -1,6 +1,7 @@
 """Samples that another run drew: several reward models can rank the same trajectories, and none is paid for twice."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,8 @@ def _spent(states: Mapping[str, Mapping[int, State]], entries: Sequence[journal.
 
 
 def _value(config: ml_collections.ConfigDict, name: str) -> JSON:
+    """One value as JSON has it, since the other run's was read from there: no tuples."""
     value: JSON = config
     for part in name.split("."):
         value = value.get(part) if value is not None else None
-    return value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
+    return json.loads(json.dumps(value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value))

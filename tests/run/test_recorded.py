@@ -38,7 +38,7 @@ def drawn(tmp_path):
 def config(samples, **changed):
     fields = {
         "method": "best_of_n", "policy": "p", "seed": 0, "examples": 0, "samples": str(samples), "search": SETTINGS,
-        "env": {"names": ["toy"], "options": {"toy": {}}, "data": ""},
+        "env": {"names": ["toy"], "options": {"toy": {"sizes": (3, 4)}}, "data": ""},
     }  # fmt: skip
     return ml_collections.ConfigDict({**fields, **changed})
 
@@ -91,7 +91,10 @@ def test_a_task_that_failed_there_fails_again(drawn):
     [
         ({"policy": "q"}, "was drawn with policy p, this run has q"),
         ({"search": {**SETTINGS, "temperature": 0.5}}, "was drawn with search.temperature 1.0, this run has 0.5"),
-        ({"env": {"options": {"toy": {"delay": 1}}, "data": ""}}, r"was drawn with env.options \{'toy': \{\}\}"),
+        (
+            {"env": {"options": {"toy": {"sizes": (3,)}}, "data": ""}},
+            r"was drawn with env.options \{'toy': \{'sizes': \[3, 4\]\}\}",
+        ),
         ({"search": {**SETTINGS, "n": 5}}, "holds 4 samples a task; set search.n to no more"),
     ],
 )
