@@ -66,7 +66,7 @@ def _judge(config: ml_collections.ConfigDict) -> None:
     if "judge" not in config or not isinstance(places.read(config.reward_model), places.Judge):
         return
     method, search, judge = config.method, config.search, f"--config.reward_model={config.reward_model}"
-    if method in ("adaptive", "guided_mcts"):
+    if method in ("adaptive", "guided_mcts", "refine"):
         raise UserError(f"{judge}: a judge compares candidates, and {method} scores them one after the other")
     if method == "best_of_n" and (search.all_steps or search.aggregate != "last"):
         raise UserError(

@@ -207,6 +207,7 @@ JUDGE = "reward_model=judge:smollm2"
     ("name", "overrides", "said"),
     [
         ("adaptive", (JUDGE,), "a judge compares candidates, and adaptive scores them one after the other"),
+        ("refine", (JUDGE,), "a judge compares candidates, and refine scores them one after the other"),
         ("guided_mcts", (JUDGE,), "a judge compares candidates, and guided_mcts"),
         ("best_of_n", (JUDGE,), r"set --config\.search\.all_steps=false"),
         ("judge", ("search.aggregate=mean",), r"--config\.search\.aggregate=last"),
