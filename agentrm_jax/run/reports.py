@@ -64,12 +64,15 @@ def show(*searches: Path) -> str:
 
 
 def averaged(found: Sequence[dict[str, JSON]]) -> list[dict[str, JSON]]:
-    """Results in order; those of one method whose reward models were trained alike, but for the seed, as one (`repeats.mean_of`)."""
+    """Results in order; as one those of the same search with reward models that were trained alike but for the seed (`repeats.mean_of`)."""
     groups: dict[str, list[dict[str, JSON]]] = {}
     for number, result in enumerate(found):
-        trained = _training_of(result)
-        told = [result["method"], result["policy"], (result.get("panel") or {}).get("hash"), trained]
-        groups.setdefault(json.dumps(told, sort_keys=True) if trained else str(number), []).append(result)
+        trained, config = _training_of(result), result.get("config") or {}
+        how = [result["method"], result["policy"], config.get("search"), config.get("seed")]
+        told = json.dumps([*how, (result.get("panel") or {}).get("hash"), trained], sort_keys=True)
+        same = groups.get(told, [])
+        again = result["reward_model"] in [other["reward_model"] for other in same]  # no reward model counts twice
+        groups.setdefault(told if trained and not again else str(number), []).append(result)
     return [repeats.mean_of(same) if len(same) > 1 else same[0] for same in groups.values()]
 
 
