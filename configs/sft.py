@@ -24,6 +24,10 @@ def get_config(size: str = "nano"):
         date="",  # told to a template that reads the clock, ISO format; empty: the day the run began
         env=common.env(split="train", count=1500),
         experts=f"runs/{size}/experts",
+        data="",  # your own rows instead: files and folders with commas between them, or hf:NAME (docs/data.md)
+        on_bad_row="stop",  # or skip
+        min_reward=0.0,  # of data: what is rated lower is not imitated
+        show_batch=False,
         loss="imitation",
         context_weight=0.3 if nano else 0.0,  # nano starts from nothing and learns to read on the way
         lora=common.lora(),

@@ -15,12 +15,13 @@ from agentrm_jax.engine.attention import Columns, attend
 from agentrm_jax.engine.batch import STEPS, DecodeShape, DecodeState, RowState, Steps, Trunk
 from agentrm_jax.engine.drafting import propose
 from agentrm_jax.engine.histories import InPlace
-from agentrm_jax.engine.memory import Entries, Weights, everywhere, logits, rotates, window
+from agentrm_jax.engine.memory import Entries, Weights, embed, everywhere, logits, window
 from agentrm_jax.engine.paged import join
 from agentrm_jax.engine.requests import SamplingParams
 from agentrm_jax.engine.sampling import Shaping, most_likely, sample
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.layers import rms_norm
+from agentrm_jax.models.rope import rotation
 
 
 def decode(
@@ -66,7 +67,7 @@ def decode(
             read = jnp.concatenate([read, _proposed(rows, positions[:, 0] + 1, p - 1)], axis=1)
         written = columns.mark(state.offset, jnp.where(rows.done[:, None], -1, offset), state.at)
         biases = {w: columns.bias(offset, written, w) for w in windows}
-        x = weights.embed_vd[jnp.maximum(read, 0).reshape(shape.rows, -1)]
+        x = embed(weights, jnp.maximum(read, 0).reshape(shape.rows, -1))
         caches: Entries = []
         for l, block in enumerate(weights.layers):
 
@@ -81,7 +82,7 @@ def decode(
                 shared = trunk.caches[l] if trunk is not None else None
                 return attend(q, *cache, shared, bias, trunk_bias)[0]
 
-            x = block(x, positions.reshape(shape.rows, -1), look, rotates(config, l))
+            x = block(x, positions.reshape(shape.rows, -1), look, rotation(config, l))
         hidden = rms_norm(x, weights.final_norm_d, config.norm_eps)
         scores = logits(weights, config, hidden).reshape(read.size, -1)
         chosen, logprob = _draw(scores, rows, p)

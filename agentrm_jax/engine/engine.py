@@ -50,7 +50,8 @@ class Engine:
       text: the text of token ids, for requests with stop texts.
 
     Raises:
-      UserError: the cache cannot hold one path of the longest allowed length, or there are not `config.tensor` devices.
+      UserError: the cache cannot hold one path of the longest allowed length, the model's positions do not reach so far, or there
+        are not `config.tensor` devices.
     """
 
     def __init__(
@@ -63,6 +64,12 @@ class Engine:
         text: Callable[[list[int]], str] | None = None,
     ):
         self.model_config, self.config, self.end_id, self.text = model.config, config, end_id, text
+        scaling, longest = model.config.rope_scaling, model.config.max_length
+        if scaling and scaling.kind in ("longrope", "dynamic") and config.context[-1] > longest:
+            raise UserError(
+                f"--config.engine.context={config.context[-1]}: positions of this model ({scaling.kind} rope) are those of paths of "
+                f"at most {longest} tokens; lower the last of engine.context"
+            )
         if config.cache_tokens < config.context[-1]:
             raise UserError(
                 f"the engine's cache of {config.cache_tokens} tokens cannot hold a history of {config.context[-1]}; "

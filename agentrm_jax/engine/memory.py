@@ -7,6 +7,7 @@ copy of the whole pool.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
@@ -25,10 +26,17 @@ class Weights(nnx.Pytree):
             return x.astype(dtype)
 
         self.embed_vd = nnx.data(cast(model.embed_vd[...]))
+        self.embed_scale = model.config.d_model**0.5 if model.config.scale_embeddings else None
         self.layers = nnx.data([jax.tree.map(cast, block) for block in model.unstacked()])
-        self.final_norm_d = nnx.data(model.final_norm_d[...])
+        self.final_norm_d = nnx.data(model.final_norm_d[...] + model.config.norm_offset)
         self.head_dv = nnx.data(cast(model.head_dv[...]) if hasattr(model, "head_dv") else None)
         self.value_d = nnx.data(value_map(model))  # [d], or [d, e] of several value heads
+
+
+def embed(weights: Weights, tokens: jax.Array | np.ndarray) -> jax.Array:
+    """Embeddings [*tokens.shape, d] as the first layer reads them."""
+    x = weights.embed_vd[tokens]
+    return x if weights.embed_scale is None else x * jnp.asarray(weights.embed_scale, x.dtype)
 
 
 def output_map(weights: Weights, config: ModelConfig) -> jax.Array:
@@ -88,9 +96,4 @@ def everywhere(x: jax.Array) -> jax.Array:
 
 def window(config: ModelConfig, l: int) -> int | None:
     """How far back layer l sees; None for all the way."""
-    return config.sliding_window if not config.window_layers or config.window_layers[l] else None
-
-
-def rotates(config: ModelConfig, l: int) -> bool:
-    """Whether layer l rotates queries and keys."""
-    return not config.rope_layers or config.rope_layers[l]
+    return config.windows[l]

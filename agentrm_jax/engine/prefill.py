@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax.engine.histories import InPlace
-from agentrm_jax.engine.memory import MASK_VALUE, Entries, Weights, gather, output_map, rotates, window
+from agentrm_jax.engine.memory import MASK_VALUE, Entries, Weights, embed, gather, output_map, window
 from agentrm_jax.engine.paged import join
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.layers import rms_norm
+from agentrm_jax.models.rope import rotation
+from agentrm_jax.models.transformer import finished_values
 from agentrm_jax.models.vocabulary import log_probabilities
 
 Array = jax.Array | np.ndarray
@@ -81,7 +83,7 @@ def prefill(
     seen = (jnp.arange(r) <= query) & (query < jnp.asarray(batch.subtree_end)[:, None])
     back = positions[:, :, None] - positions.reshape(-1)[index][:, None, :]
 
-    x = weights.embed_vd[batch.tokens]
+    x = embed(weights, batch.tokens)
     entries: Entries = []
     for l, block in enumerate(weights.layers):
 
@@ -101,11 +103,12 @@ def prefill(
                 out = join([*parts, (out, lse.reshape(u, w, config.num_heads))])
             return out.astype(q.dtype)
 
-        x = block(x, positions, attend, rotates(config, l))
+        x = block(x, positions, attend, rotation(config, l))
     hidden = rms_norm(x, weights.final_norm_d, config.norm_eps)
     value = jnp.zeros((u, w), jnp.float32)
     if weights.value_d is not None:
-        value = jnp.einsum("uwd,d...->uw...", hidden.astype(jnp.float32), weights.value_d)
+        raw = jnp.einsum("uwd,d...->uw...", hidden.astype(jnp.float32), weights.value_d)
+        value = finished_values(config, raw)
     logprob = None
     if logprobs:
         before = hidden.reshape(u * w, -1)[jnp.maximum(batch.previous, 0).reshape(-1)]

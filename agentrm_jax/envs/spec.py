@@ -6,6 +6,7 @@ inside `make`, because the main process only needs texts and task lists while en
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from agentrm_jax.types import JSON, Environment, Expert, Message, Outcome, Task, UserError
@@ -88,6 +89,28 @@ class EnvSpec:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
             raise UserError(f"option success_threshold must be a number above 0 and up to 1, not {value!r}")
         return dataclasses.replace(self, success_threshold=float(value))
+
+
+def named(spec: EnvSpec, name: str, **defaults: JSON) -> EnvSpec:
+    """The same environment under a name of its own, with options of its own; what a config says counts more.
+
+    So one run can have several games of TextArena, or several servers: `sudoku = named(textarena.SPEC, "sudoku", game="Sudoku-v0")`
+    in a module of yours is the environment `my.module:sudoku`.
+    """
+    make = functools.partial(_make_with, spec.make, defaults)
+    return dataclasses.replace(
+        spec, name=name, make=make, tasks=functools.partial(_tasks_with, spec.tasks, defaults, name)
+    )
+
+
+def _make_with(make: Callable[[Options], Environment], defaults: Options, options: Options) -> Environment:
+    return make({**defaults, **options})
+
+
+def _tasks_with(
+    tasks: Callable[[str, Options], Sequence[Task]], defaults: Options, name: str, split: str, options: Options
+) -> Sequence[Task]:
+    return [dataclasses.replace(task, env=name) for task in tasks(split, {**defaults, **options})]
 
 
 def whole(options: Options, name: str, default: int) -> int:

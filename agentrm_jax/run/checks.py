@@ -29,7 +29,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, value in values.items():
         if known := keys.find(name, roles):
             _check_value(known, name, value)
-    for together in (_places, _judge, _outcomes, _mesh, _model, _objective, _engine, _simulations):
+    for together in (_data, _places, _judge, _outcomes, _mesh, _model, _objective, _engine, _simulations):
         together(config)
 
 
@@ -43,8 +43,19 @@ def _check_value(key: Key, name: str, value: Any) -> None:
         raise UserError(f"--config.{name}={show(value)}: must be {key.range.words()}")
 
 
+def _data(config: ml_collections.ConfigDict) -> None:
+    if config.get("data") and config.get("state") == "last_observation":
+        raise UserError(
+            "--config.state=last_observation: what was observed after the last action is no part of rows of your own"
+        )
+    if "trees" in config and not (config.get("data") or config.init):
+        raise UserError(
+            "--config.init is empty: a reward model starts from a model, or from nothing with --config.data"
+        )
+
+
 def _outcomes(config: ml_collections.ConfigDict) -> None:
-    if "samples" in config and "trees" in config and not (config.samples or config.trees):
+    if "samples" in config and "trees" in config and not (config.samples or config.trees or config.data):
         raise UserError("--config.samples and --config.trees are both empty; name trajectories, search trees, or both")
 
 

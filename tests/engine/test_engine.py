@@ -14,6 +14,7 @@ from agentrm_jax.engine.requests import (
     SamplingParams,
     ScoreRequest,
 )
+from agentrm_jax.models.config import RopeScaling
 from agentrm_jax.testing.tiny import dense_greedy, dense_logits, dense_values, tiny_model
 from agentrm_jax.types import UserError
 
@@ -454,3 +455,12 @@ def test_values_of_sampled_tokens_are_read_when_asked_for():
 def test_make_engine_takes_a_config_group():
     made = make_engine(MODEL, {**dataclasses.asdict(SIZES), "dtype": "float32"}, end_id=END)
     assert made.config == SIZES
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_no_engine_reads_paths_for_which_positions_would_turn_otherwise(kind):
+    lists = {"short_factors": (1.0,) * 4, "long_factors": (2.0,) * 4} if kind == "longrope" else {}
+    model = tiny_model(rope_scaling=RopeScaling(kind, 2.0, original_length=32, **lists), max_length=32)
+    Engine(model, dataclasses.replace(SIZES, context=(16, 32)), end_id=END)
+    with pytest.raises(UserError, match=r"context=64: positions of this model .* at most 32 tokens"):
+        Engine(model, SIZES, end_id=END)
