@@ -213,9 +213,11 @@ def imitation_data(
     if not trajectories:
         raise UserError(f"the experts of {', '.join(environments)} solved none of the chosen tasks")
     specs = environments.specs
-    chat = (
-        base.chat if base else load_chat(train_tokenizer(examples.texts(trajectories, specs), config.model.vocab_size))
-    )
+    if base:
+        chat = base.chat
+    else:
+        texts, size = examples.texts(trajectories, specs), config.model.vocab_size
+        chat = load_chat(train_tokenizer(texts, size, config.token_span))
     told = texts_of(specs, [t.task for t in trajectories], config.env.prompts, reader="policy")
     sizes = {"row_length": config.row_length, "context_weight": config.context_weight}
     return examples.imitation(trajectories, Encoder(chat, specs), folder, **sizes), chat, told

@@ -39,7 +39,7 @@ def env(*, split: str, start: int = 0, count: int = 64) -> ml_collections.Config
         start=start,
         count=count,
         data="",  # folder of official data files, if any
-        prompts="",  # AgentRM's folder eval_agent/prompt, for its wording instead of ours
+        prompts="",  # AgentRM's folder eval_agent/prompt, for its wording instead of ours; none: goal and observation only
         workers=2,
         step_timeout=30.0,
         options=config_dict(
@@ -128,6 +128,8 @@ def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.
         seed=0,
         log_seconds=10.0,
     )
+    if method == "best_of_n":
+        config.samples = ""  # a finished run whose samples are ranked, instead of drawing some
     if reward_model:
         config.pessimism = 0.0  # of an ensemble: its score is the mean less so many standard deviations
         # what an implicit reward model gives for a state: the sum over its path; single: its last step's reward alone

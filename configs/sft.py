@@ -18,6 +18,7 @@ def get_config(size: str = "nano"):
     config = common.config_dict(
         size=size,
         model=common.model(),  # nano's; a model named by `init` brings its own
+        token_span="phrases",  # what a token of nano's tokenizer may span; words: where words are to be copied (a search, a click)
         init=common.SIZES[size],  # a training workdir, a Hugging Face folder, a GGUF file, or smollm2
         chat_template="",  # instead of the tokenizer's own: chatml, or a file
         date="",  # told to a template that reads the clock, ISO format; empty: the day the run began

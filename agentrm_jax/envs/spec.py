@@ -9,7 +9,7 @@ import difflib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from agentrm_jax.types import JSON, Environment, Expert, Message, Task, UserError
+from agentrm_jax.types import JSON, Environment, Expert, Message, Outcome, Task, UserError
 
 # config.env.options: `data` (folder of official files), `live` (engines a worker holds), and what the environment knows
 Options = Mapping[str, JSON]
@@ -37,6 +37,8 @@ class EnvSpec:
       observation_prefix: put before every observation after the first.
       exhausted_reward: reward of an episode that ran out of steps: `keep` the engine's latest, or `zero`.
       options: names of the options it knows besides those that all have (`_EVERYWHERE`); None: any.
+      answer: what an episode came to, read from its last outcome, as votes among samples are counted; None where that was no answer.
+        Without it samples of this environment have no `majority`.
       told: the spec whose texts (instruction, rm_instruction, example) are for a task, where they differ from task to task.
       live: engines of this environment that a worker holds at most (option `live` counts more); 0: as many as the pool says.
       engine, licence, extra: for `python -m agentrm_jax.envs` and error texts.
@@ -55,6 +57,7 @@ class EnvSpec:
     observation_prefix: str = "Observation: "
     exhausted_reward: str = "keep"
     options: tuple[str, ...] | None = None
+    answer: Callable[[Outcome], str | None] | None = None
     told: "Callable[[Task], EnvSpec] | None" = None
     live: int = 0
     engine: str = ""

@@ -55,7 +55,7 @@ def _data(config: ml_collections.ConfigDict) -> None:
 
 
 def _outcomes(config: ml_collections.ConfigDict) -> None:
-    if "samples" in config and not (config.samples or config.trees or config.data):
+    if "samples" in config and "trees" in config and not (config.samples or config.trees or config.data):
         raise UserError("--config.samples and --config.trees are both empty; name trajectories, search trees, or both")
 
 
@@ -77,7 +77,7 @@ def _judge(config: ml_collections.ConfigDict) -> None:
     if "judge" not in config or not isinstance(places.read(config.reward_model), places.Judge):
         return
     method, search, judge = config.method, config.search, f"--config.reward_model={config.reward_model}"
-    if method in ("adaptive", "guided_mcts"):
+    if method in ("adaptive", "guided_mcts", "refine"):
         raise UserError(f"{judge}: a judge compares candidates, and {method} scores them one after the other")
     if method == "best_of_n" and (search.all_steps or search.aggregate != "last"):
         raise UserError(

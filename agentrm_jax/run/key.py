@@ -53,6 +53,7 @@ RERANKING = (
     "sharing_beam",
     "particle",
     "guided_mcts",
+    "refine",
 )  # with a reward model
 SAMPLING = (*RERANKING, "mcts", "sample")
 TREES = ("mcts", "guided_mcts")

@@ -52,6 +52,7 @@ STAGES: Mapping[str, Stage] = {
         Stage("dvts", "search.py", "held-out tasks: 5 subtrees, the best of 5 turns at every step in each"),
         Stage("sharing_beam", "search.py", "held-out tasks: 5 x 5 beam whose trajectories share what is cached"),
         Stage("particle", "search.py", "held-out tasks: 5 trajectories, resampled by the reward model at every step"),
+        Stage("refine", "search.py", "held-out tasks: 3 attempts, each told the verdict on the best before it"),
         Stage("guided_mcts", "search.py", "held-out tasks: tree search by the reward model before every step"),
     )
 }

@@ -232,6 +232,13 @@ TRAINING: Mapping[str, tuple[Key, ...]] = {
             of=FROM_NOTHING,
             before=1024,
         ),
+        Key(
+            "token_span",
+            Choice(("phrases", "words")),
+            "what a token of that tokenizer may span",
+            of=POLICY,
+            before="phrases",
+        ),
         Key("model.num_layers", COUNT, "layers", of=FROM_NOTHING, before=4),
         Key("model.d_model", COUNT, "width", of=FROM_NOTHING, before=256),
         Key("model.num_heads", COUNT, "query heads", of=FROM_NOTHING, before=4),
