@@ -6,7 +6,8 @@
     python search.py --config=configs/best_of_n.py     whole trajectories, the reward model picks
     python search.py --config=configs/beam.py          step by step, the reward model prunes
 
-docs/search.md has the others (lookahead, adaptive, particle, dvts, guided_mcts, sharing_beam).
+docs/search.md has the others (lookahead, adaptive, particle, dvts, guided_mcts, sharing_beam, refine). With --config.samples=RUN
+best-of-n draws nothing: another reward model ranks what that run drew.
 
 Finished tasks are kept, so running the same command again continues a run that was stopped. Started as several processes
 (`jax.distributed`), each searches its share of the tasks with engines on its own devices. With --config.ray=auto a Ray cluster
@@ -25,11 +26,13 @@ import ml_collections
 from agentrm_jax import parallel, search
 from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.pool.pool import EnvironmentPool
-from agentrm_jax.envs.react import command_reader
+from agentrm_jax.envs.react import answer_reader, command_reader
+from agentrm_jax.evaluation import panels
+from agentrm_jax.files import write_json
 from agentrm_jax.models.card import card_of, differences, texts_of
 from agentrm_jax.policies.loading import load_policy
 from agentrm_jax.rewards.loading import load_reward_model
-from agentrm_jax.run import journal, mains, reports, stages, workdirs
+from agentrm_jax.run import journal, mains, recorded, reports, stages, workdirs
 from agentrm_jax.run.devices import accelerator
 from agentrm_jax.run.logs import ProgressLine
 from agentrm_jax.search import methods
@@ -43,6 +46,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     environments = catalogue.resolve(config.env)
     tasks = [task for entry in environments.values() for task in catalogue.tasks(config.env, entry)]
     run = method.bind(config.search, seed=config.seed, command=command_reader(environments.specs))
+    if drawn := recorded.read(config, tasks) if config.get("samples") else None:
+        run = drawn.ranking(config.search)
 
     # --- Where we are --------------------------------------------------------------------------------------------------
     if config.ray:
@@ -69,12 +74,19 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
             fleet = Fleet(config)  # opens the same on its nodes
         else:
-            policy = load_policy(config.policy, specs, config.engine, examples=config.examples, **how)
+            if drawn is None:
+                policy = load_policy(config.policy, specs, config.engine, examples=config.examples, **how)
             if method.reward_model:
                 reward_model = load_reward_model(config.reward_model, specs, config.engine, **how)
         policy_card, reward_card = fleet.cards if fleet else (card_of(policy), card_of(reward_model))
 
     # --- Tasks: what is left of them -----------------------------------------------------------------------------------
+    if process == 0:  # what results are about, and what of their cost was paid elsewhere
+        write_json(
+            workdir / "panel.json", panels.panel_of(tasks, {e.spec.name: e.options for e in environments.values()})
+        )
+        if drawn:
+            write_json(workdir / "drawn.json", {"run": config.samples, "budget": drawn.spent})
     log = journal.part(workdir, process, processes)
     before = {entry.record.task for entry in journal.entries(workdir / "tasks.jsonl")}
     left = [task for task in tasks if task.key not in before][process::processes]
@@ -92,7 +104,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     progress = ProgressLine(total, done=len(log.finished), name="task", period=config.log_seconds)
 
     def on_done(done: search.Done[search.Result], meter: search.Meter, notes: Mapping[str, JSON]) -> None:
-        log.record(done, meter, ranked=method.keeps, notes=notes)
+        log.record(done, meter, ranked=method.keeps, notes=notes, answer=answer_reader(environments.specs))
         spent = meter.total()
         speed = spent.policy_tokens / max(spent.seconds, 1e-9)
         progress.show(

@@ -3,6 +3,7 @@
     python train.py --config=configs/sft.py            the policy
     python train.py --config=configs/explicit.py       the reward model
     python train.py --config=configs/implicit.py       another kind of reward model
+    python train.py --config=... --config.data=FILE    any of them, from rows of your own (docs/data.md)
 
 Every array lives where the table in `agentrm_jax/parallel.py` puts it; the same file trains on a laptop and on a pod. Run the
 same command again to continue a run that was stopped.
@@ -21,7 +22,8 @@ from flax import nnx
 
 from agentrm_jax import parallel
 from agentrm_jax.chat import Chat, load_chat
-from agentrm_jax.data import datasets, examples, formats, heldout, outcomes
+from agentrm_jax.data import datasets, examples, files, formats, heldout, outcomes, own, preview
+from agentrm_jax.data.conversations import segments
 from agentrm_jax.data.demonstrations import expert_trajectories
 from agentrm_jax.data.samples import read_samples
 from agentrm_jax.envs import catalogue
@@ -33,7 +35,7 @@ from agentrm_jax.models.card import Card, Texts, read_card, texts_of
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.lora import LoRA
 from agentrm_jax.models.opening import OpenedModel
-from agentrm_jax.prompts import Encoder
+from agentrm_jax.prompts import Encoder, Reader
 from agentrm_jax.run import mains, seeds, stages, stopping, workdirs
 from agentrm_jax.run.command import Stopped
 from agentrm_jax.run.devices import accelerator
@@ -79,7 +81,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # --- Data: records -> token trees on disk -> packed batches --------------------------------------------------------
     with parallel.first_process_first("data"), workdirs.begun(config, workdir, write=first):
         make = {"experts": imitation_data, "trees": step_value_data, "samples": outcome_data}
-        trees, chat, texts = make[objective.source](config, workdir, base)
+        trees, chat, texts = (own_data if config.data else make[objective.source])(config, workdir, base)
         if first and not (workdir / "tokenizer").exists():
             with new_folder(workdir / "tokenizer") as folder:
                 chat.tokenizer.save_pretrained(folder)
@@ -131,7 +133,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
     # --- Batches: this process's share of the trees, packed into rows ---------------------------------------------------
     shard = {"shard": jax.process_index(), "shards": jax.process_count()}
-    data = iter(datasets.batches(trees, seed=config.seed, heads=config.get("heads", 1), **sizes, **shard))
+    stream = datasets.batches(trees, seed=config.seed, heads=config.get("heads", 1), **sizes, **shard)
+    data = iter(stream)
+    if config.show_batch and first:
+        print(preview.shown(next(iter(stream)), chat.tokenizer.decode, objective.fields))
 
     # --- Go on where a former run stopped, or begin --------------------------------------------------------------------
     with checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints, stopping.requests() as stop:
@@ -208,9 +213,11 @@ def imitation_data(
     if not trajectories:
         raise UserError(f"the experts of {', '.join(environments)} solved none of the chosen tasks")
     specs = environments.specs
-    chat = (
-        base.chat if base else load_chat(train_tokenizer(examples.texts(trajectories, specs), config.model.vocab_size))
-    )
+    if base:
+        chat = base.chat
+    else:
+        texts, size = examples.texts(trajectories, specs), config.model.vocab_size
+        chat = load_chat(train_tokenizer(texts, size, config.token_span))
     told = texts_of(specs, [t.task for t in trajectories], config.env.prompts, reader="policy")
     sizes = {"row_length": config.row_length, "context_weight": config.context_weight}
     return examples.imitation(trajectories, Encoder(chat, specs), folder, **sizes), chat, told
@@ -258,6 +265,31 @@ def outcome_data(
     how["heldout_fraction"] = config.heldout
     every = [tree for trees in runs.values() for tree in trees]
     return outcomes.outcomes(every, Encoder(base.chat, specs, "reward"), folder, **how), base.chat, told
+
+
+def own_data(
+    config: ml_collections.ConfigDict, workdir: Path, base: OpenedModel | None
+) -> tuple[Any, Chat, dict[str, Texts]]:
+    """Rows of the user's own files as a dataset, the tokenizer they are cut with (trained on them if there is none yet), and what is
+    told about the environments of our own records among them."""
+    folder, card = workdir / "data", read_card(workdir)
+    if card and (found := datasets.read_dataset(folder)) is not None:
+        return found, base.chat if base else load_chat(load_tokenizer(workdir / "tokenizer")), dict(card.texts)
+    objective = objectives.find(config.loss)
+    specs = {name: catalogue.find(name) for name in catalogue.names()}
+    runs = [env for place in files.listed(config.data) if (env := workdirs.read_config(Path(place)).get("env"))]
+    for env in [config.env] if "env" in config else runs:  # of a search's workdir, the environments that it was made in
+        specs |= catalogue.resolve(env).specs
+    rows = own.read(config.data, specs, on_bad_row=config.on_bad_row)
+    chat = base.chat if base else load_chat(train_tokenizer(rows.texts(), config.model.vocab_size))
+    reader: Reader = "policy" if objective.kind == "policy" else "reward"
+    encode = functools.partial(segments, chat=chat, state=config.get("state", "default"), reader=reader)
+    names = ("outcome", "context_weight", "balance_values", "balance_tasks")  # those of them that the config has
+    how = {name: config[name] for name in names if name in config} | {"row_length": config.row_length}
+    how |= {"heldout_fraction": config.get("heldout", 0.0), "least": config.get("min_reward", 0.0)}
+    how |= {"extra": outcomes.EXTRA if objective.reference else (), "bounded": config.loss in objectives.PROBABILITIES}
+    trees = own.dataset(rows, objective.lesson, encode, folder, loss=config.loss, **how)
+    return trees, chat, texts_of(specs, rows.tasks, "", reader=reader)
 
 
 def told_of(place: str, trees: Sequence[SearchTree]) -> tuple[Mapping[str, EnvSpec], dict[str, Texts]]:

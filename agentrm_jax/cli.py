@@ -14,10 +14,13 @@ COMMANDS = {
     "train": "a policy by imitation, or a reward model on step values",
     "search": "with a policy, environments and a reward model; the methods are its configs",
     "score": "the steps of recorded trajectories by a reward model",
+    "evaluate": "a reward model on labelled rows, beside rules that need no model",
+    "convert": "rows of any layout into another one",
+    "serve": "a reward model and a policy over HTTP",
     "export": "a model as a Hugging Face folder",
     "plan": "memory and compile a run for hardware that is not here",
     "report": "one page about one or more finished searches",
-    "envs": "which environments there are, and whether they work here",
+    "envs": "which environments there are; play, check and serve them",
     "demo": "the whole loop at small size, then a report",
 }
 

@@ -23,7 +23,7 @@ from agentrm_jax.chat import Chat
 from agentrm_jax.files import check_new_folder, new_folder, write_json
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.families import Head, config_to_hf
-from agentrm_jax.models.peft import write_peft
+from agentrm_jax.models.peft import check_separate, write_peft
 from agentrm_jax.models.pretrained import EXAMPLE_SCORES
 from agentrm_jax.models.transformer import Transformer, token_logprobs, values
 from agentrm_jax.models.weights import Params, build, tensors, with_mean_head
@@ -195,6 +195,7 @@ def _write_adapter(workdir: Path, model: Transformer, chat: Chat, out: Path, hea
     """A folder for PEFT: adapters, value head, tokenizer, and examples with the numbers of base and adapters together."""
     from agentrm_jax.models.opening import load_adapters
 
+    check_separate(model.config)
     adapters = load_adapters(workdir)
     with new_folder(out) as draft:
         write_peft(adapters.params, adapters.lora, adapters.base, draft, head)

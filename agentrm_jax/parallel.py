@@ -27,6 +27,7 @@ RULES: Mapping[str, str] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    "experts": "tensor",
 }
 
 BATCH = PartitionSpec(("data", "fsdp"))

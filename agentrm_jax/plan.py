@@ -142,16 +142,18 @@ def plan_search(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
     for name, (place, head) in _engines(config).items():
         model, origin = model_shape(place, config.size)
         facts[name] = origin
-        shapes = _engine_shapes(model, config.engine, head, mesh)
+        sizes = {**config.engine} if name == "policy" else {**config.engine, "weights": ""}
+        shapes = _engine_shapes(model, sizes, head, mesh)
         parameters[name] = sum(x.size for x in jax.tree.leaves(shapes[0]))
         held |= {f"{name} weights": _shards(shapes[0]), f"{name} KV cache": _shards(shapes[1])}
         memory = functools.partial(
-            _engine_memory, sizes=config.engine, head=head, decodes=name in ("policy", "judge"), mesh=mesh
+            _engine_memory, sizes=sizes, head=head, decodes=name in ("policy", "judge"), mesh=mesh
         )
         needs = _to_depth(memory, model, scanned=False)
         step |= {what: needs.pop(what) for what in _STEP if what in needs}
         batch = max(batch, *needs.values())
-        loading = max(loading, sum(held.values()) + _shards(shapes[0]))
+        stacked = programs.planned_memory(model, sizes, head, mesh)[0].passing
+        loading = max(loading, sum(held.values()) + _shards(stacked))
     held["batch"] = batch
     held["loading"] = max(loading - sum(held.values()), 0)
     e = config.engine

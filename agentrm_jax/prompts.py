@@ -29,7 +29,7 @@ def opening(spec: EnvSpec, goal: str, observation: str, *, reader: Reader, examp
         return [Message("user", spec.rm_instruction.replace("{goal}", goal) + "\n\n" + observation)]
     task = f"Your task: {goal}\n\n{observation}"
     if not examples or not spec.example:
-        return [Message("user", spec.instruction + "\n\n" + task)]
+        return [Message("user", f"{spec.instruction}\n\n{task}" if spec.instruction else task)]
     return [Message("user", spec.instruction), Message("assistant", "OK"), *spec.example, Message("user", task)]
 
 

@@ -3,8 +3,8 @@
     python -m agentrm_jax.score RM TRAJECTORIES      {"id": "webshop_12", "step_scores": [0.41, 0.77], "score": 0.77}
 
 RM is a training workdir or a Hugging Face folder: any *ForSequenceClassification with one label; or `implicit:TUNED@BASE`, a
-policy and the one that it was tuned from, whose log-ratio is the score. TRAJECTORIES is a file in any format that
-`agentrm_jax.data.conversations` reads (ETO, AgentGym, TRL, ours). Steps are the trained assistant turns; a step's score is the value
+policy and the one that it was tuned from, whose log-ratio is the score. TRAJECTORIES is a file in any layout that
+`agentrm_jax.data.labels` reads (ETO, AgentGym, TRL, ours, ...). Steps are the trained assistant turns; a step's score is the value
 at its end-of-turn token, of an implicit reward model its log-ratio (`--step-reward`). A trajectory that cannot be scored has a line
 with `"score": null` and the reason as `error`.
 """
@@ -16,14 +16,15 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
 from agentrm_jax import places
-from agentrm_jax.data import conversations
+from agentrm_jax.data import labels
+from agentrm_jax.data.conversations import Conversation
 from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.spec import EnvSpec
 from agentrm_jax.models.card import READ_AT, Card, ReadAt, read_card, reward_specs
@@ -47,11 +48,22 @@ _PLACES: Mapping[ReadAt, str] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code (2 for what the user can mend)."""
     parser = command.Parser(prog="python -m agentrm_jax.score", description=(__doc__ or "").partition("\n")[0])
+    add_options(parser)
+    parser.add_argument("--out", type=Path, help="file to write to instead of standard output")
+    parser.add_argument("--strict", action="store_true", help="exit code 2 if a trajectory could not be scored")
+    return run(parser, argv, _run)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which model reads which trajectories, and how."""
     parser.add_argument(
         "rm",
         help="a training workdir, a Hugging Face folder (*ForSequenceClassification, one label), or implicit:TUNED@BASE",
     )
-    parser.add_argument("trajectories", type=Path, help="a file of ETO, AgentGym, TRL or our own, or a folder of such")
+    parser.add_argument(
+        "trajectories",
+        help="a file or folder in any layout of docs/data.md (ETO, AgentGym, TRL, our own, ...), several with commas, or hf:NAME",
+    )
     parser.add_argument(
         "--aggregate", help="last, min, mean, sum, prod or max of the steps (default: the model's, else last)"
     )
@@ -61,7 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="accumulated",
         help="of an implicit reward model: accumulated, the sum up to a step (default), or single, its own reward",
     )
-    parser.add_argument("--out", type=Path, help="file to write to instead of standard output")
     parser.add_argument("--rows", type=int, default=8, help="rows of a forward pass (default 8)")
     parser.add_argument("--row-length", type=int, default=1024, help="tokens of a row (default 1024)")
     parser.add_argument("--max-length", type=int, help="tokens of a trajectory to read (default: the model's limit)")
@@ -75,70 +86,125 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--env", action="append", default=[], metavar="MODULE", help="your own environment of our records"
     )
-    parser.add_argument("--strict", action="store_true", help="exit code 2 if a trajectory could not be scored")
 
-    def work() -> int:
+
+def run(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    work: Callable[[argparse.Namespace], int],
+    kept: str = "",
+) -> int:
+    """The exit code of a command with these options."""
+
+    def checked() -> int:
         try:
-            return _run(parser.parse_args(argv))
+            return work(parser.parse_args(argv))
         except UserError as error:
             raise UserError(_here(str(error))) from error
 
-    return command.exit_code(work)
+    return command.exit_code(checked, kept=kept)
 
 
-def _run(args: argparse.Namespace) -> int:
+class Scorer:
+    """A reward model as a command line names it; it is opened when it is first needed.
+
+    Attributes:
+      specs: what a reader of our own records is told about their environments, by name.
+      beta: of an implicit reward model, what log-ratios are multiplied by; None for another one.
+
+    Raises:
+      UserError: an option is wrong, or the place holds no reward model.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        _check(args)
+        place = places.read(args.rm)
+        card = read_card(Path(place.place)) if isinstance(place, places.Model) else None
+        self.aggregate = args.aggregate or (card.aggregate if card else "last")
+        aggregation.check(self.aggregate)
+        require_reward_model(place, card)
+        self.specs = known_specs(card, args.env)
+        if isinstance(place, places.Pair):
+            self.specs = {name: told_as_policy(spec) for name, spec in self.specs.items()}
+        self._place, self._card, self._args = place, card, args
+        self.beta: float | None = None
+        self.read_at: ReadAt = "end_of_turn"
+        self.limit = 0
+
+    def score(self, trajectories: Sequence[Conversation]) -> Iterator[Scored]:
+        """`scoring.score` of the trajectories; sets `beta`, `read_at` and `limit` (tokens of a trajectory) when it begins."""
+        args = self._args
+        accelerator()
+        loaded, ratio = load_reward_model(
+            self._place, self._card, template=args.chat_template, step_reward=args.step_reward
+        )
+        self.beta = ratio.beta if ratio else None
+        self.read_at = "end_of_turn" if ratio else args.read_at or loaded.read_at
+        self.limit = args.max_length or loaded.model.config.max_length
+        how = {"row_length": args.row_length, "rows": args.rows, "max_length": args.max_length, "ratio": ratio}
+        how |= {"read_at": self.read_at, "state": loaded.state, "dtype": jnp.dtype(args.dtype)}
+        for one in score(loaded.model, loaded.chat, trajectories, aggregate=self.aggregate, **how):
+            yield dataclasses.replace(one, error=_here(one.error))
+
+
+def _check(args: argparse.Namespace) -> None:
     if args.dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype={args.dtype}: use float32 or bfloat16")
     for name in ("rows", "row_length", "max_length"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}={getattr(args, name)}: use a positive number")
-    place = places.read(args.rm)
-    card = read_card(Path(place.place)) if isinstance(place, places.Model) else None
-    aggregate = args.aggregate or (card.aggregate if card else "last")
-    aggregation.check(aggregate)
-    _require_reward_model(place, card)
+
+
+def _run(args: argparse.Namespace) -> int:
+    scorer = Scorer(args)
     # all of it, so that a bad line is found before the work
-    specs = known_specs(card, args.env)
-    if isinstance(place, places.Pair):
-        specs = {name: told_as_policy(spec) for name, spec in specs.items()}
-    trajectories = list(conversations.read(args.trajectories, specs))
-    accelerator()
-    loaded, ratio = _load(place, card, args)
-    options = {"row_length": args.row_length, "rows": args.rows, "max_length": args.max_length, "ratio": ratio}
-    read_at: ReadAt = "end_of_turn" if ratio else args.read_at or loaded.read_at
-    options |= {"read_at": read_at, "state": loaded.state}
+    trajectories = list(labels.conversations(args.trajectories, scorer.specs))
     done: list[Scored] = []
     began = time.monotonic()
     with _output(args.out) as out:
-        for one in score(
-            loaded.model, loaded.chat, trajectories, aggregate=aggregate, dtype=jnp.dtype(args.dtype), **options
-        ):
-            done.append(dataclasses.replace(one, error=_here(one.error)))
-            print(json.dumps(done[-1].to_json(), allow_nan=False), file=out, flush=True)
-    if ratio:
-        print(f"log-ratios are those of the tokens of every step, times {ratio.beta:g}", file=sys.stderr)
+        for one in scorer.score(trajectories):
+            done.append(one)
+            print(json.dumps(one.to_json(), allow_nan=False), file=out, flush=True)
+    if scorer.beta is not None:
+        print(f"log-ratios are those of the tokens of every step, times {scorer.beta:g}", file=sys.stderr)
     else:
-        print(f"values were read at {_PLACES[read_at]} (--read-at={read_at})", file=sys.stderr)
-    _report(done, args.max_length or loaded.model.config.max_length, time.monotonic() - began)
+        print(f"values were read at {_PLACES[scorer.read_at]} (--read-at={scorer.read_at})", file=sys.stderr)
+    _report(done, scorer.limit, time.monotonic() - began)
     failed = any(one.error for one in done)
     return 2 if failed and (args.strict or all(math.isnan(one.score) for one in done)) else 0
 
 
-def _load(place: places.Place, card: Card | None, args: argparse.Namespace) -> "tuple[LoadedModel, LogRatio | None]":
-    """The model, and for an implicit one what it is compared with."""
+def load_reward_model(
+    place: places.Place,
+    card: Card | None,
+    *,
+    template: str = "",
+    step_reward: str = "accumulated",
+    dtype: str = "float32",
+) -> "tuple[LoadedModel, LogRatio | None]":
+    """The model at a place (which `require_reward_model` let pass), and for an implicit one what it is compared with.
+
+    Args:
+      card: of a workdir.
+      template: a chat template to use instead of the tokenizer's own.
+      step_reward: `accumulated` or `single`, of an implicit one.
+      dtype: that matrices are read in.
+    """
     from agentrm_jax.models.opening import load_model
     from agentrm_jax.models.pairs import load_pair
 
-    how = {"template": args.chat_template}
+    how: dict[str, Any] = {"template": template, "dtype": jnp.dtype(dtype)}
     match place:
         case places.Pair(tuned, base):
             loaded, reference = load_pair(tuned, base, **how)
-        case _ if card and card.kind == "implicit":
-            loaded, reference = load_pair(args.rm, **how)
+        case places.Model(where) if card and card.kind == "implicit":
+            loaded, reference = load_pair(where, **how)
+        case places.Model(where):
+            return load_model(where, **how), None
         case _:
-            return load_model(args.rm, **how), None
+            raise AssertionError("checked before")
     beta = (card.beta if card else None) or 1.0
-    return loaded, LogRatio(reference.model, beta, args.step_reward == "accumulated")
+    return loaded, LogRatio(reference.model, beta, step_reward == "accumulated")
 
 
 def _here(message: str) -> str:
@@ -152,8 +218,12 @@ def known_specs(card: Card | None, modules: Sequence[str]) -> Mapping[str, EnvSp
     return reward_specs(card, specs)
 
 
-def _require_reward_model(place: places.Place, card: Card | None) -> None:
-    """Refuses what is none, such as a policy, before anything large is read."""
+def require_reward_model(place: places.Place, card: Card | None) -> None:
+    """Refuses what is none, such as a policy, before anything large is read.
+
+    Raises:
+      UserError: it is none, or of a kind that cannot read trajectories by itself.
+    """
     match place:
         case places.Pair():
             return

@@ -102,29 +102,39 @@ def score(
       UserError: no such aggregate; or the model reads what was observed last, which conversations do not keep.
     """
     aggregation.check(aggregate)
+    check_state(state)
+    limit = max_length or model.config.max_length
+    mesh = parallel.make_mesh(devices=jax.local_devices())
+    models = jax.device_put((model, ratio.reference if ratio else None), NamedSharding(mesh, PartitionSpec()))
+    how = (ratio.beta, ratio.accumulated) if ratio else (1.0, False)
+    before: list[Prepared] = []
+    coming: Iterator[list[float]] = iter(())
+    prepared = (prepare(one, chat, limit, model.config.max_length, read_at, state) for one in trajectories)
+    windows = _windows(prepared, _PASSES * rows * row_length)
+    for window in itertools.chain(windows, [[]]):  # a window is begun before the one before it is waited for
+        passes = _passes([r.flat for one in window for r in one.readings], row_length, rows)
+        started = [(p, _start(models[0], models[1], mesh, p, dtype)) for p in passes]
+        for one in before:
+            yield scored(one, [v for _ in one.readings for v in next(coming)], aggregate, *how)
+        before, coming = window, _finish([r for one in window for r in one.readings], started, summed=ratio is not None)
+
+
+def check_state(state: Representation) -> None:
+    """Raises UserError if a model reads what was observed last, which conversations do not keep."""
     if state == "last_observation":
         raise UserError(
             "this reward model reads what was observed after the last action, which trajectories are not scored with; "
             "train one without --config.state=last_observation"
         )
-    limit = max_length or model.config.max_length
-    mesh = parallel.make_mesh(devices=jax.local_devices())
-    models = jax.device_put((model, ratio.reference if ratio else None), NamedSharding(mesh, PartitionSpec()))
-    before: list[_Prepared] = []
-    coming: Iterator[list[float]] = iter(())
-    prepared = (_prepare(one, chat, limit, model.config.max_length, read_at, state) for one in trajectories)
-    windows = _windows(prepared, _PASSES * rows * row_length)
-    for window in itertools.chain(windows, [[]]):  # a window is begun before the one before it is waited for
-        passes = _passes([r.flat for one in window for r in one.readings], row_length, rows)
-        started = [(p, _start(models[0], models[1], mesh, p, dtype)) for p in passes]
-        yield from (_scored(one, coming, aggregate, ratio) for one in before)
-        before, coming = window, _finish([r for one in window for r in one.readings], started, summed=ratio is not None)
 
 
-def _scored(one: "_Prepared", found: Iterator[list[float]], aggregate: str, ratio: LogRatio | None) -> Scored:
-    numbers = [v for _ in one.readings for v in next(found)]
-    if ratio:
-        numbers = [ratio.beta * v for v in (itertools.accumulate(numbers) if ratio.accumulated else numbers)]
+def scored(one: "Prepared", numbers: Sequence[float], aggregate: str, beta: float, accumulated: bool) -> Scored:
+    """The scores of a trajectory, given what the model says of its steps: the value of each, or its log-ratio (nats).
+
+    Args:
+      beta, accumulated: as of `LogRatio`; 1 and False for values.
+    """
+    numbers = [beta * v for v in (itertools.accumulate(numbers) if accumulated else numbers)]
     steps = tuple(v if math.isfinite(v) else math.nan for v in numbers)
     tokens = sum(len(r.flat) for r in one.readings)
     error = one.error
@@ -137,7 +147,7 @@ def _scored(one: "_Prepared", found: Iterator[list[float]], aggregate: str, rati
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Reading:
+class PathSteps:
     """A path, and the steps on it that are scored: the last token of each, and how many tokens it has."""
 
     flat: FlatTree
@@ -146,19 +156,19 @@ class _Reading:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Prepared:
+class Prepared:
     """A trajectory as the paths to read, whose values in order are those of its steps; or why it cannot be read."""
 
     id: str | int
     origin: str
-    readings: list[_Reading]
+    readings: list[PathSteps]
     dropped: int
     error: str = ""
 
 
-def _prepare(
+def prepare(
     one: Conversation, chat: Chat, limit: int, longest: int, read_at: ReadAt, state: Representation
-) -> _Prepared:
+) -> Prepared:
     """A conversation within `limit` tokens, of a model that reads up to `longest`."""
     try:
         found = Window(limit).steps(
@@ -167,22 +177,22 @@ def _prepare(
         readings = [_reading(r) for r in found]
     except TooLong as error:
         advice = f"raise --max-length, up to {longest}" if limit < longest else "the model reads no more: shorten them"
-        return _Prepared(one.id, one.origin, [], 0, f"{one.origin}: {error}; {advice}")
+        return Prepared(one.id, one.origin, [], 0, f"{one.origin}: {error}; {advice}")
     except UserError as error:  # begins with the origin
-        return _Prepared(one.id, one.origin, [], 0, str(error))
-    return _Prepared(one.id, one.origin, readings, found[-1].dropped_turns if found else 0)
+        return Prepared(one.id, one.origin, [], 0, str(error))
+    return Prepared(one.id, one.origin, readings, found[-1].dropped_turns if found else 0)
 
 
-def _reading(found: Reading) -> _Reading:
+def _reading(found: Reading) -> PathSteps:
     sizes = [len(s.tokens) for s in found.segments if s.loss]
-    return _Reading(
+    return PathSteps(
         tree.flatten(tree.path_tree(found.segments)), found.ends, np.array(sizes[-len(found.ends) :], np.int32)
     )
 
 
-def _windows(prepared: Iterable[_Prepared], tokens: int) -> Iterator[list[_Prepared]]:
+def _windows(prepared: Iterable[Prepared], tokens: int) -> Iterator[list[Prepared]]:
     """Runs of trajectories with about `tokens` tokens together."""
-    window: list[_Prepared] = []
+    window: list[Prepared] = []
     used = 0
     for one in prepared:
         window.append(one)
@@ -234,7 +244,7 @@ def _start(model: Transformer, reference: Transformer | None, mesh: Mesh, one: _
 
 
 def _finish(
-    readings: Sequence[_Reading], started: Sequence[tuple[_Pass, jax.Array]], *, summed: bool
+    readings: Sequence[PathSteps], started: Sequence[tuple[_Pass, jax.Array]], *, summed: bool
 ) -> Iterator[list[float]]:
     """The numbers asked for, reading by reading: at the end of each step, or the sums over its tokens."""
     found: dict[int, list[float]] = {}

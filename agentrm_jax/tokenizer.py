@@ -16,17 +16,31 @@ from agentrm_jax.types import UserError
 _SPECIAL = ("<pad>", "<|im_start|>", "<|im_end|>")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer (a `transformers` fast tokenizer) with the ChatML template; padding has a token of its own."""
+# What is merged into one token at most. Phrases, up to the end of a clause: some environments speak in set phrases, and a phrase that is
+# one token is read, written and learned in one step. Words: where words are to be copied into other surroundings (a search, a click), a
+# word must be the same tokens everywhere, and a code in capitals (B07XM2) is a word, without the space before it. Other digits stand alone
+# in both: counts and distances must not be cut at random.
+SPANS = {
+    "phrases": r"[0-9]|\n|[^0-9\n.,:]+[.,:]?|[.,:]",
+    "words": r"[A-Z][A-Z0-9]{3,}|[0-9]|\s(?=[A-Z][A-Z0-9]{3})|\n| ?\[[A-Z]+\]| ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\s",
+}
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, span: str = "phrases") -> Any:
+    """A byte-level BPE tokenizer (a `transformers` fast tokenizer) with the ChatML template; padding has a token of its own.
+
+    Args:
+      span: what a token may span, one of `SPANS`.
+    """
     import transformers
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
-    # Merges may span words up to the end of a clause: environments speak in set phrases, and a phrase that is one token is read,
-    # written and learned in one step. Digits stand alone: counts and distances must not be cut at random.
-    words = Regex(r"[0-9]|\n|[^0-9\n.,:]+[.,:]?|[.,:]")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(words, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(SPANS[span]), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

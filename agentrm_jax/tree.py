@@ -125,18 +125,6 @@ def merge_paths(paths: Iterable[Sequence[Segment]]) -> list[Node]:
     return nodes
 
 
-def path_ends(nodes: TokenTree, paths: Iterable[Sequence[Segment]]) -> list[int]:
-    """The node at the end of each path of a tree that `merge_paths` made of them."""
-    index = {(n.parent, *_content(n.segment)): i for i, n in enumerate(nodes)}
-    ends = []
-    for path in paths:
-        at = -1
-        for segment in path:
-            at = index[(at, *_content(segment))]
-        ends.append(at)
-    return ends
-
-
 def _content(segment: Segment) -> tuple[str, bool, bytes]:
     """What makes two segments the same."""
     return segment.kind, segment.loss, segment.tokens.tobytes()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrm_jax.chat import Chat, load_chat
-from agentrm_jax.data import conversations, formats
+from agentrm_jax.data import conversations, formats, labels
 from agentrm_jax.run import journal
 from agentrm_jax.tokenizer import train_tokenizer
 from agentrm_jax.types import JSON, Action, Outcome, SearchTree, Step, Task, Trajectory, TreeNode, UserError
@@ -117,7 +117,7 @@ def readers(chat: Chat) -> dict[str, Callable[[Path], None]]:
         json.dumps(journal.Journal(path.parent).spent, allow_nan=False)
 
     def dialogues(path: Path) -> None:
-        for one in conversations.read(path):
+        for one in labels.conversations(path):
             json.dumps(one.id).encode()
             conversations.segments(one, chat)
 

@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from agentrm_jax.models.layers import rms_norm
+from agentrm_jax.models.rope import rotation
 from agentrm_jax.models.transformer import Transformer, logits, values
 
 Cache = list[tuple[jax.Array, jax.Array]]
@@ -99,5 +100,5 @@ def _layers(
             scores = jnp.where(mask, jnp.einsum("btkgh,bskh->bkgts", q, k), -1e30)
             return jnp.einsum("bkgts,bskh->btkgh", jax.nn.softmax(scores), v).reshape(b, t, c.num_heads, c.head_dim)
 
-        x = block(x, positions, attend)
+        x = block(x, positions, attend, rotation(c, l))
     return rms_norm(x, model.final_norm_d[...], c.norm_eps), written

@@ -3,7 +3,7 @@
     python -m benchmarks.run [NAME ...] [--seconds 10] [--write docs/results.md] [--resume]
 
 NAME is any of matmul, decode, scoring, training, environments (against baselines in the same process; `--seconds` is the budget of each
-comparison after compilation), engine and search (against vLLM, llama.cpp and transformers); all by default. Other programs live in
+comparison after compilation), engine, search and weights (against vLLM, llama.cpp and transformers); all by default. Other programs live in
 environments of their own, and are left out, with the reason, where their variable is not set:
 
     AGENTRM_VLLM_PYTHON    a Python with vllm
@@ -32,7 +32,7 @@ from benchmarks.options import SystemOptions
 from benchmarks.side_by_side import Comparison
 
 BASELINES = ("matmul", "decode", "scoring", "training", "environments")
-PROGRAMS = ("engine", "search")
+PROGRAMS = ("engine", "search", "weights")
 NAMES = (*BASELINES, *PROGRAMS)
 
 

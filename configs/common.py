@@ -39,7 +39,7 @@ def env(*, split: str, start: int = 0, count: int = 64) -> ml_collections.Config
         start=start,
         count=count,
         data="",  # folder of official data files, if any
-        prompts="",  # AgentRM's folder eval_agent/prompt, for its wording instead of ours
+        prompts="",  # AgentRM's folder eval_agent/prompt, for its wording instead of ours; none: goal and observation only
         workers=2,
         step_timeout=30.0,
         options=config_dict(
@@ -104,6 +104,7 @@ def engine(size: str) -> ml_collections.ConfigDict:
     sizes.samples = 5
     sizes.draft = 0  # tokens proposed a step by prompt lookup, as far as that is faster; 0: none
     sizes.tensor = 1  # devices of a process that share each model
+    sizes.weights = ""  # the policy's: bfloat16 or int8, for less memory; empty: in dtype
     sizes.dtype = "float32" if size in ("nano", "smollm2") else "bfloat16"
     return sizes
 
@@ -129,6 +130,8 @@ def search(size: str, *, method: str, reward_model: str = "") -> ml_collections.
         ray="",  # a Ray cluster to search on: auto, or HOST:PORT of its head; empty: this process
         engines=0,  # engines there; 0: one for every accelerator (or group of engine.tensor), without any one a node
     )
+    if method == "best_of_n":
+        config.samples = ""  # a finished run whose samples are ranked, instead of drawing some
     if reward_model:
         config.pessimism = 0.0  # of an ensemble: its score is the mean less so many standard deviations
         # what an implicit reward model gives for a state: the sum over its path; single: its last step's reward alone

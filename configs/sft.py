@@ -18,11 +18,16 @@ def get_config(size: str = "nano"):
     config = common.config_dict(
         size=size,
         model=common.model(),  # nano's; a model named by `init` brings its own
+        token_span="phrases",  # what a token of nano's tokenizer may span; words: where words are to be copied (a search, a click)
         init=common.SIZES[size],  # a training workdir, a Hugging Face folder, a GGUF file, or smollm2
         chat_template="",  # instead of the tokenizer's own: chatml, or a file
         date="",  # told to a template that reads the clock, ISO format; empty: the day the run began
         env=common.env(split="train", count=1500),
         experts=f"runs/{size}/experts",
+        data="",  # your own rows instead: files and folders with commas between them, or hf:NAME (docs/data.md)
+        on_bad_row="stop",  # or skip
+        min_reward=0.0,  # of data: what is rated lower is not imitated
+        show_batch=False,
         loss="imitation",
         context_weight=0.3 if nano else 0.0,  # nano starts from nothing and learns to read on the way
         lora=common.lora(),

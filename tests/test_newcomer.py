@@ -43,6 +43,32 @@ def main(folder: Path, name: str, config: str, *options: str) -> Path:
     return workdir
 
 
+def test_it_is_checked_played_and_served(folder):
+    option = ("--option", "hint=False")
+    checked = run(folder, "-m", "agentrm_jax.envs", "check", "guess", "--n", "3", *option)
+    assert checked.splitlines()[-1].startswith("3 tasks: 3 solved, 0 not solved")
+    again = (folder / "guess.py").read_text()
+    (folder / "games.py").write_text(
+        again + "\n\ndef easy():\n    return __import__('dataclasses').replace(SPEC, name='guess')\n"
+    )
+    for place in ("guess", "games:easy"):
+        played = run(folder, "-m", "agentrm_jax.envs", "play", place, *option)
+        assert played.startswith("guess/n3, at most 10 steps.")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agentrm_jax.envs", "serve", "guess", "--workers=1", *option],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": ""},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline().startswith("serving guess (34 train, 33 dev, 33 test tasks")
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
 def test_it_is_imitated_explored_learned_searched_and_scored(folder):
     sft = main(folder, "train.py", "sft", *ENV, "--config.env.count=12", "--config.experts=experts", *MODEL, *TRAIN)
     card = json.loads((sft / "model.json").read_text())

@@ -19,7 +19,7 @@ import pytest
 from flax import nnx
 
 from agentrm_jax import export, score, tree
-from agentrm_jax.data import conversations, formats
+from agentrm_jax.data import conversations, files, formats, labels
 from agentrm_jax.data import datasets as pipeline
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.requests import EngineConfig
@@ -53,7 +53,7 @@ def talk(seed: int) -> dict:
 
 
 def parsed(rows) -> list[conversations.Conversation]:
-    return [c for row in rows for c in conversations.conversations_of(row, origin="row", fallback=0)]
+    return [c for row in rows for c in labels.of_row(files.Row(row, "row", "row", 0))[0].conversations]
 
 
 ASK, ANSWER = {"role": "user", "content": "Is 7 prime?"}, {"role": "assistant", "content": "Yes."}
@@ -314,15 +314,15 @@ def test_records_of_a_users_environment_are_read_with_the_texts_of_the_card_or_o
     with pytest.raises(
         UserError, match=r"line 1: no environment named 'ours' is known here; known: agentgym, alfworld"
     ):
-        list(conversations.read(path))
+        list(labels.conversations(path))
     text = "An agent leaves. Its goal: {goal}\n\n{observation}"
     card = Card("explicit", "mse", MODEL.config, False, True, texts={"ours": Texts("ours", (text,))})
-    (one,) = conversations.read(path, score.known_specs(card, ()))
+    (one,) = labels.conversations(path, score.known_specs(card, ()))
     assert chat.decode(conversations.segments(one, chat)[0].tokens).startswith("user\nAn agent leaves. Its goal: leave")
     (tmp_path / "mine.py").write_text("from agentrm_jax.envs.maze.environment import SPEC as M\nimport dataclasses\n"
                                       "SPEC = dataclasses.replace(M, name='ours')\n")  # fmt: skip
     monkeypatch.syspath_prepend(tmp_path)
-    (one,) = conversations.read(path, score.known_specs(None, ["mine"]))
+    (one,) = labels.conversations(path, score.known_specs(None, ["mine"]))
     assert "maze" in chat.decode(conversations.segments(one, chat)[0].tokens)
 
 

@@ -31,6 +31,14 @@ def test_digits_and_line_ends_stand_alone(tokenizer):
     assert "Ċ" in tokens, "a line end is never part of a word"
 
 
+def test_a_code_is_the_same_token_wherever_it_stands():
+    tokenizer = train_tokenizer(["Next > [SEP] B0XM [SEP] Polo Shirt", "Action: click[B0XM]"] * 9, 340, "words")
+    code = encode(tokenizer, "B0XM")
+    assert len(code) == 1
+    assert all(code[0] in encode(tokenizer, text) for text in (" B0XM", "click[B0XM]", "[SEP] B0XM [SEP]"))
+    assert len(encode(tokenizer, "X12")) > 1, "a model number of fewer characters is no code"
+
+
 def test_special_tokens_are_single_and_distinct(tokenizer):
     special = ("<pad>", "<|im_start|>", "<|im_end|>")
     found = [encode(tokenizer, s) for s in special]

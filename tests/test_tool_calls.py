@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrm_jax.chat import Chat, load_chat
-from agentrm_jax.data import conversations
+from agentrm_jax.data import conversations, fields, files, labels
 from agentrm_jax.data.messages import ROLES, read_messages, read_tools
 from agentrm_jax.testing.families import FAMILIES, make_tokenizer
 from agentrm_jax.types import UserError
@@ -62,7 +62,7 @@ def ids(segments) -> list[int]:
 
 
 def read(row) -> conversations.Conversation:
-    [one] = conversations.conversations_of(row, origin="t.jsonl, line 1", fallback=1)
+    [one] = labels.of_row(files.Row(row, "t.jsonl, line 1", "t.jsonl", 1))[0].conversations
     return one
 
 
@@ -269,11 +269,11 @@ def test_recorded_rows_are_read_without_loss():
     for path in sorted((DATA / "plan_rewardbench").glob("*.xz")):
         with lzma.open(path, "rt", encoding="utf-8") as lines:
             for line in list(lines)[:8]:
-                row = conversations.fields.parse(line, path.name)
-                for one in conversations.conversations_of(row, origin=path.name, fallback=0):
+                row = fields.parse(line, path.name)
+                for one in labels.of_row(files.Row(row, path.name, path.name, 0))[0].conversations:
                     turns = sum(m.loss for m in one.messages)
                     assert sum(s.loss for s in conversations.segments(one, chat)) == turns > 0
     with lzma.open(DATA / "tau_bench" / "gpt-4o-airline.json.xz", "rt", encoding="utf-8") as file:
-        for row in conversations.fields.parse(file.read(), "tau")[:8]:
+        for row in fields.parse(file.read(), "tau")[:8]:
             one = read(row)
             assert sum(s.loss for s in conversations.segments(one, chat)) == sum(m.loss for m in one.messages) > 0

@@ -5,7 +5,7 @@ They are kept out by task: the states of a task are too much alike for one to be
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,22 +51,53 @@ def choose(trees: Sequence[SearchTree], fraction: float) -> tuple[list[SearchTre
     their tasks' names: a search writes trees in the order in which tasks finished, and timing is nothing to learn from.
     """
     trees = sorted(trees, key=_by_task)
-    by_env: dict[str, list[str]] = {}
-    for key, env in {t.task.key: t.task.env for t in trees}.items():
-        by_env.setdefault(env, []).append(key)
+    out = tasks({t.task.key: t.task.env for t in trees}, fraction)
+    return [t for t in trees if t.task.key not in out], [t for t in trees if t.task.key in out]
+
+
+def tasks(kinds: Mapping[str, str], fraction: float) -> set[str]:
+    """The keys of about `fraction` of the tasks, of every kind alike, never all; `kinds` says of which kind the task of each key is."""
+    by_kind: dict[str, list[str]] = {}
+    for key, kind in kinds.items():
+        by_kind.setdefault(kind, []).append(key)
     spread = []
-    for keys in by_env.values():
-        keys.sort(key=lambda key: hashlib.blake2b(key.encode(), digest_size=8).digest())
+    for keys in by_kind.values():
+        keys.sort(key=lambda key: hashlib.blake2b(key.encode(errors="replace"), digest_size=8).digest())
         spread += [((place + 0.5) / len(keys), key) for place, key in enumerate(keys)]
     count = min(round(fraction * len(spread)), len(spread) - 1)
-    out = {key for _, key in sorted(spread)[: max(count, 0)]}
-    return [t for t in trees if t.task.key not in out], [t for t in trees if t.task.key in out]
+    return {key for _, key in sorted(spread)[: max(count, 0)]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """What is known of a held-out state, as in `HeldOut`; equal `sibling`s were tried in the same state."""
+
+    task: str
+    sibling: Hashable
+    success: float
+    length: int
 
 
 def collect(
     parts: Iterable[tuple[SearchTree, Sequence[Node]]], row_length: int, *, extra: tuple[str, ...] = ()
 ) -> HeldOut | None:
-    """Packs pieces of value trees (`targets.value_tree`, cut to `row_length`), each with the search tree it was made from.
+    """`packed` of pieces of value trees (`targets.value_tree`), each with the search tree it was made from."""
+
+    def of(one: SearchTree) -> Callable[[Node], Fact]:
+        def fact(node: Node) -> Fact:
+            record = one.nodes[node.origin]
+            success = float(record.outcome.success) if record.outcome.done else np.nan
+            return Fact(one.task.key, (id(one), record.parent), success, _depth(one, node.origin))
+
+        return fact
+
+    return packed(((nodes, of(one)) for one, nodes in parts), row_length, extra=extra)
+
+
+def packed(
+    pieces: Iterable[tuple[Sequence[Node], Callable[[Node], Fact]]], row_length: int, *, extra: tuple[str, ...] = ()
+) -> HeldOut | None:
+    """Packs trees of at most `row_length` tokens, each with what tells the facts of its nodes whose value is known.
 
     `extra` names further arrays of `FlatTree` that rows have.
 
@@ -75,17 +106,14 @@ def collect(
     flats: list[FlatTree] = []
     states: list[tuple[int, int, float]] = []  # number of the piece, token in it, target
     facts: list[tuple[str, int, float, int]] = []  # task, sibling, success, length
-    numbers: dict[tuple[int, int], int] = {}  # (tree, parent) -> number of the state that was left
-    for one, nodes in parts:
+    numbers: dict[Hashable, int] = {}  # sibling -> its number
+    for nodes, fact_of in pieces:
         flat = tree.flatten(nodes)
         found = np.flatnonzero(flat.value_weight > 0)
         for at in found:
-            origin = nodes[flat.node[at]].origin
-            record = one.nodes[origin]
-            left = numbers.setdefault((id(one), record.parent), len(numbers))
-            success = float(record.outcome.success) if record.outcome.done else np.nan
+            fact = fact_of(nodes[flat.node[at]])
             states.append((len(flats), int(at), float(flat.value[at])))
-            facts.append((one.task.key, left, success, _depth(one, origin)))
+            facts.append((fact.task, numbers.setdefault(fact.sibling, len(numbers)), fact.success, fact.length))
         if found.size:
             flats.append(flat)
     if not flats:
@@ -95,10 +123,10 @@ def collect(
     for row, group in enumerate(groups):
         starts = np.cumsum([0, *(len(flats[i]) for i in group)])
         place |= {i: (row, int(start)) for i, start in zip(group, starts, strict=False)}
-    packed = [tree.to_row([flats[i] for i in group], row_length) for group in groups]
+    rows = [tree.to_row([flats[i] for i in group], row_length) for group in groups]
     known = list(zip(*facts, strict=True))
     return HeldOut(
-        rows={name: np.stack([getattr(row, name) for row in packed]) for name in (*_FIELDS, *extra)},
+        rows={name: np.stack([getattr(row, name) for row in rows]) for name in (*_FIELDS, *extra)},
         row=np.array([place[piece][0] for piece, _, _ in states], np.int32),
         column=np.array([place[piece][1] + at for piece, at, _ in states], np.int32),
         target=np.array([target for _, _, target in states], np.float32),

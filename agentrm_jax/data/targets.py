@@ -34,10 +34,10 @@ def imitation_trees(
         else:
             paths.setdefault(trajectory.task.key, []).append(segments)
     trees = [merge_paths(of_task) for of_task in paths.values()]
-    return [[_with_context(n, context_weight) for n in nodes] for nodes in trees], left_out
+    return [[with_context(n, context_weight) for n in nodes] for nodes in trees], left_out
 
 
-def _with_context(node: Node, weight: float) -> Node:
+def with_context(node: Node, weight: float) -> Node:
     """A node that is learned with this weight if it is no action."""
     if node.segment.loss or not weight:
         return node

@@ -7,6 +7,7 @@ Letters: u rows, n samples of a row, p tokens of each that a step reads, d model
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,15 @@ from agentrm_jax.engine.attention import Columns, attend
 from agentrm_jax.engine.batch import STEPS, DecodeShape, DecodeState, RowState, Steps, Trunk
 from agentrm_jax.engine.drafting import propose
 from agentrm_jax.engine.histories import InPlace
-from agentrm_jax.engine.memory import Entries, Weights, everywhere, logits, rotates, window
+from agentrm_jax.engine.memory import Entries, Weights, embed, everywhere, logits, window
 from agentrm_jax.engine.paged import join
 from agentrm_jax.engine.requests import SamplingParams
 from agentrm_jax.engine.sampling import Shaping, most_likely, sample
 from agentrm_jax.models.config import ModelConfig
-from agentrm_jax.models.layers import rms_norm
+from agentrm_jax.models.layers import Block, rms_norm
+from agentrm_jax.models.rope import Rotation, rotation
+
+_Pair = tuple[jax.Array, jax.Array]  # keys and values of one layer
 
 
 def decode(
@@ -66,22 +70,35 @@ def decode(
             read = jnp.concatenate([read, _proposed(rows, positions[:, 0] + 1, p - 1)], axis=1)
         written = columns.mark(state.offset, jnp.where(rows.done[:, None], -1, offset), state.at)
         biases = {w: columns.bias(offset, written, w) for w in windows}
-        x = weights.embed_vd[jnp.maximum(read, 0).reshape(shape.rows, -1)]
+        x = embed(weights, jnp.maximum(read, 0).reshape(shape.rows, -1))
         caches: Entries = []
-        for l, block in enumerate(weights.layers):
 
-            def look(q: jax.Array, k: jax.Array, v: jax.Array, l=l) -> jax.Array:
-                cache = columns.put(state.caches[l], k, v, state.at)
-                caches.append(cache)
-                limit = window(config, l)
+        @functools.partial(jax.jit, static_argnums=0)  # so that it is traced once, not for every layer
+        def layer(
+            limit: int | None,
+            turned: Rotation | None,
+            block: Block,
+            x: jax.Array,
+            cache: _Pair,
+            cached: _Pair | None,
+            shared: _Pair | None,
+        ) -> tuple[jax.Array, _Pair]:
+            def look(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+                nonlocal cache
+                cache = columns.put(cache, k, v, state.at)
                 bias, trunk_bias = biases[limit]
-                if histories is not None:
-                    parts = histories.attend(q, pool[l], positions.reshape(shape.rows, -1), limit)
+                if histories is not None and cached is not None:
+                    parts = histories.attend(q, cached, positions.reshape(shape.rows, -1), limit)
                     return join([*parts, attend(q, *cache, None, bias, None)]).astype(q.dtype)
-                shared = trunk.caches[l] if trunk is not None else None
                 return attend(q, *cache, shared, bias, trunk_bias)[0]
 
-            x = block(x, positions.reshape(shape.rows, -1), look, rotates(config, l))
+            return block(x, positions.reshape(shape.rows, -1), look, turned), cache
+
+        for l, block in enumerate(weights.layers):
+            cached = pool[l] if histories is not None else None
+            shared = trunk.caches[l] if trunk is not None and trunk.caches else None
+            x, cache = layer(window(config, l), rotation(config, l), block, x, state.caches[l], cached, shared)
+            caches.append(cache)
         hidden = rms_norm(x, weights.final_norm_d, config.norm_eps)
         scores = logits(weights, config, hidden).reshape(read.size, -1)
         chosen, logprob = _draw(scores, rows, p)

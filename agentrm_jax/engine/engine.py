@@ -7,6 +7,7 @@ after warm-up nothing is compiled; paths that share a beginning share its cache.
 import collections
 import contextlib
 import functools
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -40,17 +41,20 @@ from agentrm_jax.engine.sequence import Job, Lane
 from agentrm_jax.models.transformer import Transformer
 from agentrm_jax.types import UserError
 
+_SLOW_START = 5.0  # seconds of compiling or loading programs after which that is said
+
 
 class Engine:
     """Policy or reward model (or both) on local devices. Calls are synchronous and must not overlap; `service` has coroutines.
 
     Args:
       end_id: the end-of-turn token, which ends a sample unless its request says otherwise.
-      dtype: of weights, activations and cache.
+      dtype: of activations and cache, and of weights unless `config.weights` says otherwise.
       text: the text of token ids, for requests with stop texts.
 
     Raises:
-      UserError: the cache cannot hold one path of the longest allowed length, or there are not `config.tensor` devices.
+      UserError: the cache cannot hold one path of the longest allowed length, the model's positions do not reach so far, or there
+        are not `config.tensor` devices.
     """
 
     def __init__(
@@ -63,6 +67,12 @@ class Engine:
         text: Callable[[list[int]], str] | None = None,
     ):
         self.model_config, self.config, self.end_id, self.text = model.config, config, end_id, text
+        scaling, longest = model.config.rope_scaling, model.config.max_length
+        if scaling and scaling.kind in ("longrope", "dynamic") and config.context[-1] > longest:
+            raise UserError(
+                f"--config.engine.context={config.context[-1]}: positions of this model ({scaling.kind} rope) are those of paths of "
+                f"at most {longest} tokens; lower the last of engine.context"
+            )
         if config.cache_tokens < config.context[-1]:
             raise UserError(
                 f"the engine's cache of {config.cache_tokens} tokens cannot hold a history of {config.context[-1]}; "
@@ -76,7 +86,7 @@ class Engine:
             graph, params = nnx.split(model)
             model = nnx.merge(graph, jax.device_put(params, parallel.shardings(params, mesh)))
         with self._placed():
-            self._weights = programs.lay_out(model, self._dtype)
+            self._weights = programs.lay_out(model, self._dtype, config.weights)
             self._pool = programs.empty_pool(model.config, config.cache_tokens, self._dtype)
             self._reader = histories.choose_reader(
                 parallel.platform(), model.config, config.cache_tokens, config.tensor
@@ -126,11 +136,16 @@ class Engine:
     def step(self) -> bool:
         """Does one thing that the scheduler decides: a prefill batch, or some steps of a decode batch. False if there is none."""
         work = self.scheduler.next()
+        programs_before, begin = self.compilations, time.perf_counter()
         with self._placed():
             if isinstance(work, Prefill):
                 self._prefill(work)
             elif isinstance(work, Decode):
                 self._decode(work)
+        new, spent = self.compilations - programs_before, time.perf_counter() - begin
+        if new and spent > _SLOW_START:
+            what = "reading" if isinstance(work, Prefill) else "writing"
+            print(f"note: {new} programs for {what} were made ready in {spent:.0f} s", file=sys.stderr, flush=True)
         return work is not None
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:

@@ -8,18 +8,20 @@ h head dim, d model. Where heads and tiles share an axis it is [k * u], heads fi
 """
 
 import dataclasses
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax.engine.histories import InPlace
-from agentrm_jax.engine.memory import MASK_VALUE, Entries, Weights, gather, output_map, rotates, window
+from agentrm_jax.engine.memory import MASK_VALUE, Entries, Weights, embed, gather, token_logprobs, window
 from agentrm_jax.engine.paged import join
 from agentrm_jax.models.config import ModelConfig
-from agentrm_jax.models.layers import rms_norm
-from agentrm_jax.models.vocabulary import log_probabilities
+from agentrm_jax.models.layers import Block, rms_norm
+from agentrm_jax.models.rope import Rotation, rotation
+from agentrm_jax.models.transformer import finished_values
 
 Array = jax.Array | np.ndarray
 BLOCK = 256  # cached tokens that are attended to at once
@@ -81,36 +83,43 @@ def prefill(
     seen = (jnp.arange(r) <= query) & (query < jnp.asarray(batch.subtree_end)[:, None])
     back = positions[:, :, None] - positions.reshape(-1)[index][:, None, :]
 
-    x = weights.embed_vd[batch.tokens]
+    x = embed(weights, jnp.asarray(batch.tokens))
     entries: Entries = []
-    for l, block in enumerate(weights.layers):
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, l=l) -> jax.Array:
+    @functools.partial(jax.jit, static_argnums=0)  # so that it is traced once, not for every layer
+    def layer(limit: int | None, turned: Rotation | None, block: Block, x: jax.Array, cached: Any) -> Any:
+        entry: Any = None
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            nonlocal entry
             k, v = jax.lax.optimization_barrier((k, v))  # or the rotation would be computed again for every use
-            entries.append((k.reshape(u, w, -1), v.reshape(u, w, -1)))
+            entry = k.reshape(u, w, -1), v.reshape(u, w, -1)
             keys, vals = (gather(x.reshape(u * w, -1), index, kv) for x in (k, v))
-            limit = window(config, l)
             q_kuqh = (q * h**-0.5).reshape(u, w, kv, g, h).transpose(2, 0, 1, 3, 4).reshape(kv * u, w * g, h)
             part = _attend(q_kuqh, keys, vals, seen if limit is None else seen & (back < limit))
             if histories is None:
-                part = _attend_to_history(part, q_kuqh, pool[l], batch, limit)
+                part = _attend_to_history(part, q_kuqh, cached, batch, limit)
             out, lse = (x.reshape(kv, u, w, g, -1).transpose(1, 2, 0, 3, 4) for x in part.finished())
             out = out.reshape(u, w, config.num_heads, h)
             if histories is not None:
-                parts = histories.attend(q, pool[l], positions, limit)
+                parts = histories.attend(q, cached, positions, limit)
                 out = join([*parts, (out, lse.reshape(u, w, config.num_heads))])
             return out.astype(q.dtype)
 
-        x = block(x, positions, attend, rotates(config, l))
+        return block(x, positions, attend, turned), entry
+
+    for l, block in enumerate(weights.layers):
+        x, entry = layer(window(config, l), rotation(config, l), block, x, pool[l])
+        entries.append(entry)
     hidden = rms_norm(x, weights.final_norm_d, config.norm_eps)
     value = jnp.zeros((u, w), jnp.float32)
     if weights.value_d is not None:
-        value = jnp.einsum("uwd,d...->uw...", hidden.astype(jnp.float32), weights.value_d)
+        raw = jnp.einsum("uwd,d...->uw...", hidden.astype(jnp.float32), weights.value_d)
+        value = finished_values(config, raw)
     logprob = None
     if logprobs:
         before = hidden.reshape(u * w, -1)[jnp.maximum(batch.previous, 0).reshape(-1)]
-        tokens = jnp.asarray(batch.tokens).reshape(1, -1)
-        logprob = log_probabilities(output_map(weights, config), before[None], tokens).reshape(u, w)
+        logprob = token_logprobs(weights, config, before, jnp.asarray(batch.tokens).reshape(-1)).reshape(u, w)
     return TokenFacts(value, logprob), entries
 
 

@@ -26,7 +26,7 @@ from agentrm_jax.engine.seats import DecodeBatch
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.transformer import Transformer
 
-lay_out = jax.jit(memory.Weights, static_argnums=1)
+lay_out = jax.jit(memory.Weights, static_argnums=(1, 2))
 empty_pool = jax.jit(memory.empty_pool, static_argnums=(0, 1, 2))
 prefill = jax.jit(reading.prefill, static_argnums=1, static_argnames=("logprobs", "in_place"))
 write = jax.jit(memory.write, donate_argnums=0)
@@ -74,9 +74,9 @@ def planned_memory(
     graph, params = nnx.split(nnx.eval_shape(make))
     where = parallel.shardings(params, mesh)
     placed = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), params, where)
-    return Planned(lay_out, (nnx.merge(graph, placed), dtype)), Planned(
-        empty_pool, (model, sizes["cache_tokens"], dtype)
-    )
+    stacked = nnx.merge(graph, placed)
+    laid_out = Planned(lay_out, (stacked, dtype, sizes["weights"]), stacked)
+    return laid_out, Planned(empty_pool, (model, sizes["cache_tokens"], dtype))
 
 
 def planned_prefill(

@@ -134,6 +134,7 @@ class EngineConfig:
       trunk: tokens of what most requests begin with that the rows of a decode batch read together; 0: each reads its own.
       draft: tokens that a decode step proposes for a sample by prompt lookup and verifies, where that is faster; 0: none.
       tensor: devices that share weights and cache, by heads and vocabulary.
+      weights: type of embeddings and linear maps, "bfloat16" or "int8" (a scale for every output channel); empty: the engine's own.
     """
 
     cache_tokens: int = 65536
@@ -146,6 +147,7 @@ class EngineConfig:
     trunk: int = 0
     draft: int = 0
     tensor: int = 1
+    weights: str = ""
 
 
 @dataclasses.dataclass

@@ -5,6 +5,7 @@
     python -m agentrm_jax.envs check TASK [--n 5]
     python -m agentrm_jax.envs experts TASK --n N --out FILE [--split train]
     python -m agentrm_jax.envs speed TASK
+    python -m agentrm_jax.envs serve TASK [--port 8000]
 
 TASK is an environment's name, or the import path of a module of your own. Exit code 1: a check failed; 2: something you can mend.
 """
@@ -21,6 +22,7 @@ from agentrm_jax.data import formats
 from agentrm_jax.envs.catalogue import find, listed, names
 from agentrm_jax.envs.commands import check as _cli_check
 from agentrm_jax.envs.commands import play as _cli_play
+from agentrm_jax.envs.commands import serve as _cli_serve
 from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.run.command import Parser, exit_code
 from agentrm_jax.types import Task, Trajectory, UserError
@@ -80,6 +82,8 @@ def _parser() -> Parser:
         )
     speed = command("speed", _speed, "how fast it is here", "test")
     speed.add_argument("--seconds", type=float, default=3.0)
+    serve = command("serve", _serve, "offer it to trainers over AgentGym's and OpenEnv's protocol", "train")
+    _cli_serve.add_arguments(serve, _positive)
     return parser
 
 
@@ -227,6 +231,12 @@ def _speed(arguments: argparse.Namespace) -> int:
     spec = find(arguments.env)
     options = _options(arguments, spec)
     return _cli_check.speed(spec, options, arguments.split, arguments.seconds)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    spec = find(arguments.env)
+    options = _options(arguments, spec)
+    return _cli_serve.run(spec, arguments.env, options, _SPLITS, arguments)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,13 @@ SHIPPED: Mapping[str, str] = {
     "babyai": "agentrm_jax.envs.babyai.environment",
     "jericho": "agentrm_jax.envs.jericho.environment",
     "maze": "agentrm_jax.envs.maze.environment",
+    "openenv": "agentrm_jax.envs.openenv.environment",
     "pddl": "agentrm_jax.envs.pddl.environment",
     "sciworld": "agentrm_jax.envs.sciworld.environment",
+    "textarena": "agentrm_jax.envs.textarena.environment",
     "tool_operation": "agentrm_jax.envs.tool.operation",
     "tool_query": "agentrm_jax.envs.tool.query",
+    "verifiers": "agentrm_jax.envs.verifiers.environment",
     "webshop": "agentrm_jax.envs.webshop.environment",
 }
 
@@ -44,32 +47,44 @@ def names() -> list[str]:
 def find(place: str) -> EnvSpec:
     """The spec of a shipped environment, by its name, or of a user's module, by its import path.
 
-    A user's module is looked for where Python looks, and in the folder the program was started in.
+    `my.module` is its `SPEC`; `my.module:games` is what it calls `games`: a spec, or a function that makes one without being told
+    anything. A module is looked for where Python looks, and in the folder the program was started in.
 
     Raises:
-      UserError: there is no such environment (the closest names are given), or the module defines no SPEC.
+      UserError: there is no such environment (the closest names are given), or the module defines no spec there.
     """
     if place in SHIPPED:
         return importlib.import_module(SHIPPED[place]).SPEC
-    if (here := os.getcwd()) not in sys.path and "" not in sys.path:
-        sys.path.append(here)
-    if "." not in place and not _is_module(place):
+    here = look_here()
+    path, _, attribute = place.partition(":")
+    if "." not in path and not _is_module(path):
         close = difflib.get_close_matches(place, names(), 3, 0.4)
-        known = f"known: {', '.join(names())}, or a module {place}.py of your own in {here}"
+        known = f"known: {', '.join(names())}, or a module {path}.py of your own in {here}"
         hint = f"did you mean {' or '.join(close)}?" if close else known
         raise UserError(f"no environment named {place!r}; {hint}")
     try:
-        spec = importlib.import_module(place).SPEC
+        spec = getattr(importlib.import_module(path), attribute or "SPEC")
+        if attribute and not isinstance(spec, EnvSpec) and callable(spec):
+            spec = spec()
     except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise UserError(
-            f"environment module {place!r} cannot be imported or has no SPEC: {type(error).__name__}: {error}"
+            f"environment module {place!r} cannot be imported or has no {attribute or 'SPEC'}: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(spec, EnvSpec):
-        raise UserError(f"SPEC of environment module {place!r} is a {type(spec).__name__}, not an EnvSpec")
+        raise UserError(
+            f"{attribute or 'SPEC'} of environment module {place!r} is a {type(spec).__name__}, not an EnvSpec"
+        )
     for field in ("name", "instruction", "rm_instruction"):
         if not isinstance(text := getattr(spec, field), str):
             raise UserError(f"{field} of environment module {place!r} is a {type(text).__name__}, not a text")
     return spec
+
+
+def look_here() -> str:
+    """Lets modules of the folder that the program was started in be imported; that folder."""
+    if (here := os.getcwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    return here
 
 
 def _is_module(name: str) -> bool:
@@ -138,12 +153,12 @@ def resolve(env: Any) -> Catalogue:
         spec = find(place)
         if spec.name in entries:
             raise UserError(f"config.env.names has {spec.name} twice ({entries[spec.name].place} and {place})")
-        own = {**_below(env.options, place.split(".")), **_below(env.options, [spec.name])}
+        own = {**_below(env.options, _keys(place)), **_below(env.options, [spec.name])}
         options = ({"data": data} if data else {}) | own
         spec.check(options)
         entries[spec.name] = Entry(place, with_prompts(spec.at_threshold(options), prompts, options), options)
     # Configs bring options of shipped environments that a run need not use; any other name is a mistake.
-    known = {*SHIPPED, *entries, *(entry.place.split(".")[0] for entry in entries.values())}
+    known = {*SHIPPED, *entries, *(_keys(entry.place)[0] for entry in entries.values())}
     for name in env.options:
         if name not in known:
             raise UserError(
@@ -152,11 +167,21 @@ def resolve(env: Any) -> Catalogue:
     return Catalogue(entries)
 
 
+def _keys(place: str) -> list[str]:
+    """Where a config's options of an environment stand: `my.module:games` is `options.my.module`."""
+    return place.partition(":")[0].split(".")
+
+
 def _below(options: Any, path: Sequence[str]) -> dict[str, Any]:
     """The options under a path of keys (`my.module` is `options.my.module`); empty where there are none."""
     for part in path:
         options = options.get(part, {}) if isinstance(options, Mapping) or hasattr(options, "get") else {}
-    return dict(options) if hasattr(options, "items") else {}
+    return {key: _plain(value) for key, value in options.items()} if hasattr(options, "items") else {}
+
+
+def _plain(value: Any) -> Any:
+    """A value of a config as environments know it: groups are dicts."""
+    return {key: _plain(below) for key, below in value.items()} if hasattr(value, "items") else value
 
 
 def tasks(env: Any, entry: Entry) -> list[Task]:

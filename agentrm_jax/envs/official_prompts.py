@@ -17,6 +17,7 @@ from typing import Literal
 from agentrm_jax.envs.spec import EnvSpec, Options
 from agentrm_jax.types import JSON, Message, Task, UserError
 
+NONE = "none"  # instead of a folder
 _ENVIRONMENTS = {"alfworld", "babyai", "jericho", "maze", "pddl", "sciworld", "tool_operation", "tool_query", "webshop"}
 _BY_SETTING = {"alfworld", "sciworld"}
 # The argument of a task that names its text.
@@ -32,9 +33,14 @@ _ROLES: dict[str, Literal["user", "assistant"]] = {
 def with_prompts(spec: EnvSpec, folder: str, options: Options) -> EnvSpec:
     """`spec` with the texts of `folder`, read when they are first needed; as it is where the layout knows no such environment.
 
+    With `NONE` nobody is told anything but goal and observation: for models that are trained from nothing, which learn what to do from
+    the episodes alone, and would read the same words before each of them.
+
     Raises:
       UserError: there is no such folder, now; a text is missing or no text of this layout, when it is needed or now.
     """
+    if folder == NONE:
+        return dataclasses.replace(spec, instruction="", rm_instruction="{goal}", example=(), told=None)
     if not folder or spec.name not in _ENVIRONMENTS:
         return spec
     root = Path(folder).expanduser()

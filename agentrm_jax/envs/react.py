@@ -20,6 +20,16 @@ def command_reader(specs: Mapping[str, EnvSpec]) -> Callable[[State], str]:
     return command
 
 
+def answer_reader(specs: Mapping[str, EnvSpec]) -> Callable[[State], str | None]:
+    """The function votes among samples are counted by: what an episode came to, None where its environment names no answer."""
+
+    def answer(state: State) -> str | None:
+        read = specs[state.task.env].texts(state.task).answer
+        return read(state.outcome) if read and state.outcome else None
+
+    return answer
+
+
 def reason(command: str, reasons: Iterable[tuple[str, str]]) -> str:
     """A thought for a command: the text of the first (pattern, text) that matches the whole command, with `{0}`, ... filled in; else ""."""
     for pattern, text in reasons:

@@ -6,9 +6,10 @@ inside `make`, because the main process only needs texts and task lists while en
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from agentrm_jax.types import JSON, Environment, Expert, Message, Task, UserError
+from agentrm_jax.types import JSON, Environment, Expert, Message, Outcome, Task, UserError
 
 # config.env.options: `data` (folder of official files), `live` (engines a worker holds), and what the environment knows
 Options = Mapping[str, JSON]
@@ -36,6 +37,8 @@ class EnvSpec:
       observation_prefix: put before every observation after the first.
       exhausted_reward: reward of an episode that ran out of steps: `keep` the engine's latest, or `zero`.
       options: names of the options it knows besides those that all have (`_EVERYWHERE`); None: any.
+      answer: what an episode came to, read from its last outcome, as votes among samples are counted; None where that was no answer.
+        Without it samples of this environment have no `majority`.
       told: the spec whose texts (instruction, rm_instruction, example) are for a task, where they differ from task to task.
       live: engines of this environment that a worker holds at most (option `live` counts more); 0: as many as the pool says.
       engine, licence, extra: for `python -m agentrm_jax.envs` and error texts.
@@ -54,6 +57,7 @@ class EnvSpec:
     observation_prefix: str = "Observation: "
     exhausted_reward: str = "keep"
     options: tuple[str, ...] | None = None
+    answer: Callable[[Outcome], str | None] | None = None
     told: "Callable[[Task], EnvSpec] | None" = None
     live: int = 0
     engine: str = ""
@@ -85,6 +89,28 @@ class EnvSpec:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
             raise UserError(f"option success_threshold must be a number above 0 and up to 1, not {value!r}")
         return dataclasses.replace(self, success_threshold=float(value))
+
+
+def named(spec: EnvSpec, name: str, **defaults: JSON) -> EnvSpec:
+    """The same environment under a name of its own, with options of its own; what a config says counts more.
+
+    So one run can have several games of TextArena, or several servers: `sudoku = named(textarena.SPEC, "sudoku", game="Sudoku-v0")`
+    in a module of yours is the environment `my.module:sudoku`.
+    """
+    make = functools.partial(_make_with, spec.make, defaults)
+    return dataclasses.replace(
+        spec, name=name, make=make, tasks=functools.partial(_tasks_with, spec.tasks, defaults, name)
+    )
+
+
+def _make_with(make: Callable[[Options], Environment], defaults: Options, options: Options) -> Environment:
+    return make({**defaults, **options})
+
+
+def _tasks_with(
+    tasks: Callable[[str, Options], Sequence[Task]], defaults: Options, name: str, split: str, options: Options
+) -> Sequence[Task]:
+    return [dataclasses.replace(task, env=name) for task in tasks(split, {**defaults, **options})]
 
 
 def whole(options: Options, name: str, default: int) -> int:

@@ -87,6 +87,25 @@ def budget_data(results: Sequence[Mapping[str, JSON]], found: Sequence[Row]) -> 
     ]
 
 
+def blocks_data(results: Sequence[Mapping[str, JSON]], found: Sequence[Row], block: str) -> JSON:
+    """One block of every result that has it, by method: `[{"method", "found"}]`."""
+    return [
+        {"method": row.name, "found": result[block]}
+        for result, row in zip(results, _methods(found), strict=True)
+        if result.get(block)
+    ]
+
+
+def opinions_data(results: Sequence[Mapping[str, JSON]], found: Sequence[Row]) -> JSON:
+    """Judges' position bias and ensembles' disagreement, of the results that have either: `[{"method", "judge"?, "disagreement"?}]`."""
+    kinds = ("judge", "disagreement")
+    return [
+        {"method": row.name, **{kind: result[kind] for kind in kinds if result.get(kind)}}
+        for result, row in zip(results, _methods(found), strict=True)
+        if any(result.get(kind) for kind in kinds)
+    ]
+
+
 def training_data(runs: Mapping[str, Sequence[Mapping[str, JSON]]]) -> JSON:
     """Charts of training runs: `{"run", "left_out", "charts": [{"name", "x", "lines": {name: [[step, value]]}}]}`.
 

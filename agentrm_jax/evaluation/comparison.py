@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from agentrm_jax.evaluation import statistics
+from agentrm_jax.evaluation import panels, statistics
 from agentrm_jax.types import JSON, UserError
 
 OVERALL = "overall"
@@ -20,6 +20,7 @@ class Row:
       cells: environment, and `overall`, to a cell of `results`.
       scores: task key to score, empty if the result does not hold them.
       weights: of the environments in `overall`; None is the plain mean over tasks.
+      runs: scores of each of several runs whose mean the row is (`repeats.mean_of`); empty for one run.
     """
 
     name: str
@@ -28,14 +29,19 @@ class Row:
     cells: Mapping[str, Mapping[str, JSON]]
     scores: Mapping[str, float]
     weights: Mapping[str, float] | None = None
+    runs: Sequence[Mapping[str, float]] = ()
 
 
 def rows(results: Sequence[Mapping[str, JSON]]) -> list[Row]:
     """Rows of several results: greedy and the rules without a model first, the methods in order, other references (oracle) last.
 
     A reference with the scores of an earlier row of that name is shown once; otherwise it is named after its method.
+
+    Raises:
+      UserError: the results are about different task panels.
     """
     methods = _methods(results)
+    panels.check({row.name: results[row.source] for row in methods})
     taken = {row.name: row for row in methods}
     references: list[Row] = []
     for source, (result, method) in enumerate(zip(results, methods, strict=True)):
@@ -45,10 +51,10 @@ def rows(results: Sequence[Mapping[str, JSON]]) -> list[Row]:
             if any(scores and dict(r.scores) == scores for r in known):
                 continue
             unique = name if name not in taken else f"{name} ({method.name})"
-            cells = {**row["tasks"], OVERALL: row["overall"]}
+            cells = {**row["tasks"], **({OVERALL: row["overall"]} if "overall" in row else {})}
             taken[unique] = Row(unique, source, "reference", cells, scores, result.get("weights"))
             references.append(taken[unique])
-    place = {"greedy": 0, "random": 1, "shortest": 1, "longest": 1, "ended": 1}
+    place = {"greedy": 0, "random": 1, "shortest": 1, "longest": 1, "ended": 1, "majority": 1}
     first = {id(row): place.get(row.name.split(" (")[0], 3 if row.kind == "reference" else 2) for row in taken.values()}
     return sorted([*methods, *references], key=lambda row: first[id(row)])
 
@@ -76,9 +82,11 @@ def difference(
     ]
     if not common or row is baseline:
         return None
-    return statistics.paired_difference(
-        [row.scores[task] for task in common],
-        [baseline.scores[task] for task in common],
+    mine, other = list(row.runs) or [row.scores], list(baseline.runs) or [baseline.scores]
+    if len(mine) != len(other):  # a single run is paired with each of several
+        mine, other = (runs * max(len(mine), len(other)) if len(runs) == 1 else runs for runs in (mine, other))
+    return statistics.mean_over_runs(
+        [[a[task] - b[task] for a, b in zip(mine, other, strict=False)] for task in common],
         [task.split("/", 1)[0] for task in common],
         row.weights if column == OVERALL else None,
         resamples=resamples,
@@ -138,7 +146,7 @@ def _methods(results: Sequence[Mapping[str, JSON]]) -> list[Row]:
         name = next(n for k, n in enumerate(names) if sum(other[k] == n for other in candidates) == 1)
         scores = {record["task"]: record["score"] for record in result.get("records", [])}
         cells = {**result["tasks"], OVERALL: result["overall"]}
-        found.append(Row(name, source, "method", cells, scores, result.get("weights")))
+        found.append(Row(name, source, "method", cells, scores, result.get("weights"), result.get("runs", ())))
     return found
 
 

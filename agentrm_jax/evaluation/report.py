@@ -12,13 +12,20 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from agentrm_jax.evaluation import comparison
+from agentrm_jax.evaluation import budgets, comparison
 from agentrm_jax.evaluation._report_episodes import trajectories_data, trees_data
-from agentrm_jax.evaluation._report_summary import budget_data, curves_data, summary_data, training_data
+from agentrm_jax.evaluation._report_summary import (
+    blocks_data,
+    budget_data,
+    curves_data,
+    opinions_data,
+    summary_data,
+    training_data,
+)
 from agentrm_jax.types import JSON, SearchTree, Trajectory
 
 _STYLE = ("report.css",)
-_SCRIPT = ("report_charts.js", "report_summary.js", "report_trajectories.js", "report_trees.js")
+_SCRIPT = ("report_charts.js", "report_summary.js", "report_values.js", "report_trajectories.js", "report_trees.js")
 
 
 def write(
@@ -56,6 +63,10 @@ def write(
         "summary": summary_data(found, comparison.baseline_of(found, baseline) if found else None),
         "curves": curves_data(results, found),
         "budget": budget_data(results, found),
+        "equal_budget": budgets.equal(results) if len(results) > 1 else None,
+        "prefixes": blocks_data(results, found, "prefixes"),
+        "value_curves": blocks_data(results, found, "value_curves"),
+        "opinions": opinions_data(results, found),
         "training": training_data(training or {}),
         "reward_models": dict(reward_models or {}),
         "trajectories": trajectories_data(trajectories, max_trajectories, max_bytes // 2),

@@ -47,7 +47,7 @@ function colour(name) {
   if (!names.has(name)) names.set(name, `var(--c${names.size % 6})`);
   return names.get(name);
 }
-const dashed = (name) => /^(oracle|random|shortest|longest|ended)( \(|$)/.test(name);
+const dashed = (name) => /^(oracle|random|shortest|longest|ended|majority)( \(|$)/.test(name);
 
 const STOPS = [[166, 97, 26], [223, 194, 125], [207, 227, 220], [128, 205, 193], [1, 133, 113]];
 function shade(value) {
@@ -83,6 +83,13 @@ function ticks(low, high, count) {
   const found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(Number((i * step).toPrecision(12)));
   return found;
+}
+
+// Ticks of a logarithmic axis: 1, 2 and 5 times powers of ten.
+function logTicks(low, high) {
+  const found = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) found.push(...[1, 2, 5].map((m) => Number((m * 10 ** power).toPrecision(12))));
+  return found.filter((v) => v >= low && v <= high);
 }
 
 // Labels of ticks, with as many digits as it takes to tell them apart.
@@ -155,7 +162,7 @@ function lineChart(lines, options) {
     });
     draw(box, "line", { class: "base", x1: left, x2: right, y1: bottom, y2: bottom });
     let edge = -Infinity;
-    const marks = options.whole ? xs : ticks(xs[0], xs[xs.length - 1], Math.max(3, Math.floor(width / 110)));
+    const marks = options.whole ? xs : options.log ? logTicks(xs[0], xs[xs.length - 1]) : ticks(xs[0], xs[xs.length - 1], Math.max(3, Math.floor(width / 110)));
     const xTicks = marks.length ? marks : xs, xLabels = tickLabels(xTicks, false);
     xTicks.forEach((t, i) => {
       const half = xLabels[i].length * 3.6;

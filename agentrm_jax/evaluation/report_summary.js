@@ -159,6 +159,10 @@ function remember(values) {
 function start() {
   if (data.summary) summary(data.summary);
   if (Object.keys(data.curves).length) curves(data.curves);
+  if (data.equal_budget) equalBudget(data.equal_budget);
+  if (data.prefixes.length) prefixes(data.prefixes);
+  if (data.value_curves.length) valueCurves(data.value_curves);
+  if (data.opinions.length) opinions(data.opinions);
   if (data.trajectories.items.length) trajectories(data.trajectories);
   if (data.trees.items.length) trees(data.trees);
   if (Object.keys(data.reward_models).length) rewardModels(data.reward_models);

@@ -5,8 +5,8 @@ Layout of a result (all JSON; scores in [0, 1]):
     method, policy, reward_model, measure, weights
     tasks     {environment: cell}, overall: cell
               cell = {n, score, success, ci95: [lo, hi], success_ci95, progress, steps, failed, difference}
-    rows      {greedy | random | shortest | longest | ended | oracle: {tasks, overall, scores}}
-              each cell as above without progress, steps, failed
+    rows      {greedy | random | shortest | longest | ended | majority | oracle: {tasks, overall, scores}}
+              each cell as above without progress, steps, failed; without `overall` in a row that has not all environments
     n_curve   [{n, best_of_n, oracle, random, pass}], each but n an {score, ci95}; n_curves the same by environment
     budget    {policy_tokens, reward_tokens, env_steps, seconds, ...}
     records   [{task, env, score, reward, progress, success, steps, failed}], which lets any two results be compared in pairs
@@ -16,37 +16,20 @@ Layout of a result (all JSON; scores in [0, 1]):
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from agentrm_jax.evaluation import statistics
+from agentrm_jax.evaluation import rules, statistics
 from agentrm_jax.evaluation.comparison import table
+from agentrm_jax.evaluation.rules import Rule, Sample
 from agentrm_jax.types import JSON, UserError
 
 __all__ = ["Measure", "Sample", "TaskRecord", "build", "curve_sizes", "table"]
 
 Measure = Literal["reward", "progress"]
 BUDGET = ("policy_tokens", "reward_tokens", "env_steps", "seconds")
-
-
-class Sample(NamedTuple):
-    """One episode among those a method chose from.
-
-    Attributes:
-      score: what it was ranked by; NaN ranks last.
-      reward, success, progress: of its last outcome.
-      steps: its turns; None in records that do not say.
-      ended: it was over before its step limit.
-    """
-
-    score: float
-    reward: float
-    success: bool
-    progress: float = 0.0
-    steps: int | None = None
-    ended: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,6 +63,7 @@ class _How:
     weights: Mapping[str, float] | None
     resamples: int
     seed: int
+    environments: Sequence[str]
 
 
 def build(
@@ -93,6 +77,7 @@ def build(
     measure: Measure = "reward",
     weights: Mapping[str, float] | None = None,
     ns: Sequence[int] | None = None,
+    independent: int | None = None,
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
     **extra: JSON,
@@ -106,6 +91,8 @@ def build(
       measure: what `score` is: the episode's outcome reward, or its progress rate.
       weights: environment to weight in `overall` (`statistics.PAPER_WEIGHTS`); by default the plain mean over tasks.
       ns: sizes of the curve; by default `curve_sizes` of the fewest samples any task has.
+      independent: how many of a task's samples (the first ones) were drawn from the policy whatever the scores; None is all, 0 is
+        none. Curves over n are made of independent samples only.
       resamples, seed: of the bootstrap.
       extra: further JSON entries (`config`, `versions`, ...).
 
@@ -115,15 +102,15 @@ def build(
     """
     if missing := [name for name in BUDGET if name not in budget]:
         raise ValueError(f"budget lacks {', '.join(missing)}")
-    how = _How(measure, weights, resamples, seed)
+    how = _How(measure, weights, resamples, seed, list(dict.fromkeys(r.env for r in records)))
     _check(records, method)
     rows = {}
     for name, found in (baselines or {}).items():
         _check(found, name)
         rows[name] = _columns(found, how)
     sampled = all(r.samples or r.failed for r in records) and any(r.samples for r in records)
-    if sampled:
-        rows |= _sample_rows(records, how)
+    if sampled and any(len(r.samples or ()) > 1 for r in records):  # else there was nothing to choose from
+        rows |= _sample_rows(records, how, independent)
     main = _columns(records, how)
     greedy = main if method == "greedy" else rows.get("greedy")
     result: dict[str, JSON] = {
@@ -138,7 +125,7 @@ def build(
             for name, row in rows.items()
         },
         "budget": dict(budget),
-        **(_curves(records, how, ns) if sampled else {}),
+        **(_curves(records, how, ns) if sampled and independent is None else {}),
         **extra,
         "records": [
             {
@@ -191,17 +178,20 @@ def _gains(record: TaskRecord, how: _How) -> list[float]:
     return [float(getattr(s, how.measure)) for s in record.samples or ()]
 
 
-def _sample_rows(records: Sequence[TaskRecord], how: _How) -> dict[str, dict[str, _Column]]:
-    """What rules that need no reward model make of the same samples.
+def _sample_rows(records: Sequence[TaskRecord], how: _How, independent: int | None) -> dict[str, dict[str, _Column]]:
+    """What rules that need no reward model make of the same samples (`rules.rules`), and the best sample, `oracle`.
 
-    `random`: any sample (expected). `oracle`: the best one. And where records say how long samples are: `shortest` and `longest`
-    (ties at random), which are nearly the oracle and its opposite where success ends an episode; `ended`: the first that was over
-    before its step limit, else the first.
+    `majority` has the environments only whose samples gave answers. If the scores said how many samples were drawn, `random` is over those
+    that were drawn whatever the scores, and there is no other rule.
     """
-    rules: dict[str, Callable[[Sequence[Sample]], Sequence[Sample]]] = {"random": lambda samples: samples}
-    if all(sample.steps is not None for r in records for sample in r.samples or ()):
-        rules |= {"shortest": _shortest, "longest": _longest, "ended": _first_ended}
-    rows = {name: {r.task: _choice(r, rule, how) for r in records} for name, rule in rules.items()}
+    found = dict(rules.rules([r.samples or () for r in records]))
+    if independent:
+        found = {"random": lambda samples: samples[:independent]}
+    voting = {r.env for r in records if any(s.answer is not None for s in r.samples or ())}
+    rows = {
+        name: {r.task: _choice(r, rule, how) for r in records if name != "majority" or r.env in voting}
+        for name, rule in found.items()
+    }
     oracle = {}
     for r in records:
         gains, wins = _gains(r, how), [float(s.success) for s in r.samples or ()]
@@ -209,25 +199,11 @@ def _sample_rows(records: Sequence[TaskRecord], how: _How) -> dict[str, dict[str
     return rows | {"oracle": oracle}
 
 
-def _choice(record: TaskRecord, rule: Callable[[Sequence[Sample]], Sequence[Sample]], how: _How) -> _Column:
+def _choice(record: TaskRecord, rule: Rule, how: _How) -> _Column:
     """A task under a rule: the mean over what it leaves to choose from; 0 without samples."""
     left = rule(record.samples) if record.samples else ()
     gains, wins = [float(getattr(s, how.measure)) for s in left], [float(s.success) for s in left]
     return _Column(record.env, float(np.mean(gains or [0])), float(np.mean(wins or [0])))
-
-
-def _shortest(samples: Sequence[Sample]) -> list[Sample]:
-    least = min(s.steps or 0 for s in samples)
-    return [s for s in samples if (s.steps or 0) == least]
-
-
-def _longest(samples: Sequence[Sample]) -> list[Sample]:
-    most = max(s.steps or 0 for s in samples)
-    return [s for s in samples if (s.steps or 0) == most]
-
-
-def _first_ended(samples: Sequence[Sample]) -> list[Sample]:
-    return [next((s for s in samples if s.ended), samples[0])]
 
 
 def _scores(row: Mapping[str, _Column]) -> dict[str, float]:
@@ -238,10 +214,10 @@ def _cells(row: Mapping[str, _Column], baseline: Mapping[str, _Column] | None, h
     """`{"tasks": {environment: cell}, "overall": cell}` of one row."""
     environments = list(dict.fromkeys(column.env for column in row.values()))
     parts = {env: {task: column for task, column in row.items() if column.env == env} for env in environments}
-    return {
-        "tasks": {env: _cell(part, baseline, how, None) for env, part in parts.items()},
-        "overall": _cell(row, baseline, how, how.weights),
-    }
+    cells: dict[str, JSON] = {"tasks": {env: _cell(part, baseline, how, None) for env, part in parts.items()}}
+    return cells | (
+        {"overall": _cell(row, baseline, how, how.weights)} if set(environments) >= set(how.environments) else {}
+    )
 
 
 def _cell(

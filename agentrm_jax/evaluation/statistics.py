@@ -126,6 +126,40 @@ def paired_difference(
     return mean_interval(difference, strata, weights, resamples=resamples, seed=seed, level=level)
 
 
+def mean_over_runs(
+    values: ArrayLike,
+    strata: Sequence[str] | None = None,
+    weights: Mapping[str, float] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Estimate:
+    """Mean of values [t, r] over tasks t and runs r (of training, say), with an interval that knows both kinds of chance.
+
+    Tasks are resampled as in `mean_intervals`, the same ones for all runs, and runs are drawn with replacement on top. With few runs such
+    an interval is somewhat too narrow for what runs add: their spread should be shown beside it. One run gives `mean_interval`.
+
+    Raises:
+      UserError: a stratum has no weight.
+    """
+    columns = np.asarray(values, np.float64)
+    labels = np.asarray(strata if strata is not None else [""] * columns.shape[0])
+    names = [str(name) for name in np.unique(labels)]
+    shares = _shares({name: int((labels == name).sum()) for name in names}, weights)
+    means = np.zeros((resamples, columns.shape[1]))
+    mean = 0.0
+    for index, name in enumerate(names):
+        members = columns[labels == name]
+        mean += shares[name] * float(members.mean())
+        means += shares[name] * bootstrap_means(members, resamples=resamples, seed=seed + index)
+    runs = columns.shape[1]
+    drawn = np.random.default_rng(seed + len(names)).integers(runs, size=(resamples, runs))
+    tail = 50 * (1 - level)
+    low, high = np.percentile(np.take_along_axis(means, drawn, axis=1).mean(axis=1), [tail, 100 - tail])
+    return Estimate(mean, float(low), float(high))
+
+
 def overall(scores: Mapping[str, float], weights: Mapping[str, float]) -> float:
     """Weighted mean of scores per environment; weights are renormalised over the environments present.
 

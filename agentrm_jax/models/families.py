@@ -1,15 +1,16 @@
 """Hugging Face's `config.json` to a `ModelConfig` and back, for the families of models that are supported.
 
 Both generations of keys are read (transformers 4: `rope_theta`, `rope_scaling`, `torch_dtype`; 5: `rope_parameters`, `dtype`,
-`layer_types`) and both are written. `fields.py` says which fields are known.
+`layer_types`) and both are written. `fields.py` says which fields are known, `rope_fields.py` reads those of rotary positions.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from agentrm_jax.models.config import ModelConfig, RopeScaling
-from agentrm_jax.models.fields import FIXED, check_fields, positive, whole
+from agentrm_jax.models.config import ModelConfig
+from agentrm_jax.models.fields import FIXED, check_fields
+from agentrm_jax.models.rope_fields import read_rope, write_rope
 from agentrm_jax.types import JSON, UserError
 
 Head = Literal["CausalLM", "SequenceClassification", "TokenClassification"]
@@ -22,32 +23,88 @@ class Family:
     """What a `model_type` can express, and what it takes for granted where a key is left out.
 
     Attributes:
-      name: how its model classes begin.
+      name: how its model classes begin; `classifier` how those of reward models do, if otherwise.
+      heads: the classes that transformers has.
       attention_bias: `switch` (key `attention_bias`, on q, k, v and o), `qkv` (always on q, k and v) or `none`.
-      windows: `none`, `all` layers (key `sliding_window`), or `chosen` layers (`use_sliding_window`, `layer_types`).
+      windows: `none`, `all` layers (key `sliding_window`), `chosen` layers (`use_sliding_window`, `layer_types`), or all but
+        every so many-th layer (`layer_types`, `sliding_window_pattern`), which is what a number says.
+      window: the window if the key is absent.
+      by_layer: layers with a window turn by a base of their own (`local_theta` if the key is absent), which is not scaled.
+      partial: a part of a head's dimensions may turn.
+      always: fields of `ModelConfig` that are the same in all models of the family.
+      experts: keys of the number of experts, of which one is enough; none for a family without.
+      width: key of the feed-forward layer's width.
       kv_heads: key/value heads if the key is absent; None for as many as query heads.
     """
 
     name: str
     attention_bias: Literal["switch", "qkv", "none"]
-    windows: Literal["none", "all", "chosen"] = "none"
+    windows: Literal["none", "all", "chosen"] | int = "none"
+    window: int | None = 4096
     mlp_bias: bool = False
-    qk_norm: bool = False
     rope_layers: bool = False
+    by_layer: bool = False
+    local_theta: float | None = None
+    partial: bool = False
+    always: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    experts: tuple[str, ...] = ()
+    width: str = "intermediate_size"
     kv_heads: int | None = None
     tie: bool = False
     theta: float = 10000.0
+    eps: float = 1e-6
     head_dim: int | None = None
+    classifier: str = ""
+    heads: tuple[Head, ...] = HEADS
 
 
+# Fields of `ModelConfig` that belong to families; their values in the others.
+_PLAIN = {
+    f.name: f.default
+    for f in dataclasses.fields(ModelConfig)
+    if f.name in ("norms", "norm_offset", "activation", "scale_embeddings", "qk_norm", "qk_norm_wide")
+}
+# Fields of `config.json` that families with experts read.
+_EXPERTS = {"num_experts_per_tok", "norm_topk_prob"}
+_OLMO = {"norms": "post", "qk_norm": True, "qk_norm_wide": True}
+_GEMMA = {"norms": "both", "norm_offset": 1.0, "activation": "gelu_tanh", "scale_embeddings": True, "qk_norm": True}
 FAMILIES = {
     "llama": Family("Llama", "switch", mlp_bias=True),
     "mistral": Family("Mistral", "none", windows="all", kv_heads=8),
+    "mixtral": Family(
+        "Mixtral", "none", windows="all", window=None, experts=("num_local_experts",), kv_heads=8, theta=1e6, eps=1e-5
+    ),
     "qwen2": Family("Qwen2", "qkv", windows="chosen", kv_heads=32),
-    "qwen3": Family("Qwen3", "switch", windows="chosen", qk_norm=True, kv_heads=32, head_dim=128),
+    "qwen3": Family("Qwen3", "switch", windows="chosen", always={"qk_norm": True}, kv_heads=32, head_dim=128),
+    "qwen3_moe": Family(
+        "Qwen3Moe",
+        "switch",
+        windows="chosen",
+        always={"qk_norm": True},
+        experts=("num_experts", "num_local_experts"),
+        width="moe_intermediate_size",
+        kv_heads=4,
+    ),
     "smollm3": Family(
         "SmolLM3", "switch", windows="chosen", mlp_bias=True, rope_layers=True, kv_heads=4, tie=True, theta=2e6
     ),
+    "gemma3_text": Family(
+        "Gemma3",
+        "switch",
+        windows=6,
+        by_layer=True,
+        local_theta=1e4,
+        always=_GEMMA,
+        kv_heads=4,
+        tie=True,
+        theta=1e6,
+        head_dim=256,
+        classifier="Gemma3Text",
+        heads=HEADS[:2],
+    ),
+    "olmo2": Family("Olmo2", "switch", always=_OLMO, eps=1e-5, heads=HEADS[:2]),
+    "olmo3": Family("Olmo3", "switch", windows=4, by_layer=True, always=_OLMO, theta=5e5, eps=1e-5, heads=HEADS[:2]),
+    "phi3": Family("Phi3", "none", windows="all", window=None, partial=True, eps=1e-5),
 }
 
 
@@ -70,31 +127,47 @@ def config_from_hf(fields: Mapping[str, JSON], origin: str = "config.json") -> M
 
 def _config(fields: Mapping[str, JSON], kind: str, family: Family) -> ModelConfig:
     layers, heads = fields["num_hidden_layers"], fields["num_attention_heads"]
-    theta, scaling = _rope(fields, family)
+    head_dim = fields.get("head_dim", family.head_dim) or fields["hidden_size"] // heads
+    rope = read_rope(
+        fields,
+        head_dim,
+        theta=family.theta,
+        local_theta=family.local_theta,
+        by_layer=family.by_layer,
+        partial=family.partial,
+    )
     rotates = _rope_layers(fields, layers) if family.rope_layers else ()
     window, windowed = _windows(fields, family, layers, rotates)
     bias = bool(fields.get("attention_bias", False)) if family.attention_bias == "switch" else False
+    scalar = fields.get("query_pre_attn_scalar", 256) if kind == "gemma3_text" else head_dim
+    more: dict[str, Any] = dict(family.always)
+    if family.experts:
+        count, chosen = (8, 2) if kind == "mixtral" else (128, 8)
+        more |= {
+            "num_experts": next((n for key in family.experts if (n := fields.get(key)) is not None), count),
+            "experts_per_token": fields.get("num_experts_per_tok") or chosen,
+            "normalize_routing": kind == "mixtral" or bool(fields.get("norm_topk_prob", False)),
+        }
     return ModelConfig(
         vocab_size=fields["vocab_size"],
         num_layers=layers,
         d_model=fields["hidden_size"],
         num_heads=heads,
         num_kv_heads=fields.get("num_key_value_heads", family.kv_heads) or heads,
-        head_dim=fields.get("head_dim", family.head_dim) or fields["hidden_size"] // heads,
-        d_ff=fields["intermediate_size"],
+        head_dim=head_dim,
+        d_ff=fields.get(family.width) or 768,
         architecture=kind,
-        rope_theta=theta,
-        rope_scaling=scaling,
-        norm_eps=float(fields.get("rms_norm_eps") or 1e-6),
+        norm_eps=float(fields.get("rms_norm_eps") or family.eps),
         tie_embeddings=bool(fields.get("tie_word_embeddings", family.tie)),
         qkv_bias=bias or family.attention_bias == "qkv",
         o_bias=bias,
         mlp_bias=family.mlp_bias and bool(fields.get("mlp_bias", False)),
-        qk_norm=family.qk_norm,
+        query_scalar=None if scalar == head_dim else float(scalar),
         sliding_window=window,
         window_layers=windowed,
         rope_layers=rotates,
-        max_length=fields["max_position_embeddings"],
+        **rope,
+        **more,
     )
 
 
@@ -104,7 +177,7 @@ def head_from_hf(fields: Mapping[str, JSON], origin: str = "config.json") -> Hea
     OpenRLHF's `RewardModel` is a linear map on the hidden state at the last token: a classifier with one label.
 
     Raises:
-      UserError: another class, or a classifier with more than one label.
+      UserError: another class, or one with more labels than are read (`labels_from_hf`).
     """
     name = (fields.get("architectures") or ["Model"])[0]
     if name == OPENRLHF:
@@ -115,15 +188,31 @@ def head_from_hf(fields: Mapping[str, JSON], origin: str = "config.json") -> Hea
             f"{origin}: architecture {name!r} is not supported; supported are *For{', *For'.join(HEADS)} and "
             f"OpenRLHF's {OPENRLHF}"
         )
-    labels = len(fields["id2label"]) if fields.get("id2label") else fields.get("num_labels") or 2
-    if head in HEADS[1:] and labels != 1:
-        raise UserError(f"{origin}: a reward model has one label, this {name} has {labels}")
+    labels_from_hf(fields, head or "CausalLM", origin)
     return head or "CausalLM"
+
+
+def labels_from_hf(fields: Mapping[str, JSON], head: Head, origin: str = "config.json") -> int:
+    """How many labels a classifier has: one, which is a value, or two at every token, good and bad. 0 for a CausalLM.
+
+    Raises:
+      UserError: it has others.
+    """
+    if head == "CausalLM":
+        return 0
+    if OPENRLHF in (fields.get("architectures") or ()):
+        return 1
+    labels = len(fields["id2label"]) if fields.get("id2label") else fields.get("num_labels") or 2
+    if labels != 1 and (head, labels) != ("TokenClassification", 2):
+        raise UserError(
+            f"{origin}: a reward model has one label, or at every token two (good and bad); this {fields['architectures'][0]} has {labels}"
+        )
+    return labels
 
 
 def _check(fields: Mapping[str, JSON], kind: str, family: Family, origin: str) -> None:
     """Refuses fields that this family does not read although they would change the model."""
-    used: set[str] = set()
+    used = {*family.experts, family.width} | (_EXPERTS if family.experts else set())
     if family.attention_bias == "switch":
         used.add("attention_bias")
     if family.mlp_bias:
@@ -132,56 +221,41 @@ def _check(fields: Mapping[str, JSON], kind: str, family: Family, origin: str) -
         used |= {"sliding_window", "layer_types"}
     if family.windows == "chosen":
         used |= {"use_sliding_window", "max_window_layers"}
+    if isinstance(family.windows, int):
+        used |= {"sliding_window_pattern", "_sliding_window_pattern"}
+    if family.by_layer:
+        used.add("rope_local_base_freq")
+    if family.partial:
+        used |= {"partial_rotary_factor", "original_max_position_embeddings"}
     if family.rope_layers:
         used.add("no_rope_layers")
+    if kind == "gemma3_text":
+        used.add("query_pre_attn_scalar")
+    if kind == "phi3" and _is_own_code(fields.get("auto_map")):
+        used.add("auto_map")
     if not fields.get("use_sliding_window"):
         used.add("max_window_layers")  # counts only together with it
     types = fields.get("layer_types")
     full = isinstance(types, list) and all(t == "full_attention" for t in types)
+    gelu = family.always.get("activation") == "gelu_tanh"
+    activations = ("gelu_pytorch_tanh",) if gelu else FIXED["hidden_act"]
     fixed: dict[str, tuple[JSON, ...]] = FIXED | {
         "layer_types": (types,) if full else (None,),
         "attention_bias": (False, None, family.attention_bias == "qkv"),
         "mlp_bias": (False, None),
         "sliding_window": (None,),
         "use_sliding_window": (False, None),
+        "hidden_act": (*activations, None) if gelu else activations,
+        "hidden_activation": (*activations, None),
     }
     check_fields(fields, used=used, fixed=fixed, kind=kind, origin=origin)
 
 
-def _rope(fields: Mapping[str, JSON], family: Family) -> tuple[float, RopeScaling | None]:
-    rope = dict(fields.get("rope_scaling") or {}) | dict(fields.get("rope_parameters") or {})
-    theta = rope.pop("rope_theta", None) or fields.get("rope_theta") or family.theta
-    kind = rope.pop("rope_type", None) or rope.get("type") or "default"
-    rope.pop("type", None)
-    if any(isinstance(v, dict) for v in rope.values()):
-        raise UserError("rope_parameters that differ by layer type are not supported")
-    known = {
-        "default": {"factor", "original_max_position_embeddings"},
-        "linear": {"factor", "original_max_position_embeddings"},
-        "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
-    }
-    if not isinstance(kind, str) or kind not in known:
-        raise UserError(f"rope type {kind!r} is not supported; supported are {', '.join(known)}")
-    if rope.get("partial_rotary_factor", 1) in (1, None):
-        rope.pop("partial_rotary_factor", None)
-    if more := sorted(rope.keys() - known[kind]):
-        raise UserError(f"rope parameters that are not supported for {kind!r} rope: {', '.join(more)}")
-    length = rope.pop("original_max_position_embeddings", None) or fields["max_position_embeddings"]
-    numbers = {"rope_theta": theta} | (rope if kind != "default" else {})
-    if wrong := [f"{name}={value!r}" for name, value in numbers.items() if not positive(value)]:
-        raise UserError(f"rope parameters that are no numbers above 0: {', '.join(wrong)}")
-    if not whole(length):
-        raise UserError(f"original_max_position_embeddings={length!r} must be a whole number above 0")
-    if kind == "default":
-        return float(theta), None
-    if missing := sorted(known[kind] - rope.keys() - {"original_max_position_embeddings"}):
-        raise UserError(f"{kind!r} rope needs {', '.join(missing)}")
-    if kind == "linear":
-        return float(theta), RopeScaling("linear", float(rope["factor"]))
-    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-    if not low < high:
-        raise UserError(f"'llama3' rope needs low_freq_factor below high_freq_factor, not {low} and {high}")
-    return float(theta), RopeScaling("llama3", float(rope["factor"]), low, high, length)
+def _is_own_code(auto_map: JSON) -> bool:
+    """Whether the code that the first Phi models brought with them is named, which is what transformers has now."""
+    return isinstance(auto_map, dict) and all(
+        isinstance(v, str) and v.split(".")[0] in ("configuration_phi3", "modeling_phi3") for v in auto_map.values()
+    )
 
 
 def _rope_layers(fields: Mapping[str, JSON], layers: int) -> tuple[bool, ...]:
@@ -206,13 +280,22 @@ def _windows(
         if len(types) != layers:
             raise UserError(f"layer_types has {len(types)} entries for {layers} layers")
     if family.windows == "all":
-        window = fields.get("sliding_window", 4096)
+        window = fields.get("sliding_window", family.window)
         if types is not None and set(types) != {"sliding_attention" if window else "full_attention"}:
             raise UserError("layer_types that disagree with sliding_window are not supported for this family")
         return window, ()
     if family.windows == "none":
         return None, ()
-    window = fields.get("sliding_window", None if family.rope_layers else 4096)
+    if isinstance(family.windows, int):
+        every = fields.get("sliding_window_pattern") or fields.get("_sliding_window_pattern") or family.windows
+        window = fields.get("sliding_window", family.window)
+        flags = tuple(t == "sliding_attention" for t in types or ()) or tuple(
+            (i + 1) % every > 0 for i in range(layers)
+        )
+        if any(flags) and window is None:
+            raise UserError("layers slide a window, but sliding_window is not set")
+        return (window, () if all(flags) else flags) if any(flags) else (None, ())
+    window = fields.get("sliding_window", None if family.rope_layers else family.window)
     if not fields.get("use_sliding_window", False) or window is None:
         if types and "sliding_attention" in types:
             raise UserError("layer_types names sliding_attention, but use_sliding_window or sliding_window is not set")
@@ -240,16 +323,11 @@ def config_to_hf(config: ModelConfig, head: Head, dtype: str = "float32") -> dic
         raise UserError(
             f"architecture {c.architecture!r} has no Hugging Face form; supported are {', '.join(FAMILIES)}"
         )
-    _expressible(c, family)
-    rope: dict[str, JSON] = {"rope_type": "default"}
-    if c.rope_scaling is not None:
-        s = c.rope_scaling
-        rope = {"rope_type": s.kind, "factor": s.factor}
-        if s.kind == "llama3":
-            rope |= {"low_freq_factor": s.low_freq_factor, "high_freq_factor": s.high_freq_factor}
-            rope |= {"original_max_position_embeddings": s.original_length}
+    _expressible(c, family, head)
+    gelu = c.activation == "gelu_tanh"
+    name = family.name if head == "CausalLM" else family.classifier or family.name
     fields: dict[str, JSON] = {
-        "architectures": [f"{family.name}For{head}"],
+        "architectures": [f"{name}For{head}"],
         "model_type": c.architecture,
         "vocab_size": c.vocab_size,
         "hidden_size": c.d_model,
@@ -258,13 +336,10 @@ def config_to_hf(config: ModelConfig, head: Head, dtype: str = "float32") -> dic
         "num_attention_heads": c.num_heads,
         "num_key_value_heads": c.num_kv_heads,
         "head_dim": c.head_dim,
-        "hidden_act": "silu",
+        **({"hidden_activation": "gelu_pytorch_tanh"} if gelu else {"hidden_act": "silu"}),
         "rms_norm_eps": c.norm_eps,
-        "max_position_embeddings": c.max_length,
         "tie_word_embeddings": c.tie_embeddings,
-        "rope_theta": c.rope_theta,
-        "rope_scaling": rope if c.rope_scaling else None,
-        "rope_parameters": {"rope_theta": c.rope_theta, **rope},
+        **write_rope(c, by_layer=family.by_layer, partial=family.partial),
         "attention_dropout": 0.0,
         "dtype": dtype,
         "torch_dtype": dtype,
@@ -275,6 +350,14 @@ def config_to_hf(config: ModelConfig, head: Head, dtype: str = "float32") -> dic
         fields["mlp_bias"] = c.mlp_bias
     if family.rope_layers:
         fields["no_rope_layers"] = [int(r) for r in c.rope_layers or (True,) * c.num_layers]
+    if c.architecture == "gemma3_text":
+        scalar = c.query_scalar or c.head_dim
+        fields["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar
+    if family.experts:
+        fields |= dict.fromkeys(family.experts, c.num_experts)
+        fields |= {family.width: c.d_ff, "num_experts_per_tok": c.experts_per_token}
+    if c.architecture == "qwen3_moe":
+        fields |= {"norm_topk_prob": c.normalize_routing, "decoder_sparse_step": 1, "mlp_only_layers": []}
     fields |= _windows_to_hf(c, family)
     if head != "CausalLM":
         fields |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
@@ -287,10 +370,13 @@ def _windows_to_hf(c: ModelConfig, family: Family) -> dict[str, JSON]:
     if family.windows == "all":
         return {"sliding_window": c.sliding_window}
     flags = (c.window_layers or (True,) * c.num_layers) if c.sliding_window else (False,) * c.num_layers
+    types: JSON = ["sliding_attention" if f else "full_attention" for f in flags]
+    if isinstance(family.windows, int):
+        return {"sliding_window": c.sliding_window or family.window, "layer_types": types}
     fields: dict[str, JSON] = {
         "use_sliding_window": any(flags),
         "sliding_window": c.sliding_window,
-        "layer_types": ["sliding_attention" if f else "full_attention" for f in flags],
+        "layer_types": types,
     }
     first = flags.index(True) if any(flags) else c.num_layers
     if not family.rope_layers and all(flags[first:]):  # the older way of saying it
@@ -298,7 +384,7 @@ def _windows_to_hf(c: ModelConfig, family: Family) -> dict[str, JSON]:
     return fields
 
 
-def _expressible(c: ModelConfig, family: Family) -> None:
+def _expressible(c: ModelConfig, family: Family, head: Head) -> None:
     bias = {
         "switch": c.qkv_bias == c.o_bias,
         "qkv": c.qkv_bias and not c.o_bias,
@@ -307,11 +393,22 @@ def _expressible(c: ModelConfig, family: Family) -> None:
     checks = {
         "attention biases": bias[family.attention_bias],
         "mlp_bias": family.mlp_bias or not c.mlp_bias,
-        "qk_norm": family.qk_norm == c.qk_norm,
         "rope_layers": family.rope_layers or all(c.rope_layers),
         "sliding_window": family.windows != "none" or c.sliding_window is None,
-        "window_layers": family.windows == "chosen" or c.sliding_window is None or all(c.window_layers),
+        "window_layers": family.windows not in ("none", "all") or c.sliding_window is None or all(c.window_layers),
+        "num_experts": bool(family.experts) == bool(c.num_experts),
+        "normalize_routing": c.normalize_routing or c.architecture == "qwen3_moe",
+        "query_scalar": c.query_scalar is None or c.architecture == "gemma3_text",
+        "local_rope_theta": family.by_layer == (c.local_rope_theta is not None),
+        "rotary_dim": family.partial or c.rotary_dim is None,
+        "value_bias": head == "CausalLM" or not (c.value_bias or c.value_probability),
+        "rope_scaling": not family.partial or c.rope_scaling is None or c.rope_scaling.kind == "longrope",
     }
+    checks |= {name: getattr(c, name) == value for name, value in (_PLAIN | dict(family.always)).items()}
     for name, fits in checks.items():
         if not fits:
             raise UserError(f"{name} of this model cannot be written as {c.architecture!r}")
+    if head not in family.heads:
+        raise UserError(
+            f"there is no class {family.name}For{head} in transformers; supported is {' or '.join(family.heads)}"
+        )

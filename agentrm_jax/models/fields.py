@@ -45,6 +45,7 @@ HARMLESS = {
     *("license", "tokenizer_class", "prefix", "problem_type", "finetuning_task", "task_specific_params"),
     *("transformers.js_config", "is_llama_config", "keys_to_ignore_at_inference", "token_classification_bias"),
     *("is_encoder_decoder", "tie_encoder_decoder", "cross_attention_hidden_size", "no_rope_layer_interval"),
+    *("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
     *("unsloth_fixed", "unsloth_version", "unsloth_training", "packing_samples", "normalize_reward", "mean", "std"),
 }
 # Fields that change the result, with the values under which they do not.
@@ -60,6 +61,14 @@ FIXED: dict[str, tuple[JSON, ...]] = {
     "is_decoder": (False, None),
     "add_cross_attention": (False, None),
     "pruned_heads": ({}, None),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "use_bidirectional_attention": (False, None),
+    "lm_head_bias": (False, None),
+    "full_attn_mod": (1, None),
+    "interpolate_factor": (1, None),
+    "mlp_only_layers": ([], None),
+    "decoder_sparse_step": (1, None),
     "num_experts": (0, None),
     "num_local_experts": (0, None),
 }
@@ -89,9 +98,14 @@ _OBJECT = _Kind("an object", lambda v: isinstance(v, dict))
 _NAMES = _Kind("a list of names", lambda v: isinstance(v, list) and all(isinstance(x, str) for x in v))
 _KINDS: dict[str, _Kind] = {
     **dict.fromkeys((*NEEDED, "num_key_value_heads", "head_dim", "sliding_window"), _COUNT),
-    **dict.fromkeys(("no_rope_layer_interval", "num_labels"), _COUNT),
-    **dict.fromkeys(("rms_norm_eps", "rope_theta"), _NUMBER),
-    **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window"), _FLAG),
+    **dict.fromkeys(("no_rope_layer_interval", "num_labels", "moe_intermediate_size", "num_experts_per_tok"), _COUNT),
+    **dict.fromkeys(("sliding_window_pattern", "_sliding_window_pattern", "original_max_position_embeddings"), _COUNT),
+    **dict.fromkeys(("rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar"), _NUMBER),
+    **dict.fromkeys(("partial_rotary_factor",), _NUMBER),
+    **dict.fromkeys(("num_experts", "num_local_experts"), _Kind("a whole number", lambda v: whole(v, least=0))),
+    **dict.fromkeys(
+        ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window", "norm_topk_prob"), _FLAG
+    ),
     **dict.fromkeys(("rope_scaling", "rope_parameters", "id2label", "label2id"), _OBJECT),
     **dict.fromkeys(("layer_types", "architectures"), _NAMES),
     "num_hidden_layers": _Kind("a whole number from 1 to 10000", lambda v: whole(v, most=10_000)),

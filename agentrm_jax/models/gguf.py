@@ -16,7 +16,7 @@ from agentrm_jax.models.config import ModelConfig, RopeScaling
 from agentrm_jax.models.families import config_from_hf
 from agentrm_jax.models.fields import whole
 from agentrm_jax.models.folder import refuse_pointer
-from agentrm_jax.models.layers import rope_frequencies
+from agentrm_jax.models.rope import rope_frequencies
 from agentrm_jax.models.weights import Source, some
 from agentrm_jax.types import JSON, UserError
 
@@ -106,6 +106,7 @@ class GGUF:
         rope: dict[str, JSON] = {"rope_type": "default"}
         if (kind := get("rope.scaling.type", "none")) != "none":
             rope = {"rope_type": kind, "factor": get("rope.scaling.factor", 1.0)}
+            rope["original_max_position_embeddings"] = get("rope.scaling.original_context_length")
         epsilon = get("attention.layer_norm_rms_epsilon")
         fields: dict[str, JSON] = {
             "model_type": self.architecture,

@@ -9,13 +9,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from agentrm_jax.models.narrow import Int8Matrix, product
 
-def linear(x: Float[Array, "b t *i"], weight: Float[Array, " *io"]) -> Float[Array, "b t *o"]:
-    """`x` times `weight`, over all dimensions of x behind the first two, in the type of x."""
+
+def linear(x: Float[Array, "b t *i"], weight: Float[Array, " *io"] | Int8Matrix) -> Float[Array, "b t *o"]:
+    """`x` times `weight`, over all dimensions of x behind the first two, in the type of x.
+
+    Weights of fewer bytes than x are multiplied as they are, see `narrow.product`.
+    """
     b, t, *inputs = x.shape
+    if isinstance(weight, Int8Matrix):
+        return product(x.reshape(b * t, -1), weight).astype(x.dtype).reshape(b, t, *weight.scale_o.shape)
     out = weight.shape[len(inputs) :]
-    matrix_io = weight.astype(x.dtype).reshape(math.prod(inputs), math.prod(out))
-    return _product(x.reshape(b, t, -1), matrix_io).reshape(b, t, *out)
+    matrix_io = weight.reshape(math.prod(inputs), math.prod(out))
+    if weight.dtype.itemsize < x.dtype.itemsize:
+        return product(x.reshape(b * t, -1), matrix_io).astype(x.dtype).reshape(b, t, *out)
+    return _product(x.reshape(b, t, -1), matrix_io.astype(x.dtype)).reshape(b, t, *out)
 
 
 @jax.custom_vjp

@@ -88,7 +88,13 @@ class LoRA:
 
 
 def new_adapters(lora: LoRA, block: nnx.Module, rngs: nnx.Rngs) -> nnx.Dict:
-    """Adapters for one layer, float32: A uniform with bound (fan in)**-0.5 as in PEFT, B zero, so that nothing changes yet."""
+    """Adapters for one layer, float32: A uniform with bound (fan in)**-0.5 as in PEFT, B zero, so that nothing changes yet.
+
+    All linear maps of a layer with experts are those of its attention.
+
+    Raises:
+      UserError: a map is named that the layer has not.
+    """
 
     def pair(weight: nnx.Param, inputs: int) -> nnx.Dict:
         into, out = weight.shape[:inputs], weight.shape[inputs:]
@@ -98,7 +104,11 @@ def new_adapters(lora: LoRA, block: nnx.Module, rngs: nnx.Rngs) -> nnx.Dict:
         b = jnp.zeros((lora.rank, *out), jnp.float32)
         return nnx.Dict(a=nnx.Param(a, axes=(*axes[:inputs], "rank")), b=nnx.Param(b, axes=("rank", *axes[inputs:])))
 
-    chosen = (TARGETS[t] for t in lora.targets)
+    has = [t for t in lora.targets if hasattr(block, TARGETS[t][0])]
+    if len(has) < len(lora.targets) < len(TARGETS):
+        missing = ", ".join(t for t in lora.targets if t not in has)
+        raise UserError(f"--config.lora.targets: experts get no adapters, so layers of this model have no {missing}")
+    chosen = (TARGETS[t] for t in has)
     return nnx.Dict({name: pair(getattr(block, name), inputs) for name, inputs in chosen})
 
 

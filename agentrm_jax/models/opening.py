@@ -38,6 +38,7 @@ class OpenedModel:
       has: shape and type of every parameter it has.
       load: (some of `has`, with shardings) -> (the parameters, step, meta).
       state: what a reward model reads of a conversation, as its card, or the folder that was exported here, says.
+      graded: see `pretrained.Pretrained`; None where values are what the value head gives. Training starts from the value head.
     """
 
     config: ModelConfig
@@ -47,6 +48,7 @@ class OpenedModel:
     has: weights.Params
     load: Callable[[weights.Params], tuple[weights.Params, int, dict[str, JSON]]]
     state: Representation = "default"
+    graded: Callable[[], ModelConfig] | None = None
 
     def read(self, wanted: weights.Params) -> weights.Params:
         """Those of the wanted parameters that the model has, in the wanted type, every shard read into its place."""
@@ -93,6 +95,7 @@ def open_model(place: Path | str, *, step: int | None = None, template: str = ""
             has,
             lambda wanted: (weights.load_params(found.source(), found.config, wanted), 0, {}),
             _exported_state(workdir),
+            found.graded,
         )
     else:
         folder = _checkpoints(workdir, step)
@@ -161,7 +164,7 @@ def load_model(
         for key in opened.has
     }
     params, number, meta = opened.load(here)
-    built = weights.build(opened.config, params)
+    built = weights.build(opened.graded() if opened.graded else opened.config, params)
     return LoadedModel(built, opened.chat, opened.card, opened.read_at, number, meta, opened.state)
 
 

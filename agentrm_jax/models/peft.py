@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from agentrm_jax.files import check_new_folder, write_json
+from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.families import Head
 from agentrm_jax.models.fields import positive, whole
 from agentrm_jax.models.folder import open_tensors, read_object
-from agentrm_jax.models.lora import LoRA, Params
-from agentrm_jax.models.weights import LAYER_TABLE, Source, some, with_mean_head
+from agentrm_jax.models.lora import TARGETS, LoRA, Params
+from agentrm_jax.models.weights import PLAIN_TABLE, Source, layer_table, some, with_mean_head
 from agentrm_jax.types import JSON, UserError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -29,6 +30,19 @@ _PLAIN: dict[str, tuple[JSON, ...]] = {
     **dict.fromkeys(("alpha_pattern", "trainable_token_indices", "layer_replication"), (None, {}, [])),
     **dict.fromkeys(("target_parameters", "alora_invocation_tokens", "arrow_config"), (None, {}, [])),
 }
+
+
+def check_separate(config: ModelConfig) -> None:
+    """Refuses models whose files hold several linear maps as one, so that PEFT cannot adapt one of them alone.
+
+    Raises:
+      UserError: this is such a model.
+    """
+    if any(entry.fused for entry in layer_table(config).values()):
+        raise UserError(
+            f"files of {config.architecture!r} hold q, k, v, and gate, up, as one map each, so adapters of one of them cannot be "
+            "written for PEFT; leave --adapter out to write the merged model"
+        )
 
 
 def write_peft(trained: Params, lora: LoRA, base: str, out: Path, head: Head) -> None:
@@ -50,7 +64,7 @@ def write_peft(trained: Params, lora: LoRA, base: str, out: Path, head: Head) ->
         "base_model_name_or_path": base,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
-        "target_modules": list(lora.targets),
+        "target_modules": [t for t in lora.targets if TARGETS[t][0] in trained["layers"]["adapters"]],
         "modules_to_save": ["score"] if head == "SequenceClassification" else None,
         "lora_dropout": 0.0,
         "bias": "none",
@@ -69,7 +83,7 @@ def peft_tensors(trained: Params) -> dict[str, np.ndarray]:
     """Every tensor by PEFT's name: `lora_A.weight` [rank, in], `lora_B.weight` [out, rank], `score.weight` [1, d]."""
     found = {}
     for name, pair in trained["layers"]["adapters"].items():
-        module = LAYER_TABLE[name].tensor.removesuffix(".weight")
+        module = PLAIN_TABLE[name].tensor.removesuffix(".weight")
         a, b = np.asarray(pair["a"]), np.asarray(pair["b"])
         layers, rank = a.shape[0], a.shape[-1]
         for l in range(layers):

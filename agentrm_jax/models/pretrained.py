@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from agentrm_jax.models.classifiers import good_label, value_bias, value_source
 from agentrm_jax.models.config import ModelConfig
-from agentrm_jax.models.families import OPENRLHF, Head, config_from_hf, head_from_hf
+from agentrm_jax.models.families import OPENRLHF, Head, config_from_hf, head_from_hf, labels_from_hf
 from agentrm_jax.models.folder import (
     CONFIG,
     TOKENIZER_FILES,
@@ -33,14 +34,16 @@ class Pretrained:
 
     Attributes:
       head: what the file was made for; a reward model is one of the classification heads.
-      source: opens the weights.
+      source: opens the weights; a classifier's are those of one value head.
       tokenizer: loads the `transformers` tokenizer.
+      graded: opens the weights to say how values follow from the value head (`value_bias` and `value_probability` of `config`).
     """
 
     config: ModelConfig
     head: Head
     source: Callable[[], Source]
     tokenizer: Callable[[], Any]
+    graded: Callable[[], ModelConfig] | None = None
 
 
 def open_pretrained(name: str | Path) -> Pretrained:
@@ -69,14 +72,21 @@ def _open_folder(path: Path) -> Pretrained:
         hint = "; a workdir needs its model.json" if (path / "metrics.jsonl").exists() else ""
         raise UserError(f"{path} is no Hugging Face model folder: its config.json has no model_type{hint}")
     config, head = config_from_hf(fields, origin), head_from_hf(fields, origin)
+    tokenizer = functools.partial(_load_tokenizer, path)
+    if OPENRLHF in (fields.get("architectures") or ()):
+        return Pretrained(
+            config, head, lambda: _rename_head(open_safetensors(path), fields.get("value_head_prefix")), tokenizer
+        )
+    labels = labels_from_hf(fields, head, origin)
+    if not labels:
+        return Pretrained(config, head, lambda: open_safetensors(path), tokenizer)
+    good = good_label(fields, origin) if labels == 2 else 0
 
-    def source() -> Source:
-        found = open_safetensors(path)
-        if OPENRLHF in fields.get("architectures", ()):
-            return _rename_head(found, fields.get("value_head_prefix"))
-        return found
+    def graded() -> ModelConfig:
+        bias = value_bias(open_safetensors(path), labels, good)
+        return dataclasses.replace(config, value_bias=bias, value_probability=labels == 2)
 
-    return Pretrained(config, head, source, functools.partial(_load_tokenizer, path))
+    return Pretrained(config, head, lambda: value_source(open_safetensors(path), labels, good), tokenizer, graded)
 
 
 def _open_adapter(path: Path, adapter: PeftAdapter) -> Pretrained:
@@ -92,12 +102,29 @@ def _open_adapter(path: Path, adapter: PeftAdapter) -> Pretrained:
             f"machine and write the path as base_model_name_or_path into {path / ADAPTER_CONFIG}"
         ) from None
     has_tokenizer = any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
-    return Pretrained(
-        base.config,
-        adapter.head or base.head,
-        lambda: adapter.add_to(base.source(), tied=base.config.tie_embeddings),
-        functools.partial(_load_tokenizer, path) if has_tokenizer else base.tokenizer,
-    )
+    tokenizer = functools.partial(_load_tokenizer, path) if has_tokenizer else base.tokenizer
+    head = adapter.head or base.head
+
+    def merged() -> Source:
+        return adapter.add_to(base.source(), tied=base.config.tie_embeddings)
+
+    if head == "CausalLM":
+        return Pretrained(base.config, head, merged, tokenizer)
+    most = 2 if head == "TokenClassification" else 1  # labels without names: the second of two means good
+
+    def labels(source: Source) -> int:
+        return min(most, source.shapes.get("score.weight", (1,))[0])
+
+    def graded() -> ModelConfig:
+        source = merged()
+        bias, two = value_bias(source, labels(source)), labels(source) == 2
+        return dataclasses.replace(base.config, value_bias=bias, value_probability=two)
+
+    def source() -> Source:
+        found = merged()
+        return value_source(found, labels(found))
+
+    return Pretrained(base.config, head, source, tokenizer, graded)
 
 
 def _load_tokenizer(folder: Path) -> Any:

@@ -1,6 +1,8 @@
 """A decoder-only transformer over token trees, with a language-model head, a value head, or both."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from agentrm_jax.models.attention import ATTENTION, tree_attention
 from agentrm_jax.models.config import ModelConfig
 from agentrm_jax.models.layers import PRODUCT, Attend, Block, rms_norm
 from agentrm_jax.models.lora import LoRA
+from agentrm_jax.models.rope import Rotation, rotation, rotations
 from agentrm_jax.models.tiles import NO_WINDOW
 from agentrm_jax.models.vocabulary import log_probabilities, look_up
 from agentrm_jax.parallel import BATCH, constrain
@@ -58,7 +61,7 @@ class Transformer(nnx.Module):
             axes=("vocab", "embed"),
         )
         self.layers = nnx.vmap(lambda r: Block(config, dtype=dtype, rngs=r, lora=lora))(rngs.split(c.num_layers))
-        self.final_norm_d = nnx.Param(jnp.ones((c.d_model,), dtype), axes=("norm",))
+        self.final_norm_d = nnx.Param(jnp.full((c.d_model,), 1.0 - c.norm_offset, dtype), axes=("norm",))
         if lm_head and not c.tie_embeddings:
             self.head_dv = nnx.Param(
                 jax.random.normal(rngs.params(), (c.d_model, c.vocab_size), dtype) * c.d_model**-0.5,
@@ -79,41 +82,44 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "b t d"]:
         """Final hidden states of flattened token trees (see `agentrm_jax.tree`), computed in `dtype`."""
         c = self.config
-        window = jnp.array([c.sliding_window or NO_WINDOW if w else NO_WINDOW for w in self._flags("window_layers")])
-        rotates = jnp.array(self._flags("rope_layers"))
+        short = [w if w is not None and w < tokens_bt.shape[1] else None for w in c.windows]
 
-        def layer(x: jax.Array, block: Block, window: jax.Array, rotates: jax.Array | bool) -> jax.Array:
+        def layer(x: jax.Array, block: Block, window: jax.Array | int | None, turn: Rotation | None) -> jax.Array:
             def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-                limit = window if c.sliding_window and c.sliding_window < tokens_bt.shape[1] else None
-                return tree_attention(q, k, v, subtree_end_bt, positions_bt=positions_bt, window=limit)
+                return tree_attention(q, k, v, subtree_end_bt, positions_bt=positions_bt, window=window)
 
-            return constrain(block(x, positions_bt, attend, rotates), BATCH)
+            return constrain(block(x, positions_bt, attend, turn), BATCH)
 
         kept = jax.checkpoint_policies.save_only_these_names(*(() if self.remat else (PRODUCT, ATTENTION)))
-        run = jax.checkpoint(layer, prevent_cse=not self.scan, policy=kept)
+
+        def run(x: jax.Array, block: Block, **how: Any) -> jax.Array:
+            return jax.checkpoint(functools.partial(layer, **how), prevent_cse=not self.scan, policy=kept)(x, block)
+
         x = self.embed(tokens_bt, dtype)
         if self.scan:
-            mixed = bool(c.rope_layers)
-            x, _ = jax.lax.scan(
-                lambda x, xs: (run(x, xs[0], xs[1], xs[2] if mixed else True), None), x, (self.layers, window, rotates)
-            )
+            same = len(set(short)) == 1
+            windows = None if same else jnp.array([NO_WINDOW if w is None else w for w in short])
+
+            def one(x: jax.Array, xs: tuple[Block, jax.Array | None, Rotation | None]) -> tuple[jax.Array, None]:
+                block, window, turn = xs  # what does not differ from layer to layer is not among them
+                return run(x, block, window=short[0] if same else window, turn=turn or rotation(c, 0)), None
+
+            x, _ = jax.lax.scan(one, x, (self.layers, windows, rotations(c)))
         else:
             for l, block in enumerate(self.unstacked()):
-                x = run(x, block, window[l], self._flags("rope_layers")[l])
-        return rms_norm(x, self.final_norm_d[...], c.norm_eps)
+                x = run(x, block, window=short[l], turn=rotation(c, l))
+        return rms_norm(x, self.final_norm_d[...], c.norm_eps, c.norm_offset)
 
     def embed(self, tokens_bt: Int[Array, "b t"], dtype: DTypeLike) -> Float[Array, "b t d"]:
-        """Token embeddings in `dtype`."""
-        return look_up(self.embed_vd[...], tokens_bt, dtype)
+        """Token embeddings in `dtype`, as the first layer reads them."""
+        x = look_up(self.embed_vd[...], tokens_bt, dtype)
+        return x * jnp.asarray(self.config.d_model**0.5, dtype) if self.config.scale_embeddings else x
 
     def unstacked(self) -> list[Block]:
         """The layers one by one, as views on the stacked parameters."""
         leaves, structure = jax.tree.flatten(self.layers)
         parts = [jax.lax.split(a, (1,) * len(a)) for a in leaves]  # its gradient is one concatenation
         return [jax.tree.unflatten(structure, [p[l][0] for p in parts]) for l in range(self.config.num_layers)]
-
-    def _flags(self, name: str) -> tuple[bool, ...]:
-        return getattr(self.config, name) or (True,) * self.config.num_layers
 
 
 def output_map(model: Transformer) -> Float[Array, "d v"]:
@@ -137,7 +143,13 @@ def value_map(model: Transformer) -> Float[Array, "d ..."] | None:
 def values(model: Transformer, hidden_btd: Float[Array, "b t d"]) -> Float[Array, "b t"]:
     """Predicted expected returns, float32; meaningful at end-of-turn tokens. Of an ensemble, the mean of its heads."""
     value_d = jnp.mean(model.value_ed[...], axis=0) if hasattr(model, "value_ed") else model.value_d[...]
-    return jnp.einsum("btd,d->bt", hidden_btd.astype(jnp.float32), value_d)
+    return finished_values(model.config, jnp.einsum("btd,d->bt", hidden_btd.astype(jnp.float32), value_d))
+
+
+def finished_values(config: ModelConfig, raw: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Values as the model's makers read them, from what the value head gives."""
+    raw = raw + config.value_bias if config.value_bias else raw
+    return jax.nn.sigmoid(raw) if config.value_probability else raw
 
 
 def head_values(model: Transformer, hidden_btd: Float[Array, "b t d"]) -> Float[Array, "b t e"]:

@@ -7,6 +7,7 @@ straight into arrays of the wanted sharding and type: every shard reads its own 
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,14 +31,18 @@ class Entry:
     """One parameter and the tensor it is stored as.
 
     Attributes:
-      tensor: Hugging Face's name; `{l}` where layers are counted.
+      tensor: Hugging Face's name; `{l}` where layers are counted, `{e}` where experts are.
       axes: our axes without l, one letter each.
-      stored: Hugging Face's axes; several letters on one axis are flattened together.
+      stored: Hugging Face's axes of one tensor; several letters on one axis are flattened together.
+      fused: the first axes of all parts of the tensor, one below the other, if this is a part; else empty.
+      part: which of them this is.
     """
 
     tensor: str
     axes: str
     stored: tuple[str, ...]
+    fused: tuple[str, ...] = ()
+    part: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,8 +68,13 @@ def _vector(name: str, axes: str) -> Entry:
     return Entry(f"model.layers.{{l}}.{name}", axes, (axes,))
 
 
-LAYER_TABLE: dict[str, Entry] = {
-    "attention_norm_d": _vector("input_layernorm.weight", "d"),
+def _fused(name: str, entries: Sequence[Entry]) -> list[Entry]:
+    """Maps that are stored as one, their outputs one after another."""
+    tensor, rows = f"model.layers.{{l}}.{name}.weight", tuple(entry.stored[0] for entry in entries)
+    return [dataclasses.replace(e, tensor=tensor, fused=rows, part=i) for i, e in enumerate(entries)]
+
+
+_ATTENTION: dict[str, Entry] = {
     "wq_dnh": _linear("self_attn.q_proj", "dnh", "nh", "d"),
     "wk_dkh": _linear("self_attn.k_proj", "dkh", "kh", "d"),
     "wv_dkh": _linear("self_attn.v_proj", "dkh", "kh", "d"),
@@ -75,7 +85,10 @@ LAYER_TABLE: dict[str, Entry] = {
     "bo_d": _vector("self_attn.o_proj.bias", "d"),
     "q_norm_h": _vector("self_attn.q_norm.weight", "h"),
     "k_norm_h": _vector("self_attn.k_norm.weight", "h"),
-    "mlp_norm_d": _vector("post_attention_layernorm.weight", "d"),
+    "q_norm_nh": _vector("self_attn.q_norm.weight", "nh"),
+    "k_norm_kh": _vector("self_attn.k_norm.weight", "kh"),
+}
+_FEED_FORWARD: dict[str, Entry] = {
     "w_gate_df": _linear("mlp.gate_proj", "df", "f", "d"),
     "w_up_df": _linear("mlp.up_proj", "df", "f", "d"),
     "w_down_fd": _linear("mlp.down_proj", "fd", "d", "f"),
@@ -83,6 +96,41 @@ LAYER_TABLE: dict[str, Entry] = {
     "b_up_f": _vector("mlp.up_proj.bias", "f"),
     "b_down_d": _vector("mlp.down_proj.bias", "d"),
 }
+PLAIN_TABLE = _ATTENTION | _FEED_FORWARD  # where families store linear maps, unless `layer_table` says otherwise
+_NORMS: dict[str, dict[str, str]] = {  # by ModelConfig.norms
+    "pre": {"attention_norm_d": "input_layernorm", "mlp_norm_d": "post_attention_layernorm"},
+    "post": {"attention_post_norm_d": "post_attention_layernorm", "mlp_post_norm_d": "post_feedforward_layernorm"},
+    "both": {
+        "attention_norm_d": "input_layernorm",
+        "attention_post_norm_d": "post_attention_layernorm",
+        "mlp_norm_d": "pre_feedforward_layernorm",
+        "mlp_post_norm_d": "post_feedforward_layernorm",
+    },
+}
+
+
+def layer_table(config: ModelConfig) -> dict[str, Entry]:
+    """Where the parameters of a layer are stored in files of the model's family, whichever of them it has."""
+    table = PLAIN_TABLE | {ours: _vector(f"{name}.weight", "d") for ours, name in _NORMS[config.norms].items()}
+    if config.architecture == "phi3":
+        for name, parts in {
+            "self_attn.qkv_proj": ("wq_dnh", "wk_dkh", "wv_dkh"),
+            "mlp.gate_up_proj": ("w_gate_df", "w_up_df"),
+        }.items():
+            table |= dict(zip(parts, _fused(name, [table[p] for p in parts]), strict=True))
+    if config.num_experts:
+        mixtral = config.architecture == "mixtral"
+        where, names = ("block_sparse_moe", "w1 w3 w2") if mixtral else ("mlp", "gate_proj up_proj down_proj")
+        gate, up, down = (f"{where}.experts.{{e}}.{name}" for name in names.split())
+        table |= {
+            "router_de": _linear(f"{where}.gate", "de", "e", "d"),
+            "experts_gate_edf": _linear(gate, "edf", "f", "d"),
+            "experts_up_edf": _linear(up, "edf", "f", "d"),
+            "experts_down_efd": _linear(down, "efd", "d", "f"),
+        }
+    return table
+
+
 TABLE: dict[str, Entry] = {
     "embed_vd": Entry("model.embed_tokens.weight", "vd", ("v", "d")),
     "final_norm_d": Entry("model.norm.weight", "d", ("d",)),
@@ -95,7 +143,7 @@ _HEADS = {"lm_head.weight", "score.weight", "score.bias"}
 def _sizes(config: ModelConfig) -> dict[str, int]:
     c = config
     heads = {"n": c.num_heads, "k": c.num_kv_heads, "h": c.head_dim}
-    return heads | {"v": c.vocab_size, "d": c.d_model, "f": c.d_ff, "1": 1}
+    return heads | {"v": c.vocab_size, "d": c.d_model, "f": c.d_ff, "e": c.num_experts, "1": 1}
 
 
 def abstract_params(
@@ -144,25 +192,25 @@ def load_params(source: Source, config: ModelConfig, abstract: Params, *, new_va
     new_value_head &= "value_d" in abstract and "score.weight" not in source.shapes
     wanted = {k: v for k, v in abstract.items() if k != "layers" and not (new_value_head and k == "value_d")}
     prefix = check_tensors(source, config, wanted | {"layers": abstract["layers"]})
-    sizes = _sizes(config)
+    sizes, table = _sizes(config), layer_table(config)
 
     def one(entry: Entry, leaf: jax.ShapeDtypeStruct, stacked: bool) -> jax.Array:
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
-            index = index or ()
-            if not stacked:
-                return _read(source, _name(entry.tensor, prefix), entry, index, sizes).astype(leaf.dtype)
-            layers = range(config.num_layers)[index[0]]
+            index = index or (slice(None),) * leaf.ndim
             shape = tuple(len(range(n)[s]) for n, s in zip(leaf.shape, index, strict=True))
+            counted = "l" * stacked + "e" * ("{e}" in entry.tensor)
+            numbers = [range(n)[s] for n, s in zip(leaf.shape, index, strict=True)][: len(counted)]
             out = np.empty(shape, leaf.dtype)
-            for at, l in enumerate(layers):
-                out[at] = _read(source, _name(entry.tensor, prefix, l), entry, index[1:], sizes)
+            for at in np.ndindex(*shape[: len(counted)]):
+                name = _name(entry.tensor, prefix, **{c: n[i] for c, n, i in zip(counted, numbers, at, strict=True)})
+                out[at] = _read(source, name, entry, index[len(counted) :], sizes)
             return out
 
         sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return jax.make_array_from_callback(leaf.shape, sharding, part)
 
     params: Params = {k: one(TABLE[k], leaf, False) for k, leaf in wanted.items()}
-    params["layers"] = {k: one(LAYER_TABLE[k], leaf, True) for k, leaf in abstract["layers"].items()}
+    params["layers"] = {k: one(table[k], leaf, True) for k, leaf in abstract["layers"].items()}
     if new_value_head:
         leaf = abstract["value_d"]
         params["value_d"] = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
@@ -175,40 +223,51 @@ def check_tensors(source: Source, config: ModelConfig, wanted: Params) -> str:
     Raises:
       UserError: tensors are missing, of another shape, or left over.
     """
-    prefix = "" if "embed_tokens.weight" in source.shapes else "model."
+    prefix, table = "" if "embed_tokens.weight" in source.shapes else "model.", layer_table(config)
     used = [(TABLE[k], _name(TABLE[k].tensor, prefix)) for k in wanted if k != "layers"]
     for key in wanted["layers"]:
-        used += [(e, _name(e.tensor, prefix, l)) for e in (LAYER_TABLE[key],) for l in range(config.num_layers)]
+        entry = table[key]
+        experts = range(config.num_experts) if "{e}" in entry.tensor else (0,)
+        used += [(entry, _name(entry.tensor, prefix, l=l, e=e)) for l in range(config.num_layers) for e in experts]
     _check(source, config, used)
     return prefix
 
 
-def _name(tensor: str, prefix: str, layer: int | None = None) -> str:
+def _name(tensor: str, prefix: str, **numbers: int) -> str:
+    """A tensor's name in a file whose backbone's names begin with `prefix`, for the layer and expert of these numbers."""
     if tensor.startswith("model."):
         tensor = prefix + tensor.removeprefix("model.")
-    return tensor if layer is None else tensor.format(l=layer)
+    return tensor.format(**numbers)
+
+
+def _extent(axis: str, sizes: Mapping[str, int]) -> int:
+    return math.prod(sizes[a] for a in axis)
 
 
 def _stored_shape(entry: Entry, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(int(np.prod([sizes[a] for a in axis])) for axis in entry.stored)
+    """The shape of a whole tensor, of which the entry may be a part."""
+    rows = sum(_extent(axis, sizes) for axis in entry.fused or entry.stored[:1])
+    return rows, *(_extent(axis, sizes) for axis in entry.stored[1:])
 
 
 def _read(source: Source, name: str, entry: Entry, index: tuple[slice, ...], sizes: Mapping[str, int]) -> np.ndarray:
-    """The part `index` (in our axes) of a tensor, in our layout; reads no more rows and columns than it must."""
-    want = dict(zip(entry.axes, index, strict=True)) | {"1": slice(0, 1)}
+    """The part `index` (in our axes, without those that names count) of a tensor, in our layout; reads no more than it must."""
+    axes = entry.axes[-len(index) :]
+    want = dict(zip(axes, index, strict=True)) | {"1": slice(0, 1)}
     ranges, shape, inner = [], [], []
-    for axis in entry.stored:
+    for at, axis in enumerate(entry.stored):
         first, rest = axis[0], axis[1:]
         start, stop, _ = want[first].indices(sizes[first])
-        width = int(np.prod([sizes[a] for a in rest]))
-        ranges.append(slice(start * width, stop * width))
+        width = _extent(rest, sizes)
+        before = 0 if at else sum(_extent(part, sizes) for part in entry.fused[: entry.part])
+        ranges.append(slice(before + start * width, before + stop * width))
         shape += [stop - start, *(sizes[a] for a in rest)]
         inner += [slice(None), *(want[a] for a in rest)]
     block = source.read(name, tuple(ranges)).reshape(shape)[tuple(inner)]
     letters = "".join(entry.stored)
     if "1" in letters:
         block, letters = block.squeeze(letters.index("1")), letters.replace("1", "")
-    return block.transpose([letters.index(a) for a in entry.axes])
+    return block.transpose([letters.index(a) for a in axes])
 
 
 def _check(source: Source, config: ModelConfig, used: list[tuple[Entry, str]]) -> None:
@@ -241,17 +300,27 @@ def tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, tuple[in
     """Every tensor of a Hugging Face file: its name, shape, and how to get it (one at a time, in the parameters' type)."""
     sizes = _sizes(config)
 
-    def stored(entry: Entry, array: jax.Array, layer: int | None = None) -> np.ndarray:
+    def stored(entry: Entry, array: jax.Array, *at: int) -> np.ndarray:
         letters = "".join(entry.stored).replace("1", "")
-        block = np.asarray(array if layer is None else array[layer]).transpose([entry.axes.index(a) for a in letters])
-        return np.ascontiguousarray(block).reshape(_stored_shape(entry, sizes))
+        block = np.asarray(array[at] if at else array)
+        axes = entry.axes[-block.ndim :]
+        block = block.transpose([axes.index(a) for a in letters])
+        return np.ascontiguousarray(block).reshape(-1, *_stored_shape(entry, sizes)[1:])
+
+    def joined(parts: Sequence[tuple[Entry, jax.Array]], *at: int) -> np.ndarray:
+        blocks = [stored(entry, array, *at) for entry, array in sorted(parts, key=lambda part: part[0].part)]
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     for key, array in params.items():
         if key != "layers":
             entry = TABLE[key]
             yield entry.tensor, _stored_shape(entry, sizes), functools.partial(stored, entry, array)
+    table, by_tensor = layer_table(config), dict[str, list[tuple[Entry, jax.Array]]]()
+    for key, array in params["layers"].items():
+        by_tensor.setdefault(table[key].tensor, []).append((table[key], array))
     for l in range(config.num_layers):
-        for key, array in params["layers"].items():
-            entry = LAYER_TABLE[key]
-            shape = _stored_shape(entry, sizes)
-            yield entry.tensor.format(l=l), shape, functools.partial(stored, entry, array, l)
+        for tensor, parts in by_tensor.items():
+            shape = _stored_shape(parts[0][0], sizes)
+            for e in range(config.num_experts) if "{e}" in tensor else (None,):
+                at = (l,) if e is None else (l, e)
+                yield tensor.format(l=l, e=e), shape, functools.partial(joined, parts, *at)

@@ -21,6 +21,8 @@ def load_reward_model(
 ) -> RewardModel:
     """The reward model at a place (`agentrm_jax.places`).
 
+    Its weights stay in the engine's type, whatever `engine.weights` says: rankings of close candidates hang on small differences.
+
     Args:
       place: a workdir, of whatever kind its card says, or a model folder or preset with a value head, which run on our engine;
         `implicit:TUNED@BASE`; several places with commas between them, an ensemble; `judge:PLACE`; or `MODULE:FUNCTION`, a function
@@ -33,6 +35,7 @@ def load_reward_model(
     Raises:
       UserError: there is no such reward model, or it cannot be used.
     """
+    engine = {**engine, "weights": ""}
     match places.read(place):
         case places.Maker() as maker:
             return maker.make("score", specs, config if config is not None else {})

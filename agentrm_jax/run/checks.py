@@ -32,7 +32,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, value in values.items():
         if known := keys.find(name, roles):
             _check_value(known, name, value)
-    for together in (_places, _judge, _outcomes, _mesh, _model, _objective, _engine, _simulations, _ray):
+    for together in (_data, _places, _judge, _outcomes, _mesh, _model, _objective, _engine, _simulations, _ray):
         together(config)
 
 
@@ -46,8 +46,19 @@ def _check_value(key: Key, name: str, value: Any) -> None:
         raise UserError(f"--config.{name}={show(value)}: must be {key.range.words()}")
 
 
+def _data(config: ml_collections.ConfigDict) -> None:
+    if config.get("data") and config.get("state") == "last_observation":
+        raise UserError(
+            "--config.state=last_observation: what was observed after the last action is no part of rows of your own"
+        )
+    if "trees" in config and not (config.get("data") or config.init):
+        raise UserError(
+            "--config.init is empty: a reward model starts from a model, or from nothing with --config.data"
+        )
+
+
 def _outcomes(config: ml_collections.ConfigDict) -> None:
-    if "samples" in config and not (config.samples or config.trees):
+    if "samples" in config and "trees" in config and not (config.samples or config.trees or config.data):
         raise UserError("--config.samples and --config.trees are both empty; name trajectories, search trees, or both")
 
 
@@ -69,7 +80,7 @@ def _judge(config: ml_collections.ConfigDict) -> None:
     if "judge" not in config or not isinstance(places.read(config.reward_model), places.Judge):
         return
     method, search, judge = config.method, config.search, f"--config.reward_model={config.reward_model}"
-    if method in ("adaptive", "guided_mcts"):
+    if method in ("adaptive", "guided_mcts", "refine"):
         raise UserError(f"{judge}: a judge compares candidates, and {method} scores them one after the other")
     if method == "best_of_n" and (search.all_steps or search.aggregate != "last"):
         raise UserError(
@@ -167,6 +178,8 @@ def _ray(config: ml_collections.ConfigDict) -> None:
         return
     if config.ray != "auto" and not re.fullmatch(r"[\w.\[\]:-]+:[0-9]{1,5}", config.ray):
         raise UserError(f"--config.ray={config.ray}: must be auto, or HOST:PORT of the head of a Ray cluster, or empty")
+    if config.get("samples"):
+        raise UserError(f"--config.ray={config.ray}: samples that are drawn already are ranked in one process; leave ray empty")
     if importlib.util.find_spec("ray") is None:
         raise UserError(f"--config.ray={config.ray}: Ray is not installed; pip install 'agentrm-jax[ray]'")
     from agentrm_jax import parallel

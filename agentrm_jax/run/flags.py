@@ -56,6 +56,7 @@ def parse(argv: Sequence[str], main: str = "") -> tuple[ml_collections.ConfigDic
         if (known := keys.find(key, keys.roles(config))) and known.identity:
             raise UserError(f"--config.{key} is what the config file is; choose another with --config=FILE[:SIZE]")
         override(config, key, value)
+    stages.start_from_nothing(config, [key for key, _ in overrides])
     config.lock()
     place = workdir or stages.workdir_of(file.stem, config.size)
     if (

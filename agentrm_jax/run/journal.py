@@ -5,7 +5,7 @@ had spent in all when it was written. So the cost of finished tasks and what was
 
     {"task", "env", "reward", "progress", "success", "steps", "failed", "fault"?, "counts"?, "nodes"?, "mean_return"?,
      "notes"?: what a reward model has to say about its scores of the task, such as {"judge": {...}},
-     "samples"?: [[score | null, reward, success, progress, steps, ended], ...],
+     "samples"?: [[score | null, reward, success, progress, steps, ended, answer | null], ...],
      "cost": {"policy_tokens", "reward_tokens", "env_steps", ...}, "sitting", "launch"?, "spent": {..., "seconds"}}
 """
 
@@ -21,9 +21,12 @@ from agentrm_jax import files
 from agentrm_jax.data import fields, formats
 from agentrm_jax.data.fields import Fields
 from agentrm_jax.evaluation import position_bias
-from agentrm_jax.evaluation.results import BUDGET, Sample, TaskRecord
+from agentrm_jax.evaluation.results import BUDGET, TaskRecord
+from agentrm_jax.evaluation.rules import Sample
 from agentrm_jax.search import Candidate, Cost, Done, Meter, Result
 from agentrm_jax.types import JSON, SearchTree, State, Task, UserError, trajectory_of
+
+Answer = Callable[[State], str | None]  # what an episode came to, as votes are counted
 
 _COUNTED = tuple(
     name for name in BUDGET if name != "seconds"
@@ -158,7 +161,13 @@ class Journal:
                 _keep_tasks(path, self.finished)
 
     def record(
-        self, done: Done[Result], meter: Meter, *, ranked: bool = True, notes: Mapping[str, JSON] | None = None
+        self,
+        done: Done[Result],
+        meter: Meter,
+        *,
+        ranked: bool = True,
+        notes: Mapping[str, JSON] | None = None,
+        answer: Answer | None = None,
     ) -> None:
         """Writes what became of a task.
 
@@ -166,6 +175,7 @@ class Journal:
           meter: what the run has spent so far.
           ranked: the method chose among its candidates, or drew them to be kept: they are kept as samples.
           notes: what the reward model has to say about its scores of the task.
+          answer: reads what a sample came to, if there is something to read.
         """
         row: dict[str, JSON] = {"task": done.task.key, "env": done.task.env}
         cost = meter.tasks[done.task.key]
@@ -186,7 +196,7 @@ class Journal:
                 self._keep(result.candidates, result.chosen)
                 row |= _episode_row(result.state) | {"counts": dict(result.counts)}
                 if ranked:
-                    row["samples"] = [[_or_null(s.score), *s[1:]] for s in map(_sample, result.candidates)]
+                    row["samples"] = [_sample_row(c, answer) for c in result.candidates]
         row |= {"notes": dict(notes)} if notes else {}
         row |= {"cost": dataclasses.asdict(cost), "sitting": self._sitting, "spent": self._spent(meter.total())}
         formats.append_jsonl(self._tasks, [row])
@@ -282,12 +292,17 @@ def _episode_row(state: State) -> dict[str, JSON]:
     }
 
 
-def _sample(candidate: Candidate) -> Sample:
+def _sample_row(candidate: Candidate, answer: Answer | None) -> list[JSON]:
+    sample = _sample(candidate, answer(candidate.state) if answer else None)
+    return [_or_null(sample.score), *sample[1:]]
+
+
+def _sample(candidate: Candidate, answer: str | None) -> Sample:
     outcome = candidate.state.outcome
     assert outcome is not None
     state = candidate.state
     ended = state.done and state.depth < state.task.max_steps
-    return Sample(candidate.score, outcome.reward, outcome.success, outcome.progress, state.depth, ended)
+    return Sample(candidate.score, outcome.reward, outcome.success, outcome.progress, state.depth, ended, answer)
 
 
 def _or_null(score: float) -> float | None:
@@ -331,8 +346,10 @@ def _entry(row: dict[str, JSON], origin: str) -> Entry:
 
 
 def _read_sample(task: Fields, index: int, value: JSON) -> Sample:
-    """A sample as `_sample` made it; earlier files end after the progress."""
-    names = Sample._fields[: len(value)] if isinstance(value, list) and len(value) in (4, len(Sample._fields)) else ()
+    """A sample as `_sample` made it; earlier files end after the progress, or before the answer."""
+    names = (
+        Sample._fields[: len(value)] if isinstance(value, list) and len(value) in (4, 6, len(Sample._fields)) else ()
+    )
     if not names:
         expected = f"a list of {', '.join(Sample._fields)}"
         raise dataclasses.replace(task, values={f"samples[{index}]": value}).error(f"samples[{index}]", expected)
@@ -344,4 +361,5 @@ def _read_sample(task: Fields, index: int, value: JSON) -> Sample:
         progress=fields.number(sample, "progress", 0, 1),
         steps=fields.whole(sample, "steps", 0) if "steps" in names else None,
         ended=fields.flag(sample, "ended", default=False),
+        answer=fields.text(sample, "answer", verbatim=True) if sample.values.get("answer") is not None else None,
     )

@@ -42,7 +42,7 @@ class Key:
 TRAIN, SEARCH = ("train",), ("search",)
 BOTH = TRAIN + SEARCH
 POLICY, EXPLICIT, IMPLICIT = ("policy",), ("explicit",), ("implicit",)
-REWARDS = EXPLICIT + IMPLICIT
+REWARDS, FROM_NOTHING = EXPLICIT + IMPLICIT, POLICY + EXPLICIT
 TASKS = POLICY + SEARCH  # what chooses tasks
 RERANKING = (
     "best_of_n",
@@ -53,9 +53,11 @@ RERANKING = (
     "sharing_beam",
     "particle",
     "guided_mcts",
+    "refine",
 )  # with a reward model
 SAMPLING = (*RERANKING, "mcts", "sample")
 TREES = ("mcts", "guided_mcts")
+DATA = "files and folders with commas between them, or hf:NAME"
 MODELS = "a workdir, a Hugging Face folder, a .gguf file, or smollm2"
 POLICIES = f"{MODELS}; openai:MODEL@URL; or MODULE:FUNCTION"
 REWARD_MODELS = f"{MODELS}; implicit:TUNED@BASE; judge:PLACE of a policy; MODULE:FUNCTION; or several with commas between them, an ensemble"

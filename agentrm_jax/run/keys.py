@@ -67,7 +67,12 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         Key("env.start", SOME, "first task, in an order shuffled once and for all", of=TASKS),
         Key("env.count", COUNT, "tasks of each environment", unit="tasks", of=TASKS),
         Key("env.data", Text("a folder", optional=True), "official data files; empty: generated tasks", of=TASKS),
-        Key("env.prompts", Text("a folder", optional=True), "AgentRM's eval_agent/prompt, for its wording", of=TASKS),
+        Key(
+            "env.prompts",
+            Text("a folder, or none", optional=True),
+            "AgentRM's eval_agent/prompt, for its wording; none: goal and observation only",
+            of=TASKS,
+        ),
         Key("env.workers", COUNT, "processes that environments run in", of=TASKS, steady=True),
         Key("env.step_timeout", POSITIVE, "time a step may take", unit="seconds", of=TASKS, steady=True),
         Key("env.options.*", Free(), "options of an environment, under its name", of=TASKS),
@@ -98,6 +103,13 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         Key("reward_model", Text(MODELS, optional=True), "not used", of=("greedy", "mcts", "sample")),
         Key(
             "greedy", Text("a workdir"), "greedy run whose row is reported too, if it is there", of=SEARCH, steady=True
+        ),
+        Key(
+            "samples",
+            Text("a workdir", optional=True),
+            "finished run whose samples are ranked; empty: samples are drawn",
+            of=("best_of_n",),
+            before="",
         ),
         Key("examples", SOME, "worked examples in the policy's prompt", of=SEARCH),
         Key("concurrency", COUNT, "tasks in flight", unit="tasks", of=SEARCH, steady=True),
@@ -134,6 +146,7 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
             "waves in a row without a better one, after which no more are drawn; 0: never",
             of=("adaptive",),
         ),
+        Key("search.attempts", COUNT, "trajectories made one after another", of=("refine",)),
         Key("search.width", COUNT, "trajectories kept (W1)", of=("beam", "sharing_beam")),
         Key("search.trees", COUNT, "subtrees, which do not compete", of=("dvts",)),
         Key("search.width", COUNT, "trajectories kept in each of them", of=("dvts",)),
@@ -173,7 +186,7 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
             "search.aggregate",
             Choice(get_args(Aggregator)),
             "from the scores of steps to the score of a trajectory",
-            of=("best_of_n", "beam", "adaptive", "dvts", "sharing_beam", "particle"),
+            of=("best_of_n", "beam", "adaptive", "dvts", "sharing_beam", "particle", "refine"),
         ),
         Key("search.all_steps", Flag(), "every step is scored, for the report", of=("best_of_n",)),
     ),
@@ -234,6 +247,12 @@ SECTIONS: Mapping[str, tuple[Key, ...]] = {
         ),
         Key("engine.tensor", COUNT, "devices that share each model", of=SEARCH, steady=True),
         Key("engine.dtype", DTYPES, "type that is computed in", of=SEARCH),
+        Key(
+            "engine.weights",
+            Choice(("bfloat16", "int8"), optional=True),
+            "type of the policy's matrices, for less memory and, by processor, speed; empty: `dtype`. Reward models keep `dtype`",
+            of=SEARCH,
+        ),
     ),
 }
 

@@ -73,15 +73,17 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of a few words."""
+    """One of a few words; it may be empty where `optional` is set."""
 
     options: tuple[str, ...]
+    optional: bool = False
 
     def words(self) -> str:
-        return " or ".join([", ".join(self.options[:-1]), self.options[-1]] if self.options[1:] else self.options)
+        options = (*self.options, "empty") if self.optional else self.options
+        return " or ".join([", ".join(options[:-1]), options[-1]] if options[1:] else options)
 
     def allows(self, value: Any) -> bool:
-        return isinstance(value, str) and value in self.options
+        return isinstance(value, str) and (value in self.options or (self.optional and not value))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import ml_collections
@@ -52,6 +52,7 @@ STAGES: Mapping[str, Stage] = {
         Stage("dvts", "search.py", "held-out tasks: 5 subtrees, the best of 5 turns at every step in each"),
         Stage("sharing_beam", "search.py", "held-out tasks: 5 x 5 beam whose trajectories share what is cached"),
         Stage("particle", "search.py", "held-out tasks: 5 trajectories, resampled by the reward model at every step"),
+        Stage("refine", "search.py", "held-out tasks: 3 attempts, each told the verdict on the best before it"),
         Stage("guided_mcts", "search.py", "held-out tasks: tree search by the reward model before every step"),
     )
 }
@@ -98,10 +99,21 @@ def shown(arguments: Sequence[str]) -> str:
     )
 
 
+def start_from_nothing(config: ml_collections.ConfigDict, named: Collection[str]) -> None:
+    """With data of the user's own, what would start from a policy of our loop (size nano) starts from nothing: that policy has
+    learned to read other texts. Not if `init` is among the keys that were `named`, nor if the config has no model to make.
+    """
+    ours = str(workdir_of("sft", config.size))
+    if config.get("data") and "model" in config and config.init == ours and "init" not in named:
+        config.init = ""
+
+
 def require_named(config: ml_collections.ConfigDict) -> None:
     """Makes sure that all runs which a config names as what it builds on are there (`require`). Raises UserError."""
     for stage in STAGES.values():
         for key in stage.named_by:
+            if config.get("data") and key in ("trees", "samples"):
+                continue  # rows of the user's own are learned instead
             if config.get(key) and stage is _maker(config[key], key, config.size):
                 for place, name in _models(places.read(config[key]), stage.name):
                     require(place, name, config.size)

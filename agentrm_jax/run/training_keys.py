@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 
+from agentrm_jax.data.own import ON_BAD_ROW
 from agentrm_jax.evaluation import selection
 from agentrm_jax.run.key import (
     AXIS_WORDS,
+    DATA,
     EXPLICIT,
+    FROM_NOTHING,
     IMPLICIT,
     IMPLICIT_LOSSES,
     LINEAR_MAPS,
@@ -22,8 +25,42 @@ from agentrm_jax.run.ranges import AXIS, COUNT, DTYPES, NOT_NEGATIVE, POSITIVE, 
 TRAINING: Mapping[str, tuple[Key, ...]] = {
     "Training: data": (
         Key("init", Text(MODELS, optional=True), "the model that training starts from; empty: from nothing", of=POLICY),
-        Key("init", Text(MODELS), "the model that training starts from", of=EXPLICIT),
+        Key(
+            "init",
+            Text(MODELS, optional=True),
+            "the model that training starts from; empty: from nothing, with data of your own",
+            of=EXPLICIT,
+        ),
         Key("init", Text(MODELS), "the policy that training starts from, and is compared with", of=IMPLICIT),
+        Key(
+            "data",
+            Text(DATA, optional=True),
+            "your own rows to learn from, instead of the runs named here (docs/data.md); empty: none",
+            of=TRAIN,
+            before="",
+        ),
+        Key(
+            "on_bad_row",
+            Choice(ON_BAD_ROW),
+            "data: stop at a row that cannot be read or says nothing that the loss learns, or skip and count it",
+            of=TRAIN,
+            before="stop",
+        ),
+        Key(
+            "min_reward",
+            Number(),
+            "data: what is rated lower is not imitated (trajectories by their reward, turns by their label)",
+            of=POLICY,
+            before=0.0,
+        ),
+        Key(
+            "show_batch",
+            Flag(),
+            "prints the first batch as text, with what is learned marked",
+            of=TRAIN,
+            steady=True,
+            before=False,
+        ),
         Key("experts", Text("a folder"), "where expert episodes are kept; made if they are missing", of=POLICY),
         Key("context_weight", Number(0, 1), "weight of prompt and observation tokens; actions weigh 1", of=POLICY),
         Key("trees", Text("a workdir"), "the exploration whose step values are learned", of=EXPLICIT),
@@ -187,14 +224,34 @@ TRAINING: Mapping[str, tuple[Key, ...]] = {
         Key("log_steps", COUNT, "steps between two rows of metrics.jsonl", unit="steps", of=TRAIN, steady=True),
         Key("checkpoint_steps", COUNT, "steps between two checkpoints", unit="steps", of=TRAIN, steady=True),
     ),
-    "Model of a policy that starts from nothing": (
-        Key("model.vocab_size", Number(259, whole=True), "most tokens of the tokenizer that is trained", of=POLICY),
-        Key("model.num_layers", COUNT, "layers", of=POLICY),
-        Key("model.d_model", COUNT, "width", of=POLICY),
-        Key("model.num_heads", COUNT, "query heads", of=POLICY),
-        Key("model.num_kv_heads", COUNT, "key and value heads; divides the query heads", of=POLICY),
-        Key("model.head_dim", Number(2, whole=True), "width of a head; even", of=POLICY),
-        Key("model.d_ff", COUNT, "width of the feed-forward part", of=POLICY),
-        Key("model.max_length", Number(2, whole=True), "longest path it is used with", unit="tokens", of=POLICY),
+    "Model that starts from nothing": (
+        Key(
+            "model.vocab_size",
+            Number(259, whole=True),
+            "most tokens of the tokenizer that is trained",
+            of=FROM_NOTHING,
+            before=1024,
+        ),
+        Key(
+            "token_span",
+            Choice(("phrases", "words")),
+            "what a token of that tokenizer may span",
+            of=POLICY,
+            before="phrases",
+        ),
+        Key("model.num_layers", COUNT, "layers", of=FROM_NOTHING, before=4),
+        Key("model.d_model", COUNT, "width", of=FROM_NOTHING, before=256),
+        Key("model.num_heads", COUNT, "query heads", of=FROM_NOTHING, before=4),
+        Key("model.num_kv_heads", COUNT, "key and value heads; divides the query heads", of=FROM_NOTHING, before=2),
+        Key("model.head_dim", Number(2, whole=True), "width of a head; even", of=FROM_NOTHING, before=64),
+        Key("model.d_ff", COUNT, "width of the feed-forward part", of=FROM_NOTHING, before=768),
+        Key(
+            "model.max_length",
+            Number(2, whole=True),
+            "longest path it is used with",
+            unit="tokens",
+            of=FROM_NOTHING,
+            before=896,
+        ),
     ),
 }

@@ -138,9 +138,20 @@ def _write(config: ml_collections.ConfigDict, workdir: Path, changes: Sequence[C
 
 
 def command_of(workdir: Path) -> str:
-    """The command line that began a run, as it was typed; empty where the folder does not say."""
-    path = workdir / COMMAND
-    return path.read_text(errors="replace").strip() if path.exists() else ""
+    """The command line that makes this run: as it was typed at its begin, with the flags of what was changed since; empty where the
+    folder does not say."""
+    path, changed = workdir / COMMAND, {}
+    if not path.exists():
+        return ""
+    command = path.read_text(errors="replace").strip()
+    if (workdir / CHANGES).exists():
+        changed = {row["key"]: row["new"] for row in formats.read_jsonl(workdir / CHANGES)}
+    typed = [word for word in shlex.split(command) if word.partition("=")[0].removeprefix("--config.") not in changed]
+    return (
+        shlex.join([*typed, *(f"--config.{key}={show(value)}" for key, value in changed.items())])
+        if changed
+        else command
+    )
 
 
 def is_extended(changes: Sequence[Change]) -> bool:

@@ -5,7 +5,7 @@ Every method is a coroutine for one task; `run_tasks` runs many at once, which i
 
 from agentrm_jax.search.adaptive import adaptive
 from agentrm_jax.search.beam import beam
-from agentrm_jax.search.best_of_n import best_of_n
+from agentrm_jax.search.best_of_n import best_of_n, rank
 from agentrm_jax.search.budget import Cost, Meter
 from agentrm_jax.search.concurrency import closing
 from agentrm_jax.search.driver import Done, run_tasks
@@ -15,6 +15,7 @@ from agentrm_jax.search.guided_mcts import guided_mcts
 from agentrm_jax.search.lookahead import lookahead
 from agentrm_jax.search.mcts import explore
 from agentrm_jax.search.particle import particle
+from agentrm_jax.search.refine import refine
 from agentrm_jax.search.result import Candidate, Result
 from agentrm_jax.search.sharing_beam import sharing_beam
 
@@ -34,6 +35,8 @@ __all__ = [
     "guided_mcts",
     "lookahead",
     "particle",
+    "rank",
+    "refine",
     "rollout",
     "run_tasks",
     "sharing_beam",

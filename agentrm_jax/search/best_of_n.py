@@ -1,7 +1,7 @@
 """Best-of-n: whole trajectories, one chosen by the reward model (paper 1.6)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from agentrm_jax.search import aggregate as agg
 from agentrm_jax.search.concurrency import attempt, together
@@ -37,6 +37,20 @@ async def best_of_n(
         raise UserError(f"best-of-n needs n of at least 1, got {n}")
     root = await envs.reset(task)
     states = await sample(root, range(n), policy, envs, temperature=temperature, seed=seed)
+    return await rank(task, states, reward_model, n=n, aggregate=aggregate, all_steps=all_steps)
+
+
+async def rank(
+    task: Task,
+    states: Mapping[int, State],
+    reward_model: RewardModel,
+    *,
+    n: int,
+    aggregate: str = "last",
+    all_steps: bool = False,
+) -> Result:
+    """Best-of-n among trajectories that were drawn before: the last states of those of `n` samples that were not lost, by sample."""
+    agg.check(aggregate)
     return best_of(await judge(states, reward_model, aggregate, all_steps=all_steps), n, task)
 
 
@@ -51,7 +65,7 @@ async def sample(
 
 
 async def judge(
-    states: dict[int, State], reward_model: RewardModel, aggregate: str, *, all_steps: bool = False
+    states: Mapping[int, State], reward_model: RewardModel, aggregate: str, *, all_steps: bool = False
 ) -> list[Candidate]:
     """Candidates of whole trajectories, given by sample, scored in one call; only their last steps, where that will do."""
     every = all_steps or aggregate != "last"

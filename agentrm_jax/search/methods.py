@@ -16,6 +16,7 @@ from agentrm_jax.search.guided_mcts import guided_mcts
 from agentrm_jax.search.lookahead import lookahead
 from agentrm_jax.search.mcts import explore
 from agentrm_jax.search.particle import particle
+from agentrm_jax.search.refine import refine
 from agentrm_jax.search.result import Result
 from agentrm_jax.search.sample import sample
 from agentrm_jax.search.sharing_beam import sharing_beam
@@ -32,12 +33,15 @@ class Method:
     Attributes:
       run: the coroutine of one task.
       reward_model: it is given a reward model after the environments.
+      drawn: the setting that says how many trajectories of a task are drawn from the policy whatever their scores; empty for a method
+        whose candidates are not independent samples.
       explores: its results are trees to learn from, not answers to compare with others.
       samples: its candidates are drawn alike, so that they say what rules without a reward model make of them.
     """
 
     run: Search
     reward_model: bool = False
+    drawn: str = ""
     explores: bool = False
     samples: bool = False
 
@@ -66,15 +70,16 @@ class Method:
 
 METHODS: Mapping[str, Method] = {
     "greedy": Method(greedy),
-    "best_of_n": Method(best_of_n, reward_model=True),
+    "best_of_n": Method(best_of_n, reward_model=True, drawn="n"),
     "beam": Method(beam, reward_model=True),
     "lookahead": Method(lookahead, reward_model=True),
-    "adaptive": Method(adaptive, reward_model=True),
+    "adaptive": Method(adaptive, reward_model=True, drawn="wave"),
     "dvts": Method(dvts, reward_model=True),
     "sharing_beam": Method(sharing_beam, reward_model=True),
     "particle": Method(particle, reward_model=True),
     "guided_mcts": Method(guided_mcts, reward_model=True),
-    "sample": Method(sample, samples=True),
+    "refine": Method(refine, reward_model=True),
+    "sample": Method(sample, drawn="n", samples=True),
     "mcts": Method(explore, explores=True),
 }
 

@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import math
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from agentrm_jax.testing.toy_env import optimum
 from agentrm_jax.types import Action, EnvironmentFault, Environments, Outcome, Policy, RewardModel, State, Task
@@ -23,6 +23,11 @@ def commands_of(state: State) -> list[str]:
     """The commands on the way to `state`, a proposed one included, as `turn` writes them."""
     actions = [s.action for s in state.path() if s.action is not None]
     return [a.text.rpartition("Action: ")[2] for a in actions]
+
+
+def word_of(state: State) -> str:
+    """The commands on the way to `state` as one word; the commands of crafted cases are letters."""
+    return "".join(commands_of(state))
 
 
 def walk(state: State, text: str, observation: str, tokens: tuple[int, ...] = ()) -> State:
@@ -73,6 +78,11 @@ class ScriptedRewardModel(RewardModel):
         return [self.value(s) for s in states]
 
 
+def word_reward_model(scores: Mapping[str, float], default: float = 0.0) -> ScriptedRewardModel:
+    """Scores states by the letters written so far; `default` for words that are not named."""
+    return ScriptedRewardModel(lambda state: scores.get(word_of(state), default))
+
+
 def constant_reward(score: float = 0.5) -> ScriptedRewardModel:
     """Knows nothing: all scores are equal."""
     return ScriptedRewardModel(lambda state: score)
@@ -90,7 +100,7 @@ def outcome_reward() -> ScriptedRewardModel:
 
 def optimum_reward() -> ScriptedRewardModel:
     """The exact value of a state of the toy environment: the best reward that can still be reached (`toy_env.optimum`)."""
-    return ScriptedRewardModel(lambda state: optimum(state.task, "".join(commands_of(state)))[1])
+    return ScriptedRewardModel(lambda state: optimum(state.task, word_of(state))[1])
 
 
 class ScriptedEnvironments(Environments):
@@ -108,7 +118,7 @@ class ScriptedEnvironments(Environments):
 
     async def step(self, state: State, action: Action) -> State:
         new = state.propose(action)
-        word = "".join(commands_of(new))
+        word = word_of(new)
         if word in self.broken:
             raise EnvironmentFault(word)
         self.executed.append(word)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ class Checkpoints:
             "params": nnx.to_pure_dict(state.params),
             "opt_state": _pure(state.opt_state),
             "meta": meta,
-            "position": {"state": json.dumps(data.get_state())},
+            "position": data.get_state(),
         }
         if self._checkpointer.latest is not None and self._checkpointer.latest.step == step:
             return
@@ -95,7 +94,7 @@ class Checkpoints:
             nnx.replace_by_pure_dict(state.params, found["params"])
             opt_state = _unpure(state.opt_state, found["opt_state"])
             if not older:
-                data.set_state(json.loads(found["position"]["state"]))
+                data.set_state(found["position"])
             number = jax.device_put(jnp.int32(step), placed.step)
             return dataclasses.replace(state, step=number, opt_state=opt_state), found["meta"]
         if faults:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from agentrm_jax.data.lessons import Lesson
 from agentrm_jax.models.transformer import Transformer, head_values, token_logprobs, values
 from agentrm_jax.training import implicit, losses
 from agentrm_jax.types import UserError
@@ -53,6 +54,19 @@ class Objective:
     def reference(self) -> bool:
         """Whether batches hold what a frozen reference says."""
         return "reference" in self.fields
+
+    @property
+    def lesson(self) -> Lesson:
+        """What it learns from rows of a user's own files."""
+        if self.kind == "policy":
+            return "imitation"
+        if self.ranks:
+            return "comparisons"
+        if self.kind == "implicit":
+            return "outcomes"
+        if "count" in self.fields:
+            return "returns"
+        return "progress" if "before" in self.fields else "values"
 
     def loss(self, dtype: Any, *, head_only: bool = False) -> Loss:
         """The objective as a function of model and packed batch (arrays [b, t]); hidden states are computed in `dtype`.
@@ -231,6 +245,9 @@ OBJECTIVES: Mapping[str, Objective] = {
     "implicit_cross_entropy": _implicit(implicit.cross_entropy, implicit.probabilities),
     "implicit_brier": _implicit(implicit.brier, implicit.probabilities),
 }
+
+
+PROBABILITIES = ("cross_entropy", "implicit_cross_entropy", "implicit_brier")  # losses whose targets lie in [0, 1]
 
 
 def of(config: Any) -> Objective:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from agentrm_jax.data import conversations, formats
+from agentrm_jax.data import conversations, files, formats, labels
 from agentrm_jax.types import Action, Outcome, Step, Task, Trajectory, UserError
 
 TASK = {"from": "human", "value": "You are web shopping."}, {"from": "human", "value": "WebShop [SEP] find a mug"}
@@ -18,7 +18,8 @@ MORE, WRONG = {"role": "user", "content": "And 8?"}, {"role": "assistant", "cont
 
 
 def parsed(row, fallback=1):
-    return conversations.conversations_of(row, origin="file, line 1", fallback=fallback)
+    (found,) = labels.of_row(files.Row(row, "file, line 1", "file", fallback))
+    return found.conversations
 
 
 def only(row, **options):
@@ -196,27 +197,27 @@ def test_lines_arrays_and_single_objects_hold_the_same(tmp_path):
     rows = [{"id": i, "conversations": [TASK[1], TURN]} for i in (7, 8)]
     lines = "\n\n".join(map(json.dumps, rows))  # blank lines, and no end of the last line
     for text in (lines, json.dumps(rows), json.dumps(rows, indent=2), "\ufeff" + lines):
-        assert [c.id for c in conversations.read(written(tmp_path, text))] == [7, 8]
+        assert [c.id for c in labels.conversations(written(tmp_path, text))] == [7, 8]
     for name, text in (("one.json", json.dumps(rows[0], indent=2)), ("two.json", json.dumps(rows[0]))):
-        assert [c.id for c in conversations.read(written(tmp_path, text, name))] == [7]
+        assert [c.id for c in labels.conversations(written(tmp_path, text, name))] == [7]
 
 
 def test_rows_without_id_are_numbered_and_files_of_one_row_named_after_the_file(tmp_path):
     row = {"conversations": [TASK[1], TURN]}
     path = written(tmp_path, f"{json.dumps(row)}\n{json.dumps(row)}\n")
-    assert [(c.id, c.origin) for c in conversations.read(path)] == [(1, f"{path}, line 1"), (2, f"{path}, line 2")]
+    assert [(c.id, c.origin) for c in labels.conversations(path)] == [(1, f"{path}, line 1"), (2, f"{path}, line 2")]
     folder = tmp_path / "outputs"
     folder.mkdir()
     written(folder, json.dumps(row), "31.json")
     written(folder, json.dumps(row, indent=4), "5.json")
-    assert [c.id for c in conversations.read(folder)] == ["31", "5"]
+    assert [c.id for c in labels.conversations(folder)] == ["31", "5"]
 
 
 def test_formats_may_be_mixed_and_a_workdir_is_its_trajectories(tmp_path):
     rows = [{"messages": [ASK, ANSWER]}, formats.trajectory_to_json(own()), {"id": 1, "conversations": [TASK[1], TURN]}]
     written(tmp_path, "".join(json.dumps(r) + "\n" for r in rows), "trajectories.jsonl")
     written(tmp_path, '{"size": "nano"}', "config.json")
-    assert [c.form for c in conversations.read(tmp_path)] == ["trl", "native", "eto"]
+    assert [c.form for c in labels.conversations(tmp_path)] == ["trl", "native", "eto"]
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,7 @@ def test_formats_may_be_mixed_and_a_workdir_is_its_trajectories(tmp_path):
 def test_what_cannot_be_read_names_file_line_and_reason(tmp_path, text, message):
     path = written(tmp_path, text)
     with pytest.raises(UserError, match=message) as error:
-        list(conversations.read(path))
+        list(labels.conversations(path))
     assert str(path) in str(error.value)
 
 
@@ -260,7 +261,7 @@ def test_bytes_that_are_no_text_are_named_by_line(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_bytes(json.dumps({"messages": [ASK, ANSWER]}).encode() + b'\n{"id": "\xff"}\n')
     with pytest.raises(UserError, match=r"t\.jsonl, line 2 cannot be read: 'utf-8' codec"):
-        list(conversations.read(path))
+        list(labels.conversations(path))
 
 
 def test_a_long_reply_is_no_acknowledgement_and_costs_no_time():
@@ -271,10 +272,10 @@ def test_a_long_reply_is_no_acknowledgement_and_costs_no_time():
 
 def test_nothing_there(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        list(conversations.read(tmp_path / "missing.jsonl"))
+        list(labels.conversations(tmp_path / "missing.jsonl"))
     with pytest.raises(UserError, match=r"no \.json or \.jsonl file"):
-        list(conversations.read(tmp_path))
+        list(labels.conversations(tmp_path))
     path = tmp_path / "binary.jsonl"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
-        list(conversations.read(path))
+        list(labels.conversations(path))

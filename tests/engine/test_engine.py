@@ -14,6 +14,7 @@ from agentrm_jax.engine.requests import (
     SamplingParams,
     ScoreRequest,
 )
+from agentrm_jax.models.config import RopeScaling
 from agentrm_jax.testing.tiny import dense_greedy, dense_logits, dense_values, tiny_model
 from agentrm_jax.types import UserError
 
@@ -454,3 +455,32 @@ def test_values_of_sampled_tokens_are_read_when_asked_for():
 def test_make_engine_takes_a_config_group():
     made = make_engine(MODEL, {**dataclasses.asdict(SIZES), "dtype": "float32"}, end_id=END)
     assert made.config == SIZES
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_no_engine_reads_paths_for_which_positions_would_turn_otherwise(kind):
+    lists = {"short_factors": (1.0,) * 4, "long_factors": (2.0,) * 4} if kind == "longrope" else {}
+    model = tiny_model(rope_scaling=RopeScaling(kind, 2.0, original_length=32, **lists), max_length=32)
+    Engine(model, dataclasses.replace(SIZES, context=(16, 32)), end_id=END)
+    with pytest.raises(UserError, match=r"context=64: positions of this model .* at most 32 tokens"):
+        Engine(model, SIZES, end_id=END)
+
+
+# --- weights in fewer bytes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("weights", "bound"), [("bfloat16", 0.05), ("int8", 0.15)])
+def test_an_engine_with_narrow_matrices_says_almost_what_the_whole_ones_say(weights, bound):
+    """Logits spread by 2 here: log-probabilities move by rounding, and what is decoded is what is read again."""
+    whole = tiny_model(tie_embeddings=False)
+    narrow = Engine(whole, dataclasses.replace(SIZES, weights=weights), end_id=END)
+    path = ids(20, 70)
+    logits = dense_logits(whole, path)
+    want = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    [got] = narrow.logprobs([LogprobsRequest(path, 1)])
+    moved = np.abs(got - want[np.arange(19), path[1:]])
+    assert 0 < moved.mean() < bound
+    [[sample]] = narrow.generate([greedy(path)])
+    fresh = Engine(whole, dataclasses.replace(SIZES, weights=weights), end_id=END)
+    [again] = fresh.logprobs([LogprobsRequest(np.concatenate([path, sample.tokens]), len(path))])
+    assert np.abs(sample.logprobs - again).mean() < bound

@@ -26,6 +26,10 @@ SIZES = EngineConfig(
 VARIANTS = {
     "grouped": {"num_heads": 4, "num_kv_heads": 2},
     "windows": {"num_kv_heads": 1, "sliding_window": 5, "window_layers": (True, False), "rope_layers": (False, True)},
+    "local_turns": {
+        **{"sliding_window": 5, "window_layers": (True, False), "local_rope_theta": 100.0, "query_scalar": 24.0},
+        **{"norms": "both", "norm_offset": 1.0, "scale_embeddings": True},
+    },
 }
 
 

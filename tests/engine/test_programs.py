@@ -15,6 +15,7 @@ from agentrm_jax.engine import layout, memory
 from agentrm_jax.engine import prefill as reading
 from agentrm_jax.engine.batch import DecodeShape, RowState
 from agentrm_jax.engine.prefill import PrefillBatch
+from agentrm_jax.models.config import RopeScaling
 from agentrm_jax.models.transformer import values
 from agentrm_jax.testing.tiny import dense_hidden, dense_logits, dense_values, tiny_model
 
@@ -35,6 +36,16 @@ VARIANTS = {
         "rope_layers": (False, True),
     },
     "window_everywhere": {"sliding_window": 7},
+    "norms_on_both_sides": {
+        **{"norms": "both", "norm_offset": 1.0, "activation": "gelu_tanh", "scale_embeddings": True, "qk_norm": True},
+        **{"query_scalar": 24.0, "sliding_window": 5, "window_layers": (True, False), "local_rope_theta": 100.0},
+    },
+    "norms_behind": {
+        **{"norms": "post", "qk_norm": True, "qk_norm_wide": True, "sliding_window": 6, "window_layers": (True, False)},
+        **{"local_rope_theta": 1e4, "rope_scaling": RopeScaling("yarn", 4.0, original_length=16, amplitude=1.2)},
+    },
+    "partly_turned": {"rotary_dim": 6, "tie_embeddings": False},
+    "experts": {"num_experts": 5, "experts_per_token": 2, "d_ff": 16},
 }
 SLOTS = 128
 END = 3

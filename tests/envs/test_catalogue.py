@@ -59,12 +59,34 @@ def test_a_users_module_is_found_from_the_folder_and_keyed_by_its_specs_name(fol
     assert {t.env for t in catalogue.tasks(env(place), found["hall"])} == {"hall"}
 
 
+def test_a_module_may_hold_several_and_make_them(folder):
+    more = "from agentrm_jax.envs.spec import named\nsmall = named(SPEC, 'small')\n"
+    more += "def make_large():\n    return named(SPEC, 'large', size=7)\n"
+    (folder / "single.py").write_text(MODULE.format(env="hall") + more)
+    settings = ml_collections.ConfigDict({"single": {"flag": True}, "large": {"size": 3}})
+    found = resolve(env("single:small", "single:make_large", "single", options=settings))
+    assert list(found) == ["small", "large", "hall"]
+    assert [entry.options for entry in found.values()] == [{"flag": True}, {"flag": True, "size": 3}, {"flag": True}]
+    assert list(found.pool_options) == ["single:small", "single:make_large", "single"]
+    assert {t.env for t in catalogue.tasks(env("single:small"), found["small"])} == {"small"}
+
+
 @pytest.mark.parametrize("key", ["env.options.my.module.flag", "env.options.hall.flag"])
 def test_options_of_a_users_module_are_typed_and_reachable_under_both_names(folder, key):
     config = ml_collections.ConfigDict({"env": env("my.module")})
     override(config, key, "false")
     override(config, key.replace("flag", "size"), "3")
     assert resolve(config.env)["hall"].options == {"flag": False, "size": 3}
+
+
+def test_groups_below_an_option_reach_an_environment_as_dicts():
+    config = ml_collections.ConfigDict({"env": env("openenv")})
+    for key, text in (("seeds", "{'test': '0-1'}"), ("reset.where.row", "3"), ("base_url", "http://127.0.0.1:9")):
+        override(config, f"env.options.openenv.{key}", text)
+    entry = resolve(config.env)["openenv"]
+    assert entry.options == {"seeds": {"test": "0-1"}, "reset": {"where": {"row": 3}}, "base_url": "http://127.0.0.1:9"}
+    assert type(entry.options["reset"]["where"]) is dict
+    assert sorted(t.id for t in catalogue.tasks(config.env, entry)) == ["seed-0", "seed-1"]
 
 
 def test_options_of_all_count_less_than_an_environments_own(folder):
@@ -95,6 +117,9 @@ def test_options_that_name_no_environment_are_named(folder):
         (("no.such.module",), "environment module 'no.such.module' cannot be imported.*ModuleNotFoundError"),
         (("broken",), "environment module 'broken' cannot be imported.*ZeroDivisionError"),
         (("leaves",), "environment module 'leaves' cannot be imported.*SystemExit"),
+        (("single:sample",), "environment module 'single:sample' cannot be imported or has no sample: AttributeError"),
+        (("single:tasks",), "environment module 'single:tasks' cannot be imported or has no tasks: TypeError"),
+        (("os:getcwd",), "getcwd of environment module 'os:getcwd' is a str, not an EnvSpec"),
         (("other",), "SPEC of environment module 'other' is a str, not an EnvSpec"),
         (("textless",), "instruction of environment module 'textless' is a NoneType, not a text"),
         (("single", "my.module"), "hall twice .single and my.module."),

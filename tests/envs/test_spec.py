@@ -10,7 +10,7 @@ from agentrm_jax.envs import catalogue
 from agentrm_jax.envs.__main__ import main
 from agentrm_jax.envs.catalogue import find, names
 from agentrm_jax.envs.pool.pool import EnvironmentPool
-from agentrm_jax.envs.spec import several, whole
+from agentrm_jax.envs.spec import named, several, whole
 from agentrm_jax.testing import toy_env
 from agentrm_jax.types import UserError
 
@@ -69,7 +69,7 @@ def test_one_value_needs_no_list_and_none_is_the_default():
     )
 
 
-@pytest.mark.parametrize("name", [n for n in names() if n != "agentgym"])
+@pytest.mark.parametrize("name", [n for n in names() if find(n).expert is not None])
 def test_every_environment_has_a_worked_example_in_the_form_of_its_tasks(name):
     spec = find(name)
     first, *turns = spec.example
@@ -79,3 +79,22 @@ def test_every_environment_has_a_worked_example_in_the_form_of_its_tasks(name):
     assert all(m.content.startswith("Thought: ") and "\nAction: " in m.content for m in turns[::2])
     assert all(m.content.startswith(spec.observation_prefix) for m in turns[1::2])
     assert not any(m.loss for m in spec.example)
+
+
+def test_one_environment_under_several_names_with_options_of_their_own():
+    slow = named(toy_env.SPEC, "slow", snapshot=False)
+    assert {t.key for t in slow.tasks("test", {})} == {f"slow/{t.id}" for t in toy_env.tasks("test", {})}
+    for options, copies in (({}, False), ({"snapshot": True}, True)):
+        env = slow.make(options)
+        env.reset(toy_env.make_task())
+        if copies:
+            env.snapshot()
+        else:
+            with pytest.raises(NotImplementedError):
+                env.snapshot()
+
+    async def go():
+        async with EnvironmentPool({"slow": {}}, 1, specs={"slow": slow}) as pool:  # it reaches workers as it is
+            return await pool.reset(slow.tasks("test", {})[0])
+
+    assert asyncio.run(go()).task.env == "slow"

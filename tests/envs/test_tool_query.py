@@ -12,7 +12,7 @@ from agentrm_jax.envs.tool import academia, movie, query, weather
 from agentrm_jax.envs.tool.calls import render_call
 from agentrm_jax.envs.tool.question import progress
 from agentrm_jax.testing.shared import needs_shared, shared_data
-from agentrm_jax.types import Task, UserError
+from agentrm_jax.types import Outcome, Task, UserError
 
 DATA = shared_data()
 official = needs_shared("tool/weather.jsonl")
@@ -351,3 +351,14 @@ def test_official_questions_are_all_there(tmp_path):
         env.reset(t)
         *_, last = (env.step(command) for _, command in query.expert(env, t))
         assert last.reward == 1
+
+
+def test_the_answer_is_what_votes_are_counted_by():
+    def said(parsed, **more):
+        return query.SPEC.answer(Outcome("", done=True, parsed=parsed, **more))
+
+    assert said('finish with Action Input: {"answer": "Oslo"}') == said('finish with Action Input: {"answer":"OSLO"}')
+    assert said('finish with Action Input: {"answer": "Oslo"}') != said('finish with Action Input: {"answer": "Rome"}')
+    assert said(None) is None
+    assert said('finish with Action Input: {"answer": "Oslo"}', valid=False) is None
+    assert said('get_movie with Action Input: {"answer": "Oslo"}') is None

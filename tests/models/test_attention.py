@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agentrm_jax.models.attention import dense_attention, tree_attention
+from agentrm_jax.models import attention
+from agentrm_jax.models.attention import choose_kernel, dense_attention, tree_attention
 from agentrm_jax.models.tiles import NO_WINDOW, Tiling, tile_pairs
+from agentrm_jax.testing.tiny import tiny_model
 from agentrm_jax.tree import FlatTree, Node, Segment, flatten, to_row, visible
 
 SMALL = Tiling(1, 16, 16)
@@ -198,3 +200,20 @@ def test_rows_and_heads_split_over_eight_devices_give_the_same_without_gathering
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     run = subprocess.run([sys.executable, "-c", EIGHT_DEVICES], capture_output=True, text=True, env=env, timeout=300)
     assert run.stdout.strip() == "equal", run.stderr[-2000:]
+
+
+def test_layers_without_a_window_are_not_held_to_the_kernel_for_windows(monkeypatch):
+    """Of a model with layers of two kinds, only those with a window need the loop that knows windows."""
+    asked = []
+
+    def choose(platform, shape, windowed, tiling=None):
+        asked.append(windowed)
+        return choose_kernel(platform, shape, windowed, tiling)
+
+    monkeypatch.setattr(attention, "choose_kernel", choose)
+    at = jnp.arange(80)[None]
+    for short, want in ((5, [True, False]), (80, [False, False])):
+        model = tiny_model(sliding_window=short, window_layers=(True, False))
+        asked.clear()
+        jax.eval_shape(lambda m: m(at, at, jnp.full_like(at, 80)), model)
+        assert asked == want

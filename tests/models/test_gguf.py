@@ -1,13 +1,14 @@
 """GGUF files: names, the order of rotary rows, quantised types, and what is refused."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 
 from agentrm_jax.models.config import ModelConfig, RopeScaling
-from agentrm_jax.models.layers import rope_frequencies
 from agentrm_jax.models.pretrained import open_pretrained
+from agentrm_jax.models.rope import rope_frequencies
 from agentrm_jax.models.weights import abstract_params, load_params
 from agentrm_jax.types import UserError
 
@@ -27,7 +28,7 @@ CONFIG = ModelConfig(
 TOKENS = ["<pad>", "<end>", *"abcdefghijklm", "ab"]
 
 
-def write(path, architecture="llama", quantised="F32", tensors=None, pre="gpt-2", model="gpt2"):
+def write(path, architecture="llama", quantised="F32", tensors=None, pre="gpt-2", model="gpt2", yarn=False):
     """A file of one layer, rows of q and k in the order of interleaved pairs for llama; returns the plain matrices."""
     rng = np.random.default_rng(0)
     c = CONFIG
@@ -40,6 +41,10 @@ def write(path, architecture="llama", quantised="F32", tensors=None, pre="gpt-2"
     writer.add_head_count_kv(c.num_kv_heads)
     writer.add_rope_freq_base(c.rope_theta)
     writer.add_layer_norm_rms_eps(1e-5)
+    if yarn:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(4.0)
+        writer.add_rope_scaling_orig_ctx_len(1024)
     writer.add_tokenizer_model(model)
     writer.add_chat_template("{{ messages }}")
     writer.add_tokenizer_pre(pre)
@@ -113,6 +118,12 @@ def test_llama_3_frequency_scaling_is_recognised_from_its_table(tmp_path):
     write(tmp_path / "n.gguf", tensors={"rope_freqs.weight": np.linspace(1, 9, 32).astype(np.float32)})
     with pytest.raises(UserError, match="frequency divisors"):
         open_pretrained(tmp_path / "n.gguf")
+
+
+def test_yarn_is_read_with_the_context_that_it_stretches(tmp_path):
+    write(tmp_path / "m.gguf", yarn=True)
+    scaling = open_pretrained(tmp_path / "m.gguf").config.rope_scaling
+    assert scaling == RopeScaling("yarn", 4.0, original_length=1024, amplitude=0.1 * math.log(4) + 1)
 
 
 def test_tokenizer_from_the_file(tmp_path):

@@ -204,12 +204,12 @@ def test_a_missing_score_is_null_on_disk_and_missing_when_read(tmp_path):
     candidate = Candidate(episode.result.state, math.nan, (0.5, math.nan))
     Journal(tmp_path).record(dataclasses.replace(episode, result=Result((candidate,), 0)), Spent(10))
     (row,) = formats.read_jsonl(tmp_path / "tasks.jsonl")
-    assert row["samples"] == [[None, 1.0, False, 0.0, 1, True]]
+    assert row["samples"] == [[None, 1.0, False, 0.0, 1, True, None]]
     (trajectory,) = formats.read_trajectories(tmp_path / "trajectories.jsonl")
     assert (trajectory.meta["score"], trajectory.meta["step_scores"]) == (None, [0.5, None])
     ((sample,),) = (r.samples for r in Journal(tmp_path).records([episode.task]))
     assert math.isnan(sample.score)
-    assert sample[1:] == (1.0, False, 0.0, 1, True)
+    assert sample[1:] == (1.0, False, 0.0, 1, True, None)
 
 
 def test_a_failed_task_is_finished_too(tmp_path):

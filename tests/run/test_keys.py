@@ -120,7 +120,7 @@ ODD = [
     ("greedy", "engine.batch_tokens=0,512"),
     ("greedy", "engine.new_tokens=64,4096"),  # more than a batch
     ("greedy", "engine.max_new=0"),
-    ("greedy", "engine.max_new=896"),  # no room for a history
+    ("greedy", "engine.max_new=1024"),  # no room for a history
     ("greedy", "engine.cache_tokens=0"),
     ("greedy", "engine.cache_tokens=100"),  # no room for one history
     ("greedy", "engine.samples=0"),
@@ -207,6 +207,7 @@ JUDGE = "reward_model=judge:smollm2"
     ("name", "overrides", "said"),
     [
         ("adaptive", (JUDGE,), "a judge compares candidates, and adaptive scores them one after the other"),
+        ("refine", (JUDGE,), "a judge compares candidates, and refine scores them one after the other"),
         ("guided_mcts", (JUDGE,), "a judge compares candidates, and guided_mcts"),
         ("best_of_n", (JUDGE,), r"set --config\.search\.all_steps=false"),
         ("judge", ("search.aggregate=mean",), r"--config\.search\.aggregate=last"),

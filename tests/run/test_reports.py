@@ -11,6 +11,7 @@ from agentrm_jax import report
 from agentrm_jax.run import command, reports
 from agentrm_jax.run.journal import Journal
 from agentrm_jax.search import Meter
+from tests.evaluation.test_results import build
 from tests.run.test_journal import done
 
 
@@ -92,3 +93,20 @@ def test_what_cannot_be_reported_is_one_line(tmp_path, monkeypatch, capsys, argu
     err = capsys.readouterr().err
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def result(reward_model, **search):
+    one = build(reward_model=str(reward_model), config={"search": {"n": 5, **search}, "seed": 0})
+    return one | {"panel": {"hash": "a", "tasks": 3, "split": "test", "environments": ["maze", "pddl"]}}
+
+
+def test_reward_models_that_differ_in_their_seed_make_one_row_and_other_searches_do_not(tmp_path):
+    for seed in (0, 1):
+        (tmp_path / f"rm{seed}").mkdir()
+        (tmp_path / f"rm{seed}/config.json").write_text(json.dumps({"seed": seed, "trees": "t"}))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.json").write_text(json.dumps({"seed": 0, "trees": "u"}))
+    rm0, rm1, other = (tmp_path / name for name in ("rm0", "rm1", "other"))
+    found = reports.averaged([result(rm0), result(rm1), result(rm0, n=16), result(rm0), result(other), result("gone")])
+    assert [r["method"].removeprefix("best_of_n") for r in found] == [", mean of 2 reward models", "", "", "", ""]
+    assert found[0]["repeats"][1]["reward_model"] == str(rm1)

@@ -122,6 +122,27 @@ def test_an_implicit_reward_model_needs_the_trajectories_or_trees_that_it_names_
     assert [c[-1] for c in commands] == ["--workdir=runs/nano/sft", "--workdir=runs/nano/sample"]
 
 
+@pytest.mark.parametrize(
+    ("config", "named", "init", "made"),
+    [
+        ("explicit", (), "", []),
+        ("explicit", ("--config.init=runs/nano/sft",), "runs/nano/sft", ["runs/nano/sft"]),
+        ("explicit:smollm2", (), "smollm2", []),
+        ("implicit", (), "runs/nano/sft", ["runs/nano/sft"]),
+        ("sft", (), "", []),
+    ],
+)
+def test_with_rows_of_ones_own_no_search_is_run_and_a_small_reward_model_starts_from_nothing(
+    commands, config, named, init, made
+):
+    name, _, size = config.partition(":")
+    path = f"--config={ROOT}/configs/{name}.py" + (f":{size}" if size else "")
+    found, _ = flags.parse([path, "--config.data=mine.jsonl", *named])
+    assert found.init == init
+    stages.require_named(found)
+    assert [command[-1].removeprefix("--workdir=") for command in commands] == made
+
+
 def test_the_table_has_every_config_and_its_main():
     names = {p.stem for p in (ROOT / "configs").glob("*.py")} - {"common"}
     assert names == set(stages.STAGES)

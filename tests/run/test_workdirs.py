@@ -114,7 +114,7 @@ def test_a_finished_run_takes_more_steps_and_says_what_that_does(tmp_path, capsy
 
 def test_a_longer_context_is_taken_and_a_shorter_one_is_not(tmp_path):
     begin(tmp_path, GREEDY)
-    begin(tmp_path, GREEDY, "--config.engine.context=128,896")
+    begin(tmp_path, GREEDY, "--config.engine.context=128,1024")
     begin(tmp_path, GREEDY, "--config.engine.context=128,1024")
     assert "differs in: engine.context: 128,1024, now 128,512" in refusal(
         tmp_path, GREEDY, "--config.engine.context=128,512"
@@ -188,3 +188,19 @@ def test_a_folder_of_other_things_is_no_workdir(tmp_path):
     with pytest.raises(UserError, match=r"holds thesis\.tex and is no folder of a run; name a new one"):
         workdirs.compare(config, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_command_of_a_run_has_every_flag_also_those_that_came_later(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["search.py", GREEDY, "--config.engine.context=128,512", "--config.seed=3"])
+    begin(tmp_path, GREEDY, "--config.engine.context=128,512", "--config.seed=3")
+    typed = f"python search.py {GREEDY} --config.engine.context=128,512 --config.seed=3"
+    assert workdirs.command_of(tmp_path) == typed
+    begin(tmp_path, GREEDY, "--config.engine.context=128,1024", "--config.seed=3", "--config.concurrency=7")
+    assert workdirs.command_of(tmp_path).split()[1:] == [
+        "search.py",
+        GREEDY,
+        "--config.seed=3",
+        "--config.concurrency=7",
+        "--config.engine.context=128,1024",
+    ]
+    assert workdirs.command_of(tmp_path / "nowhere") == ""

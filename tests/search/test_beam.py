@@ -16,26 +16,18 @@ from agentrm_jax.testing.scripted import ScriptedEnvironments as Words
 from agentrm_jax.testing.scripted import (
     ScriptedPolicy,
     ScriptedRewardModel,
-    commands_of,
     constant_reward,
     listing_policy,
     optimum_reward,
     random_reward,
     uniform_policy,
 )
+from agentrm_jax.testing.scripted import word_of as word
+from agentrm_jax.testing.scripted import word_reward_model as scores
 from agentrm_jax.testing.toy_env import SPEC, make_task, optimum, word_reward
 from agentrm_jax.types import Outcome, State, TooLong, UserError
 
 TASK = make_task(4)
-
-
-def word(state):
-    return "".join(commands_of(state))
-
-
-def scores(values, default=0.0):
-    """A reward model that scores states by the letters written so far."""
-    return ScriptedRewardModel(lambda state: values.get(word(state), default))
 
 
 def search(envs, reward_model, policy=None, task=TASK, **options):

@@ -18,6 +18,7 @@ from agentrm_jax.testing.scripted import (
     random_reward,
     uniform_policy,
 )
+from agentrm_jax.testing.scripted import word_of as word
 from agentrm_jax.testing.toy_env import SPEC, make_task, word_reward
 from agentrm_jax.types import Action, EnvironmentFault, TaskFailure, UserError
 
@@ -28,10 +29,6 @@ POLICY = uniform_policy("abc")
 def run(n=5, reward_model=None, policy=POLICY, seed=0, **options):
     envs = InlineEnvironments(SPEC)
     return asyncio.run(best_of_n(TASK, policy, envs, reward_model or outcome_reward(), n=n, seed=seed, **options))
-
-
-def word(state):
-    return "".join(commands_of(state))
 
 
 def test_a_rollout_goes_on_to_the_end_of_the_episode():

@@ -14,6 +14,7 @@ from agentrm_jax.search import (
     guided_mcts,
     lookahead,
     particle,
+    refine,
     run_tasks,
     sharing_beam,
 )
@@ -49,6 +50,7 @@ METHODS = {
     "dvts": lambda t, p, e, r: dvts(t, p, e, r, trees=2, width=2, branch=2),
     "sharing_beam": lambda t, p, e, r: sharing_beam(t, p, e, r, width=3, branch=3),
     "particle": lambda t, p, e, r: particle(t, p, e, r, particles=4, resampling="multinomial"),
+    "refine": lambda t, p, e, r: refine(t, p, e, r, attempts=3),
     "guided_mcts": lambda t, p, e, r: guided_mcts(t, p, e, r, iterations=3, k=2, depth=1, n=2, rollout_temperature=1.0),
     "lookahead": lambda t, p, e, r: lookahead(t, p, e, r, samples=3, depth=1),
     "mcts": lambda t, p, e, r: explore(t, p, e, iterations=8, k=3),

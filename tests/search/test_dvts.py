@@ -11,26 +11,18 @@ from agentrm_jax.search.dvts import dvts
 from agentrm_jax.testing.inline import InlineEnvironments
 from agentrm_jax.testing.scripted import (
     ScriptedEnvironments,
-    ScriptedRewardModel,
-    commands_of,
     constant_reward,
     listing_policy,
     optimum_reward,
     random_reward,
     uniform_policy,
 )
+from agentrm_jax.testing.scripted import word_of as word
+from agentrm_jax.testing.scripted import word_reward_model as scores
 from agentrm_jax.testing.toy_env import SPEC, make_task, optimum
 from agentrm_jax.types import UserError
 
 TASK = make_task(4)
-
-
-def word(state):
-    return "".join(commands_of(state))
-
-
-def scores(values, default=0.0):
-    return ScriptedRewardModel(lambda state: values.get(word(state), default))
 
 
 def run(envs, reward_model, policy=None, method=dvts, task=TASK, **options):

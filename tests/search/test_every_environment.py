@@ -85,6 +85,7 @@ SMALL = {
     "dvts": {"trees": 2, "branch": 2},
     "sharing_beam": {"width": 2, "branch": 2},
     "particle": {"particles": 3},
+    "refine": {"attempts": 2},
     "guided_mcts": {"iterations": 2, "k": 2, "n": 2, "depth": 1, "rollout_temperature": 1.0},
 }
 

@@ -15,7 +15,6 @@ from agentrm_jax.testing.scripted import (
     ScriptedEnvironments,
     ScriptedPolicy,
     ScriptedRewardModel,
-    commands_of,
     constant_reward,
     listing_policy,
     optimum_reward,
@@ -23,18 +22,12 @@ from agentrm_jax.testing.scripted import (
     turn,
     uniform_policy,
 )
+from agentrm_jax.testing.scripted import word_of as word
+from agentrm_jax.testing.scripted import word_reward_model as scores
 from agentrm_jax.testing.toy_env import SPEC, make_task, optimum, words
 from agentrm_jax.types import Outcome, State, TooLong, UserError
 
 TASK = make_task(4)
-
-
-def word(state):
-    return "".join(commands_of(state))
-
-
-def scores(values, default=0.0):
-    return ScriptedRewardModel(lambda state: values.get(word(state), default))
 
 
 def run(envs, reward_model, policy=None, task=TASK, method=guided_mcts, **options):

@@ -18,25 +18,18 @@ from agentrm_jax.testing.scripted import (
     ScriptedEnvironments,
     ScriptedPolicy,
     ScriptedRewardModel,
-    commands_of,
     constant_reward,
     outcome_reward,
     random_reward,
     uniform_policy,
 )
+from agentrm_jax.testing.scripted import word_of as word
+from agentrm_jax.testing.scripted import word_reward_model as scores
 from agentrm_jax.testing.toy_env import SPEC, make_task
 from agentrm_jax.types import EnvironmentFault, Outcome, State, UserError
 
 TASK = make_task(4)
 POLICY = uniform_policy("abc")
-
-
-def word(state):
-    return "".join(commands_of(state))
-
-
-def scores(values, default=0.0):
-    return ScriptedRewardModel(lambda state: values.get(word(state), default))
 
 
 def run(reward_model, envs=None, policy=POLICY, task=TASK, method=particle, **options):

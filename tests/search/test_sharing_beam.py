@@ -12,7 +12,6 @@ from agentrm_jax.testing.inline import InlineEnvironments
 from agentrm_jax.testing.scripted import (
     ScriptedEnvironments,
     ScriptedRewardModel,
-    commands_of,
     constant_reward,
     listing_policy,
     random_reward,
@@ -20,15 +19,12 @@ from agentrm_jax.testing.scripted import (
     uniform_policy,
     walk,
 )
+from agentrm_jax.testing.scripted import word_of as word
 from agentrm_jax.testing.toy_env import SPEC, make_task
 from agentrm_jax.types import Outcome, State, UserError
 
 TASK = make_task(4)
 ROOT = State(TASK, "goal", outcome=Outcome("a prompt that all of them share, and that nobody pays for"))
-
-
-def word(state):
-    return "".join(commands_of(state))
 
 
 def run(envs, reward_model, policy=None, method=sharing_beam, **options):

@@ -23,6 +23,7 @@ from agentrm_jax.training.step import init_state, make_train_step
 from agentrm_jax.tree import Node, Segment
 from agentrm_jax.types import UserError
 
+VALUE_LOSSES = ("pairwise", "listwise", "temporal_difference")
 MESHES = ((8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8))
 # 80 tokens a row: long enough for tiles. 2 key/value heads: 8 devices cannot share them, so they are replicated there.
 CONFIG = ModelConfig(vocab_size=64, num_layers=2, d_model=32, num_heads=8, num_kv_heads=2, head_dim=8, d_ff=32)
@@ -30,14 +31,16 @@ LENGTH = 80
 
 
 def batch() -> dict[str, np.ndarray]:
-    """Eight rows, each with a branching tree, another document, and padding; targets for both losses."""
+    """Eight rows, each with a branching tree whose siblings differ in value, another document, and padding."""
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(8):
         segments = [Segment(rng.integers(1, 64, n).astype(np.int32), "action", True) for n in (25, 15, 12, 20)]
-        nodes = [Node(s, p, value=0.5, value_weight=1.0) for s, p in zip(segments, (-1, 0, 0, -1), strict=True)]
+        values, groups = rng.random(4), (-1, 0, 0, -1)
+        of = zip(segments, (-1, 0, 0, -1), values, groups, strict=True)
+        nodes = [Node(s, p, value=v, value_weight=1.0, group=g) for s, p, v, g in of]
         rows.append(tree.to_row([tree.flatten(nodes)], LENGTH))
-    fields = ("tokens", "positions", "subtree_end", "previous", "loss_weight", "value", "value_weight")
+    fields = ("tokens", "positions", "subtree_end", *tree.POINTERS, "loss_weight", "value", "value_weight", "count")
     return {f: np.stack([getattr(r, f) for r in rows]) for f in fields}
 
 
@@ -60,8 +63,33 @@ def one_step(sizes: tuple[int, int, int], devices: list[jax.Device], deep: bool)
     return {"loss": float(metrics["loss"]), "gradients": gradients, "where": where, "compilations": step.compilations()}
 
 
+def value_step(
+    sizes: tuple[int, int, int], devices: list[jax.Device], name: str, parts: int
+) -> tuple[float, list[Any]]:
+    """Loss and gradients of a loss on values, of a head that is not at zero; the rows are read in parts."""
+    mesh = parallel.make_mesh(*sizes, devices=devices)
+    tx, objective = optax.trace(decay=0.0), objectives.find(name)
+    graphdef, state, placed = init_state(lambda rngs: Transformer(CONFIG, rngs=rngs, value_head=True), tx, mesh, 0)
+    head = state.params["value_d"]
+    noise = jax.device_put(jax.random.normal(jax.random.key(1), head.shape), head[...].sharding)
+    state.params["value_d"] = head.replace(noise)
+    how = {"accumulate": parts, "weight": objective.weight}
+    step = make_train_step(graphdef, tx, objective.loss(jnp.float32), placed, mesh, **how)
+    state, metrics = step(state, parallel.put_batch(batch(), mesh))
+    return float(metrics["loss"]), jax.device_get(jax.tree.leaves(state.opt_state))
+
+
 def main() -> None:
     report = {}
+    for name in VALUE_LOSSES:
+        (loss, gradients), (expected, alone) = (
+            value_step((2, 2, 2), jax.devices(), name, 2),
+            value_step((1, 1, 1), jax.devices()[:1], name, 1),
+        )
+        apart = max(
+            float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-9)) for a, b in zip(gradients, alone, strict=True)
+        )
+        report[name] = {"loss": abs(loss - expected) / expected, "gradient": apart}
     for deep in (False, True):
         alone = one_step((1, 1, 1), jax.devices()[:1], deep)
         for sizes in MESHES:
@@ -85,6 +113,12 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device_with_one_program(repo
     assert found["loss"] < 1e-5
     assert found["gradient"] < 1e-5
     assert found["compilations"] == 1
+
+
+@pytest.mark.parametrize("name", VALUE_LOSSES)
+def test_losses_that_look_along_rows_are_the_same_on_a_mesh_and_in_parts(report, name):
+    assert report[name]["loss"] < 1e-5
+    assert report[name]["gradient"] < 1e-4
 
 
 def test_parameters_and_their_optimizer_state_lie_where_the_table_says(report):

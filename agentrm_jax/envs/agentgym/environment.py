@@ -21,7 +21,6 @@ and name it by its import path.
 """
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -31,9 +30,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agentrm_jax.envs import indices
 from agentrm_jax.envs.agentgym.http import Answer, ConnectionLost, ServerError, Session
 from agentrm_jax.envs.agentgym.kinds import KINDS, Kind, sent
-from agentrm_jax.envs.spec import EnvSpec, Options
+from agentrm_jax.envs.spec import EnvSpec, Options, named
 from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
 
 __all__ = ["SPEC", "AgentGym", "ServerError", "served"]
@@ -91,8 +91,8 @@ class AgentGym:
     def reset(self, task: Task) -> Start:
         self.best = 0.0
         self.path = hashlib.blake2b(f"{self.session.base_url} {task.args['index']}".encode(), digest_size=16).digest()
-        text = self.session.reset(int(task.args["index"]))
-        return Start(_goal(self.kind, text), f"{self.rules}\n\n{text}" if self.rules else text)
+        text, goal = self.session.reset(int(task.args["index"]))
+        return Start(goal or _goal(self.kind, text), f"{self.rules}\n\n{text}" if self.rules else text)
 
     def step(self, command: str) -> EngineStep:
         answer = self._sent(sent(self.kind, command))
@@ -134,12 +134,15 @@ def make(options: Options) -> Environment:
     return AgentGym(options)
 
 
-def tasks(split: str, options: Options, *, name: str = "agentgym") -> Sequence[Task]:
+def tasks(split: str, options: Options) -> Sequence[Task]:
     """The tasks that option `indices` names."""
     kind = _kind(options)
     max_steps = int(options.get("max_steps") or kind.max_steps)
     label = options.get("kind", "custom")
-    return [Task(name, f"{label}-{i}", split, max_steps, {"index": i}) for i in _indices(options.get("indices"), split)]
+    return [
+        Task("agentgym", f"{label}-{i}", split, max_steps, {"index": i})
+        for i in _indices(options.get("indices"), split)
+    ]
 
 
 def served(kind: str, *, name: str = "", success_threshold: float = 1.0, **options: JSON) -> EnvSpec:
@@ -151,23 +154,8 @@ def served(kind: str, *, name: str = "", success_threshold: float = 1.0, **optio
       success_threshold: reward from which on an episode is a success.
       options: defaults of the options; what a config says counts more.
     """
-    name = name or f"agentgym_{kind}"
-    fixed = {"kind": kind, **options}
-    return dataclasses.replace(
-        SPEC,
-        name=name,
-        make=functools.partial(_make_with, fixed),
-        tasks=functools.partial(_tasks_with, fixed, name),
-        success_threshold=success_threshold,
-    )
-
-
-def _make_with(fixed: Options, options: Options) -> Environment:
-    return make({**fixed, **options})
-
-
-def _tasks_with(fixed: Options, name: str, split: str, options: Options) -> Sequence[Task]:
-    return tasks(split, {**fixed, **options}, name=name)
+    spec = named(SPEC, name or f"agentgym_{kind}", kind=kind, **options)
+    return dataclasses.replace(spec, success_threshold=success_threshold)
 
 
 def _kind(options: Options) -> Kind:
@@ -196,31 +184,13 @@ def _goal(kind: Kind, text: str) -> str:
 
 def _indices(value: JSON, split: str) -> list[int]:
     """Task numbers of a split."""
-    if isinstance(value, Mapping):
-        value = value.get(split)
-    elif split != "test":
-        value = None
-    if value is None:
-        raise UserError(
-            f'agentgym: option indices names no tasks of split {split!r}; set it like {{"{split}": "0-99"}}'
-        )
-    if isinstance(value, int):
-        return list(range(value))
-    try:
-        if isinstance(value, str) and value.endswith((".json", ".jsonl")):
-            return _item_ids(Path(value).expanduser())
-        parts = value.split(",") if isinstance(value, str) else value
-        found = [n for part in parts for n in _span(str(part))]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(
-            f"agentgym: option indices cannot be read ({e}); write numbers, ranges such as 0-99, or a file"
-        ) from e
-    return list(dict.fromkeys(found))
-
-
-def _span(part: str) -> range:
-    first, dash, last = part.strip().partition("-")
-    return range(int(first), int(last) + 1) if dash else range(int(first), int(first) + 1)
+    named = value.get(split) if isinstance(value, Mapping) else value if split == "test" else None
+    if isinstance(named, str) and named.endswith((".json", ".jsonl")):
+        try:
+            return _item_ids(Path(named).expanduser())
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise UserError(f"agentgym: option indices cannot be read ({e})") from e
+    return indices.of_split(value, split, where="agentgym: option indices")
 
 
 def _item_ids(path: Path) -> list[int]:

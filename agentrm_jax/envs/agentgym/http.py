@@ -105,8 +105,11 @@ class Session:
         self.id = made
         _held[self.base_url, made] = self
 
-    def reset(self, index: int) -> str:
-        """Starts task number `index`: the first observation, with the description of the task where it comes apart."""
+    def reset(self, index: int) -> tuple[str, str]:
+        """Starts task number `index`: the first observation, and the goal where the server tells it apart ("" otherwise).
+
+        A description of the task, which some servers give besides, comes before the observation.
+        """
         fields = {self.dialect.env_field: self.id, **self.dialect.reset_fields, self.dialect.index_field: index}
         answer = self._call("/reset", fields)
         if isinstance(answer, dict):
@@ -120,8 +123,12 @@ class Session:
             text = _text(observed)
             if text is None:
                 raise ServerError(f"{self.base_url}/observation answered {_short(observed)}, which holds no text")
-        description = answer.get("task_description") if isinstance(answer, dict) else None
-        return f"{description}\n{text}" if isinstance(description, str) and description not in text else text
+        fields = answer if isinstance(answer, dict) else {}
+        goal, first = fields.get("goal"), fields.get("first_observation")  # ours tells them apart
+        if isinstance(goal, str) and isinstance(first, str):
+            return first, goal
+        description = fields.get("task_description")
+        return f"{description}\n{text}" if isinstance(description, str) and description not in text else text, ""
 
     def step(self, action: str) -> Answer:
         """Executes `action`."""

@@ -46,7 +46,7 @@ from agentrm_jax.envs.tool.calls import (
     shown,
 )
 from agentrm_jax.envs.tool.question import Question, progress
-from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
+from agentrm_jax.types import JSON, EngineStep, Environment, Outcome, Start, Task, UserError
 
 MAX_STEPS = 30
 _COUNTS = {"train": 450, "dev": 60, "test": 60}
@@ -294,6 +294,17 @@ def expert(env: Environment, task: Task) -> Iterator[tuple[str, str]]:
 
 _EXAMPLE = Task("tool_query", "e", "train", MAX_STEPS, {"kind": "movie", "seed": 7, "data_split": "train"})
 
+
+def answer(outcome: Outcome) -> str | None:
+    """What the question was answered with, without regard to case; None if it was not answered."""
+    try:
+        name, arguments = read_call(outcome.parsed or "")
+    except ToolError:
+        return None
+    given = outcome.done and outcome.valid and name == FINISH
+    return json.dumps(arguments.get("answer"), sort_keys=True).casefold() if given else None
+
+
 SPEC = EnvSpec(
     name="tool_query",
     make=make,
@@ -308,6 +319,7 @@ Action: <tool> with Action Input: {"argument": value}""",
 network of papers and authors. It is to find out what it needs and then finish with the right answer.
 {goal}""",
     expert=expert,
+    answer=answer,
     example=played(ToolQuery({}), _EXAMPLE, expert),
     options=("kinds", "count", "cassette", *service.OPTIONS),
     engine="own generated databases",

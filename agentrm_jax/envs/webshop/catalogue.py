@@ -21,6 +21,7 @@ from agentrm_jax.types import JSON, UserError
 
 SEED = 233
 SEARCH_DEPTH = 50  # products a search finds at most
+PAGE_SIZE = 10  # products on a page of results
 NO_LIMIT = 1_000_000.0
 _PRICE_CAPS = [10.0 * i for i in range(1, 100)]
 _ETO_GOALS = 12087  # goals of the full catalogue, to which ETO's session numbers refer
@@ -55,13 +56,17 @@ class Goal:
 
 @dataclasses.dataclass(frozen=True)
 class Shop:
-    """A catalogue with its goals; `splits` holds goal numbers (the original's session numbers)."""
+    """A catalogue with its goals; `splits` holds goal numbers (the original's session numbers).
+
+    A page of results shows `page_size` products.
+    """
 
     name: str
     products: Sequence[Product]
     goals: Sequence[Goal]
     splits: Mapping[str, Sequence[int]]
     index: Index | None = None
+    page_size: int = PAGE_SIZE
 
     @functools.cached_property
     def find(self) -> Callable[[str], tuple[Product, ...]]:

@@ -8,10 +8,13 @@ the prefixes <r>, <a>, <c> and <q>, which bypass its search, are ordinary text h
 
 The full catalogue is read and indexed once, when its tasks are first listed (`webshop.cache`).
 
-Options: `data`, `setting` (`generated`, `small`, `original`, `eto`; see `webshop.catalogue.read_shop`), `num_products`, and
-`seed` of the made-up catalogue.
+Options: `data`, `setting` (`generated`, `small`, `original`, `eto`; see `webshop.catalogue.read_shop`), `num_products`,
+`page_size` (products on a page of results, 10 as in the original; fewer make histories shorter), and of the made-up catalogue its
+`seed`, `code_length` (characters of a product's code, 10 as in the original), `kinds` (of products, all by default) and `wishes`
+(goals of a product, 3 by default), which make it a shop for small models.
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Sequence
@@ -19,17 +22,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agentrm_jax.envs.react import played
-from agentrm_jax.envs.spec import EnvSpec, Options
+from agentrm_jax.envs.spec import EnvSpec, Options, whole
 from agentrm_jax.envs.webshop import pages
 from agentrm_jax.envs.webshop.cache import is_large, prepared
-from agentrm_jax.envs.webshop.catalogue import Goal, Product, Shop, read_shop, shop_files
+from agentrm_jax.envs.webshop.catalogue import PAGE_SIZE, Goal, Product, Shop, read_shop, shop_files
 from agentrm_jax.envs.webshop.expert import solve
-from agentrm_jax.envs.webshop.generate import generate_shop
+from agentrm_jax.envs.webshop.generate import CODE_LENGTH, WISHES_PER_PRODUCT, generate_shop
 from agentrm_jax.envs.webshop.reward import reward
-from agentrm_jax.types import EngineStep, Environment, Message, Start, Task, UserError
+from agentrm_jax.envs.webshop.wares import WARES
+from agentrm_jax.types import EngineStep, Environment, Message, Outcome, Start, Task, UserError
 
 MAX_STEPS = 10
-PAGE_SIZE = 10
 _SETTINGS = ("generated", "small", "original", "eto")
 _COMMAND = re.compile(r"\s*(search|click)\s*\[(.+)\]", re.IGNORECASE | re.DOTALL)
 
@@ -43,6 +46,19 @@ class View(NamedTuple):
     product: Product | None = None
     options: tuple[tuple[str, str], ...] = ()
     reward: float = 0.0
+
+
+class Settings(NamedTuple):
+    """What a shop is made of: the options, with their defaults."""
+
+    data: str
+    setting: str
+    num_products: int | None
+    seed: int
+    code_length: int
+    kinds: int
+    wishes: int
+    page_size: int
 
 
 class WebShop:
@@ -134,8 +150,8 @@ class WebShop:
         return view._replace(options=tuple({**dict(view.options), option: name}.items()))
 
     def _shown(self) -> tuple[Product, ...]:
-        start = (self.view.page - 1) * PAGE_SIZE
-        return self.shop.find(self.view.query)[start : start + PAGE_SIZE]
+        size = self.shop.page_size
+        return self.shop.find(self.view.query)[(self.view.page - 1) * size : self.view.page * size]
 
     def _show(self) -> str:
         view, text = self.view, self.goal.text
@@ -181,16 +197,35 @@ def _shop_of(options: Options) -> Shop:
     num_products = options.get("num_products")
     if num_products is not None and num_products < 1:
         raise UserError(f"WebShop's num_products is {num_products}; it takes one product at least")
-    return _cached_shop(str(data), setting, num_products, options.get("seed") or 0)
+    code_length = whole(options, "code_length", CODE_LENGTH)
+    kinds = whole(options, "kinds", len(WARES))
+    wishes = whole(options, "wishes", WISHES_PER_PRODUCT)
+    if data and (code_length, kinds, wishes) != (CODE_LENGTH, len(WARES), WISHES_PER_PRODUCT):
+        raise UserError(
+            "WebShop's code_length, kinds and wishes are for made-up products; set setting=generated, or leave them out"
+        )
+    how = Settings(
+        str(data),
+        setting,
+        num_products,
+        options.get("seed") or 0,
+        code_length,
+        kinds,
+        wishes,
+        whole(options, "page_size", PAGE_SIZE),
+    )
+    return _cached_shop(how)
 
 
 @functools.lru_cache(4)
-def _cached_shop(data: str, setting: str, num_products: int | None, seed: int) -> Shop:
-    if not data:
-        return generate_shop(num_products, seed)
-    read = functools.partial(read_shop, Path(data), setting, num_products)
-    files = shop_files(Path(data), setting)
-    return prepared(files, (setting, num_products), read) if is_large(files) else read()
+def _cached_shop(how: Settings) -> Shop:
+    if not how.data:
+        shop = generate_shop(how.num_products, how.seed, how.code_length, how.kinds, how.wishes)
+    else:
+        read = functools.partial(read_shop, Path(how.data), how.setting, how.num_products)
+        files = shop_files(Path(how.data), how.setting)
+        shop = prepared(files, (how.setting, how.num_products), read) if is_large(files) else read()
+    return dataclasses.replace(shop, page_size=how.page_size)
 
 
 INSTRUCTION = """You shop on a web site for a customer. Find the product the instruction asks for, choose its options, and buy it. \
@@ -215,6 +250,12 @@ def expert(env: Environment, task: Task) -> Iterator[tuple[str, str]]:
     return solve(env, task.max_steps)
 
 
+def answer(outcome: Outcome) -> str | None:
+    """What was bought, with its options; None without a purchase."""
+    bought = pages.PURCHASE.search(outcome.observation)
+    return f"{bought[1]} {bought[2]}" if bought and outcome.done else None
+
+
 def _example() -> tuple[Message, ...]:
     """The expert's episode for the first goal of a made-up shop of few products."""
     env = WebShop(generate_shop(num_products=3, seed=_EXAMPLE_SEED))
@@ -232,10 +273,11 @@ SPEC = EnvSpec(
     instruction=INSTRUCTION,
     rm_instruction=RM_INSTRUCTION,
     expert=expert,
+    answer=answer,
     example=_example(),
     observation_prefix=_PREFIX,
     exhausted_reward="zero",
-    options=("setting", "num_products", "seed"),
+    options=("setting", "num_products", "seed", "page_size", "code_length", "kinds", "wishes"),
     engine="own",
     licence="Apache-2.0",
 )

@@ -1,7 +1,7 @@
 """An expert shopper: knows the wanted product, searches for it in the words of the wish, opens it, chooses, buys.
 
-Of the product's option values it chooses what the shop's reward counts highest. That is not always all that was asked for: see
-`choices`.
+In shops with short pages it takes the first product that will do instead. Of the product's option values it chooses what the shop's
+reward counts highest. That is not always all that was asked for: see `choices`.
 """
 
 import itertools
@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from agentrm_jax.envs.webshop.catalogue import SEARCH_DEPTH, Goal, Product, Shop
-from agentrm_jax.envs.webshop.reward import MATCH, first_colour, token_set_ratio
+from agentrm_jax.envs.webshop.catalogue import PAGE_SIZE, SEARCH_DEPTH, Goal, Product, Shop
+from agentrm_jax.envs.webshop.reward import MATCH, first_colour, reward, token_set_ratio
 
 _PRICE_CLAUSE = re.compile(r",? and price lower than [\d.]+ dollars.*", re.DOTALL)
 _WORD = re.compile(r"[^\W_](?:[\w.'’&-]*\w)?")
@@ -21,8 +21,7 @@ _FILLER_LIST = """
     these they this to trying under us use want wanted we which who will with would you your"""
 _FILLER = frozenset(_FILLER_LIST.split())
 _QUERY_WORDS = 10
-_PAGE = 10
-_WISH_PAGES = 2  # how many pages of results the expert looks at before it tries the title
+_WISH_RESULTS = 20  # how many results the expert looks at before it tries the title
 
 
 class Session(Protocol):
@@ -43,17 +42,19 @@ class Choice(NamedTuple):
 
 def solve(session: Session, turns: int) -> Iterator[tuple[str, str]]:
     """(thought, command) pairs from the search page to the purchase, which is among the first `turns`."""
-    goal, product = session.goal, session.goal.product
-    query, rank = best_query(session.shop, goal)
-    if rank == SEARCH_DEPTH:
-        return  # cannot be found
+    shop, goal = session.shop, session.goal
+    any_will_do = shop.page_size < PAGE_SIZE
+    query, rank = first_that_will_do(shop, goal) if any_will_do else best_query(shop, goal)
+    pages, place = divmod(rank, shop.page_size)
+    clicks = turns - pages - len(("search", "open", "buy"))
+    if rank == SEARCH_DEPTH or clicks < 0:
+        return  # cannot be found, or not in time
     yield f"The customer wants {' '.join(key_words(goal))}. I search for that.", f"search[{query}]"
-    pages = rank // _PAGE
     for page in range(1, pages + 1):
         yield f"What I look for is not on page {page}, so I look at the next one.", "click[Next >]"
-    name = product.title.split(",")[0].strip()
-    yield f"{name} for {product.price_tag} looks right. I open it.", f"click[{product.asin}]"
-    chosen = choices(product, goal, turns - pages - len(("search", "open", "buy")))
+    product = shop.find(query)[rank] if any_will_do else goal.product
+    yield f"Number {place + 1} for {product.price_tag} looks right. I open it.", f"click[{product.asin}]"
+    chosen = choices(product, goal, clicks)
     for choice in chosen:
         wish = "should be" if choice.asked else "that comes nearest to the wish is"
         yield f"The {choice.option} {wish} {choice.value}.", f"click[{choice.value}]"
@@ -81,12 +82,27 @@ def search_words(goal: Goal) -> list[str]:
 def best_query(shop: Shop, goal: Goal) -> tuple[str, int]:
     """What to search for, and the rank the product then has (`SEARCH_DEPTH` if it cannot be found).
 
-    The words of the wish if one of their wordings shows the product on the first pages, else words of the product's title.
+    The words of the wish if one of their wordings shows the product among the first results, else words of the product's title.
     """
     words, title = search_words(goal), _WORD.findall(goal.product.title.lower())
     wishes = [key_words(goal), words[:_QUERY_WORDS], words, [*goal.attributes, goal.product.query]]
     query, rank = _best(shop, goal, wishes)
-    return (query, rank) if rank < _WISH_PAGES * _PAGE else _best(shop, goal, [title[:_QUERY_WORDS], title])
+    return (query, rank) if rank < _WISH_RESULTS else _best(shop, goal, [title[:_QUERY_WORDS], title])
+
+
+def first_that_will_do(shop: Shop, goal: Goal) -> tuple[str, int]:
+    """A search for kind and attributes, and the rank of the first product that earns all there is; `SEARCH_DEPTH` if none does.
+
+    For shops with shorter pages than the original's, which are for small models: those can learn only what an episode shows, not which
+    of several products that will do the wish was written for, nor words that nobody told.
+    """
+    query = " ".join([*goal.attributes, goal.product.query])
+    good = (
+        rank
+        for rank, product in enumerate(shop.find(query))
+        if reward(product, [c.value for c in choices(product, goal, len(product.options))], goal) == 1.0
+    )
+    return query, next(good, SEARCH_DEPTH)
 
 
 def _best(shop: Shop, goal: Goal, wordings: list[list[str]]) -> tuple[str, int]:
@@ -97,7 +113,7 @@ def _best(shop: Shop, goal: Goal, wordings: list[list[str]]) -> tuple[str, int]:
         rank = asins.index(goal.product.asin) if goal.product.asin in asins else SEARCH_DEPTH
         if rank < best_rank:
             best, best_rank = query, rank
-        if rank < _PAGE:
+        if rank < shop.page_size:
             break
     return best, best_rank
 

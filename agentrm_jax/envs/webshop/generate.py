@@ -11,8 +11,10 @@ from typing import Any
 
 from agentrm_jax.envs.webshop.catalogue import Shop, human_goals, products_of, split_by_product
 from agentrm_jax.envs.webshop.wares import BULLETS, OPTION_PHRASES, OPTIONS, WARES, WISHES, Ware
+from agentrm_jax.types import UserError
 
 NUM_PRODUCTS = 800
+CODE_LENGTH = 10
 WISHES_PER_PRODUCT = 3
 _SYLLABLES = (
     "bal",
@@ -40,27 +42,57 @@ _IN_TITLE = 2  # attributes a title tells; bullets tell them all
 Records = tuple[list[dict[str, Any]], dict[str, Any], dict[str, list[dict[str, Any]]]]
 
 
-def generate_shop(num_products: int | None = None, seed: int = 0) -> Shop:
-    """A shop of `num_products` (800) products with three goals each, split by product; a function of its arguments only."""
+def generate_shop(
+    num_products: int | None = None,
+    seed: int = 0,
+    code_length: int = CODE_LENGTH,
+    kinds: int = len(WARES),
+    wishes: int = WISHES_PER_PRODUCT,
+) -> Shop:
+    """A shop of `num_products` (800) products with goals, split by product; a function of its arguments only.
+
+    Args:
+      code_length: characters of a product's code.
+      kinds: kinds of products it sells, the first so many of `WARES`.
+      wishes: goals of a product.
+
+    Raises:
+      UserError: codes so short are too few for the products, or there are fewer kinds.
+    """
     num_products = num_products or NUM_PRODUCTS
-    items, attributes, instructions = generate_records(num_products, seed)
+    items, attributes, instructions = generate_records(num_products, seed, code_length, kinds, wishes)
     rng = random.Random(f"webshop prices {seed}")
     products = products_of(items, attributes, rng)
     goals = human_goals(products, instructions, rng)
-    return Shop(f"generated-{num_products}-{seed}", products, goals, split_by_product(goals))
+    name = f"generated-{num_products}-{seed}"
+    if (code_length, kinds, wishes) != (CODE_LENGTH, len(WARES), WISHES_PER_PRODUCT):
+        name += f"-{code_length}-{kinds}-{wishes}"
+    return Shop(name, products, goals, split_by_product(goals))
 
 
-def generate_records(num_products: int, seed: int) -> Records:
+def generate_records(
+    num_products: int,
+    seed: int,
+    code_length: int = CODE_LENGTH,
+    kinds: int = len(WARES),
+    wishes: int = WISHES_PER_PRODUCT,
+) -> Records:
     """What `items_shuffle.json`, `items_ins_v2.json` and `items_human_ins.json` would hold."""
     rng = random.Random(f"webshop {seed}")
+    letters, drawn = string.ascii_uppercase + string.digits, max(code_length - len("B0"), 0)
+    if not code_length <= CODE_LENGTH or len(letters) ** drawn < 1.5 * num_products:
+        raise UserError(f"WebShop's code_length is {code_length}; {num_products} products need more, 10 at most")
+    if kinds > len(WARES):
+        raise UserError(f"WebShop's kinds is {kinds}; the made-up shop has {len(WARES)} kinds of products")
+    wares = WARES[:kinds]
     asins: dict[str, None] = {}
     while len(asins) < num_products:
-        asins["B0" + "".join(rng.choices(string.ascii_uppercase + string.digits, k=8))] = None
+        asins["B0" + "".join(rng.choices(letters, k=drawn))] = None
     items, attributes, instructions = [], {}, {}
     last: dict[str, tuple[str, list[str]]] = {}
     for i, asin in enumerate(asins):
-        ware = WARES[i % len(WARES)]
-        twin = (i // len(WARES)) % 3 == 2 and ware.noun in last
+        ware = wares[i % kinds]
+        twin = (i // kinds) % 3 == 2 and ware.noun in last
         brand, has = (
             _twin(ware, *last[ware.noun], rng) if twin else (_brand(rng), _attributes(ware, rng.randint(3, 5), rng))
         )
@@ -68,7 +100,7 @@ def generate_records(num_products: int, seed: int) -> Records:
         options = {name: rng.sample(OPTIONS[name], rng.randint(2, min(5, len(OPTIONS[name])))) for name in ware.options}
         items.append(_item(asin, ware, brand, has, options, rng))
         attributes[asin] = {"attributes": has}
-        instructions[asin] = [_wish(ware, has, options, rng) for _ in range(WISHES_PER_PRODUCT)]
+        instructions[asin] = [_wish(ware, has, options, rng) for _ in range(wishes)]
     rng.shuffle(items)
     return items, attributes, instructions
 

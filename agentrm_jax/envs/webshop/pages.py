@@ -1,12 +1,16 @@
 """The texts of WebShop's pages, as the original's text mode shows them: visible texts in page order, joined by [SEP]."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from agentrm_jax.envs.webshop.catalogue import Product
 
 BACK, PREVIOUS, NEXT, BUY = "Back to Search", "< Prev", "Next >", "Buy Now"
 SUB_PAGES = ("Description", "Features", "Reviews")
+PURCHASE = re.compile(
+    r"Purchased \[SEP\] asin \[SEP\] (\S+) \[SEP\] options \[SEP\] (\{.*?\}) \[SEP\]"
+)  # of `done_page`
 _HTML_SPACE = " \n\t\f\r"
 
 

@@ -1,0 +1,1 @@
+"""Environments of ours behind HTTP and WebSocket, for trainers that play on servers."""

@@ -1,0 +1,1 @@
+"""Environments of verifiers, with our policy in one of their seats."""
