@@ -1,6 +1,8 @@
 """An engine of a search on a cluster: an actor with policy, reward model and environments of its own, which searches task by task."""
 
+import dataclasses
 import functools
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +24,14 @@ from agentrm_jax.search import methods
 from agentrm_jax.types import Task
 
 
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What an engine says once it is ready: the node it is on, and the cards of policy and reward model."""
+
+    node: str
+    cards: tuple[Card | None, Card | None]
+
+
 class Engine:
     """The actor. Tasks that are handed to it together share its batches, as in `search.py`.
 
@@ -33,8 +43,8 @@ class Engine:
     def __init__(self, config: Mapping[str, Any], folder: str):
         self._config, self._folder = ml_collections.ConfigDict(config), folder
 
-    async def open(self) -> tuple[Card | None, Card | None]:
-        """Opens everything, as `search.py` does for itself. Returns the cards of policy and reward model.
+    async def open(self) -> Opened:
+        """Opens everything, as `search.py` does for itself.
 
         Raises:
           NoRoom: no node has room for its environments.
@@ -61,7 +71,8 @@ class Engine:
         bound = method.bind(config.search, seed=config.seed, command=command_reader(specs))
         self._run = lambda task: bound(task, *parts)
         await remote.ready()
-        return card_of(policy), card_of(self._reward_model)
+        node = f"{socket.gethostname()} ({ray.get_runtime_context().get_node_id()})"
+        return Opened(node, (card_of(policy), card_of(self._reward_model)))
 
     async def run(self, task: Task) -> Finished:
         """Searches one task.

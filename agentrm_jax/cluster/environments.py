@@ -11,10 +11,10 @@ from agentrm_jax.cluster import nodes
 from agentrm_jax.envs.pool.episode import next_key, start_key
 from agentrm_jax.envs.pool.pool import EnvironmentPool
 from agentrm_jax.envs.spec import Options
-from agentrm_jax.types import Action, EnvironmentFault, Outcome, State, Task, Trajectory, state_of, trajectory_of
+from agentrm_jax.types import Action, Outcome, State, Task, Trajectory, state_of, trajectory_of
 
 _KEPT = 4096  # states that an actor knows by their keys; others are sent to it as a whole
-_LOSSES = 3  # of its environments that one request survives
+_LOSSES = 8  # actors in a row that a request may lose: a node that dies is offered for some seconds more
 
 
 class Pool:
@@ -62,22 +62,20 @@ class RemoteEnvironments:
 
     def __init__(self, start: Callable[[], Any]):
         self._start, self._actor = start, start()
+        self._running: set[Any] = set()  # the actor, once it is known to run
 
     async def ready(self) -> None:
-        """Waits until the actor runs.
+        """Waits until the actor runs; one that is lost before it does is replaced.
 
         Raises:
           NoRoom: no node has room for it.
           UserError: its node does not see the folder of the run.
         """
-        try:
-            await asyncio.wait_for(nodes.answer(self._actor.open.remote()), nodes.PATIENCE)
-        except TimeoutError:
-            raise nodes.NoRoom("no node has CPUs left for its environments") from None
+        await self._ask(lambda actor: actor.open.remote())
 
     async def reset(self, task: Task) -> State:
-        """The root state of `task`. Raises EnvironmentFault, or UserError if the environment cannot be built."""
-        goal, outcome = await self._ask(task, lambda actor: actor.reset.remote(task))
+        """The root state of `task`. Raises EnvironmentFault, NoRoom, or UserError if the environment cannot be built."""
+        goal, outcome = await self._ask(lambda actor: actor.reset.remote(task))
         return State(task, goal, None, None, outcome, 0, start_key(task))
 
     async def step(self, state: State, action: Action) -> State:
@@ -85,24 +83,31 @@ class RemoteEnvironments:
 
         Raises:
           EnvironmentFault: the environment could not be brought to `state` or did not answer.
+          NoRoom: the actor is lost, and no node has room for another.
           ValueError: `state` has ended or was never executed.
         """
         if state.outcome is None or state.done:
             raise ValueError(f"{state.task.key}: only an executed state of an episode that is not over can be stepped")
         asked = (state.key, action.text)
-        outcome = await self._ask(state.task, lambda actor: actor.step.remote(*asked, None))
+        outcome = await self._ask(lambda actor: actor.step.remote(*asked, None))
         if outcome is None:
             past = trajectory_of(state)
-            outcome = await self._ask(state.task, lambda actor: actor.step.remote(*asked, past))
+            outcome = await self._ask(lambda actor: actor.step.remote(*asked, past))
         return State(state.task, state.goal, state, action, outcome, state.depth + 1, next_key(*asked))
 
-    async def _ask(self, task: Task, request: Callable[[Any], Any]) -> Any:
+    async def _ask(self, request: Callable[[Any], Any]) -> Any:
+        """The answer of the actor, or of the one that is there after it; each may take `nodes.PATIENCE` seconds to be there."""
         for _ in range(_LOSSES):
             actor = self._actor
             try:
+                if actor not in self._running:
+                    await asyncio.wait_for(nodes.answer(actor.open.remote()), nodes.PATIENCE)
+                    self._running = {actor}
                 return await nodes.answer(request(actor))
+            except TimeoutError:
+                raise nodes.NoRoom("no node has CPUs left for its environments") from None
             except ray.exceptions.RayActorError:
                 if self._actor is actor:  # the first to notice
                     self._actor = self._start()
-                await self.ready()
-        raise EnvironmentFault(f"task {task.key}: the node of its environments was lost {_LOSSES} times")
+                await asyncio.sleep(nodes.PAUSE)
+        raise nodes.NoRoom(f"its environments were lost {_LOSSES} times")

@@ -48,12 +48,11 @@ class FleetMeter(Meter):
 
 @dataclasses.dataclass(eq=False)
 class _Member:
-    """An engine of the fleet; `finished` is how many tasks it has finished."""
+    """An engine of the fleet; `ready` once it has opened everything."""
 
     number: int
     actor: Any
     ready: bool = False
-    finished: int = 0
 
 
 class Fleet:
@@ -146,10 +145,10 @@ class Fleet:
             else:
                 del self._asked[reference]
                 if isinstance(answer, Finished):
-                    member.finished += 1
                     yield member, answer
                 else:
-                    member.ready, self.cards = True, answer
+                    member.ready, self.cards = True, answer.cards
+                    print(f"engine {member.number} is on node {answer.node}", file=sys.stderr, flush=True)
         if not any(member.ready for member in self._members):
             self._say_that_it_waits()
 
@@ -206,7 +205,8 @@ def _places(config: ml_collections.ConfigDict) -> tuple[int, dict[str, Any]]:
     """
     nodes = [collections.Counter(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     tensor, workers = config.engine.tensor, config.env.workers
-    place: dict[str, Any] = {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
+    # CPUs are for environments: an engine that took some could keep those of another from being started again.
+    place: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": "SPREAD"}
     count, most = config.engines, 0
     for kind in ("GPU", "TPU"):
         if most := sum(int(node[kind] // tensor) for node in nodes):
@@ -219,13 +219,14 @@ def _places(config: ml_collections.ConfigDict) -> tuple[int, dict[str, Any]]:
             f"--config.engines={count}: the cluster has accelerators for {most} engines of {tensor}; 0 takes them all"
         )
     cpus, largest = sum(node["CPU"] for node in nodes), max(node["CPU"] for node in nodes)
-    if count * (1 + workers) > cpus or workers > largest:
+    if count * workers > cpus or workers > largest:
         raise UserError(
-            f"{count} engines with {workers} environment workers each need {count * (1 + workers)} CPUs, and {workers} on one "
-            f"node; the cluster has {cpus:g}, and up to {largest:g} on one node; lower --config.engines or --config.env.workers"
+            f"{count} engines with {workers} environment workers each need {count * workers} CPUs, {workers} of them on one node; "
+            f"the cluster has {cpus:g}, and up to {largest:g} on one node; lower --config.engines or --config.env.workers"
         )
     return count, place
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Ray's errors go on with addresses and advice."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -10,10 +10,11 @@ import ray
 from agentrm_jax.types import UserError
 
 PATIENCE = 120.0  # seconds that an actor may take to find a node and to start
+PAUSE = 1.0  # seconds before something is asked for again
 
 
 class NoRoom(Exception):
-    """An actor found no node in time."""
+    """What an engine needs is not there, or not any more: its tasks are for others."""
 
 
 def enter(folder: str) -> None:

@@ -179,7 +179,9 @@ def _ray(config: ml_collections.ConfigDict) -> None:
     if config.ray != "auto" and not re.fullmatch(r"[\w.\[\]:-]+:[0-9]{1,5}", config.ray):
         raise UserError(f"--config.ray={config.ray}: must be auto, or HOST:PORT of the head of a Ray cluster, or empty")
     if config.get("samples"):
-        raise UserError(f"--config.ray={config.ray}: samples that are drawn already are ranked in one process; leave ray empty")
+        raise UserError(
+            f"--config.ray={config.ray}: samples that are drawn already are ranked in one process; leave ray empty"
+        )
     if importlib.util.find_spec("ray") is None:
         raise UserError(f"--config.ray={config.ray}: Ray is not installed; pip install 'agentrm-jax[ray]'")
     from agentrm_jax import parallel

@@ -20,7 +20,9 @@ def test_a_result_comes_back_whole_however_long_its_episodes_are():
     candidates = (Candidate(episode(3000), 0.25, (0.5, 0.25), 2), Candidate(episode(1), 0.75, (), 4))
     result = Result(candidates, 1, {"faults": 3})
     task = result.state.task
-    sent = Finished(task, FlatResult.of(result), None, 1.5, Cost(env_steps=7), Cost(env_steps=9), {"judge": {"asked": 1}})
+    sent = Finished(
+        task, FlatResult.of(result), None, 1.5, Cost(env_steps=7), Cost(env_steps=9), {"judge": {"asked": 1}}
+    )
     got = pickle.loads(pickle.dumps(sent))
     assert got == sent
     done = got.done()
