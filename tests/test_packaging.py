@@ -27,7 +27,7 @@ def test_extras_are_spelled_one_way_and_exist():
         assert set(extras.split(",")) <= EXTRAS.keys(), path
 
 
-@pytest.mark.parametrize("extra", ["envs", "tool", "test", "gguf", "smollm2", "openai", "serve"])
+@pytest.mark.parametrize("extra", ["envs", "tool", "test", "gguf", "smollm2", "openai", "ray", "serve"])
 def test_extras_install_without_a_compiler(extra):
     assert not [need for need in EXTRAS[extra] if need.startswith(COMPILED)]
 

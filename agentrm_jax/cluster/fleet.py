@@ -186,7 +186,9 @@ def _connect(address: str) -> None:
     try:
         if address != "auto":
             host, _, port = address.rpartition(":")
-            socket.create_connection((host, int(port)), timeout=10.0).close()  # Ray itself would try for minutes
+            socket.create_connection(
+                (host.strip("[]"), int(port)), timeout=10.0
+            ).close()  # Ray itself would try for minutes
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(

@@ -176,7 +176,7 @@ def _simulations(config: ml_collections.ConfigDict) -> None:
 def _ray(config: ml_collections.ConfigDict) -> None:
     if not config.get("ray"):
         return
-    if config.ray != "auto" and not re.fullmatch(r"[\w.\[\]:-]+:[0-9]{1,5}", config.ray):
+    if config.ray != "auto" and not re.fullmatch(r"([\w.-]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}", config.ray):
         raise UserError(f"--config.ray={config.ray}: must be auto, or HOST:PORT of the head of a Ray cluster, or empty")
     if config.get("samples"):
         raise UserError(

@@ -15,7 +15,11 @@ import pytest
 from tests.test_mains import ENGINE, ROOT, TINY, run, sft  # noqa: F401
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'agentrm-jax[ray]'")
-COUNT = 12
+
+from agentrm_jax.cluster import fleet  # noqa: E402
+from agentrm_jax.types import UserError  # noqa: E402
+
+COUNT = 16
 SEARCH = (*TINY, *ENGINE, f"--config.env.count={COUNT}", "--config.search.n=3", "--config.log_seconds=0")
 
 # A cluster in a process of its own, which is told node by node what to do: `kill N` kills one as a machine dies, `add` adds one.
@@ -49,11 +53,13 @@ class Nodes:
         self._log = log.open("w")
         self._process = subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=self._log, text=True)
         self.address, *self.ids = self._line().split()
+        self.killed: set[int] = set()
 
     def kill(self, number: int) -> None:
         assert self._process.stdin is not None
         print(number, file=self._process.stdin, flush=True)
         assert self._line() == "killed"
+        self.killed.add(number)
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -140,7 +146,7 @@ def start(config: str, workdir: Path, *options: str, said: Path, cwd: Path = ROO
         return subprocess.Popen([*command, *options], cwd=cwd, env=env, stdout=file, stderr=file)
 
 
-def wait(process: subprocess.Popen, said: Path, ready: Callable[[], bool] = lambda: False) -> str:
+def wait(process: subprocess.Popen, said: Path, ready: Callable[[], object] = lambda: False) -> str:
     """Waits until `ready`, or else for the end, which must be a good one; what has been said by then."""
     begin = time.monotonic()
     while not ready() and process.poll() is None and time.monotonic() < begin + 300:
@@ -167,19 +173,30 @@ def test_results_are_those_of_one_process_and_every_engine_has_its_share(engines
     assert not (workdir / "parts").exists()
 
 
+def hosts(said: str) -> dict[str, str]:
+    """Engine -> id of its node."""
+    return dict(re.findall(r"^engine (\d+) is on node \S+ \((\w+)\)$", said, re.MULTILINE))
+
+
+def finished(workdir: Path) -> int:
+    path = workdir / "tasks.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
 def test_a_node_that_dies_costs_what_it_had_in_flight_and_nothing_finished(nodes, judged, alone, tmp_path):
-    workdir, tasks, said = tmp_path / "judge", tmp_path / "judge" / "tasks.jsonl", tmp_path / "said.txt"
+    workdir, said = tmp_path / "judge", tmp_path / "said.txt"
     on_ray = (f"--config.ray={nodes.address}", "--config.engines=3", "--config.concurrency=2")
     process = start("judge", workdir, *judged, *on_ray, said=said)
-    running = wait(process, said, lambda: tasks.exists() and tasks.read_text().count("\n") >= 3)
-    before = tasks.read_text()
-    nodes.kill(0)
-    engines = dict(re.findall(r"^engine (\d+) is on node \S+ \((\w+)\)$", running, re.MULTILINE))
+    running = wait(process, said, lambda: finished(workdir) and set(hosts(said.read_text()).values()) & set(nodes.ids))
+    engine, node = next((engine, node) for engine, node in hosts(running).items() if node in nodes.ids)
+    before = (workdir / "tasks.jsonl").read_text()
+    nodes.kill(nodes.ids.index(node))
     end = wait(process, said)
     lost = re.findall(r"^engine (\d+) is lost \(.*\); tasks tried elsewhere: (\d+)$", end, re.MULTILINE)
-    assert {number for number, _ in lost} == {number for number, node in engines.items() if node == nodes.ids[0]}
+    assert engine in dict(lost)
+    assert {hosts(end).get(number, node) for number, _ in lost} == {node}
     assert 1 <= sum(int(count) for _, count in lost) <= 2 * len(lost)
-    assert tasks.read_text().startswith(before)
+    assert (workdir / "tasks.jsonl").read_text().startswith(before)
     assert_the_same(workdir, alone)
     assert sum(shares(end)) == COUNT
 
@@ -189,6 +206,9 @@ from agentrm_jax.testing.scripted import uniform_policy
 
 def make(specs, config):
     return uniform_policy("abc")
+
+def broken(specs, config):
+    raise ValueError("no such thing")
 """
 
 
@@ -214,10 +234,38 @@ def trees(workdir: Path) -> list[str]:
 
 def test_trees_of_a_users_policy_are_the_same_though_a_node_dies(nodes, tmp_path):
     process = explore(tmp_path, "ray", f"--config.ray={nodes.address}", "--config.engines=3")
-    tasks, said = tmp_path / "ray" / "tasks.jsonl", tmp_path / "ray.txt"
-    wait(process, said, lambda: tasks.exists() and tasks.read_text().count("\n") >= 2)
-    nodes.kill(1)
-    assert sum(shares(wait(process, said))) == 16
+    wait(process, tmp_path / "ray.txt", lambda: finished(tmp_path / "ray") >= 2)
+    nodes.kill(min({0, 1} - nodes.killed))
+    assert sum(shares(wait(process, tmp_path / "ray.txt"))) == 16
     wait(explore(tmp_path, "alone"), tmp_path / "alone.txt")
     assert len(trees(tmp_path / "ray")) == 16
     assert trees(tmp_path / "ray") == trees(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (
+            ("--config.engines=99",),
+            r"error: 99 engines with 1 environment workers each need 99 CPUs.* lower --config\.engines",
+        ),
+        (
+            ("--config.policy=mine:broken",),
+            r"error: mine:broken fails: ValueError: no such thing \(.*mine\.py, line 8\)",
+        ),
+    ],
+)
+def test_what_the_cluster_cannot_do_is_said_in_one_line_and_leaves_nothing(options, error, nodes, tmp_path):
+    process = explore(tmp_path, "ray", f"--config.ray={nodes.address}", "--config.engines=1", *options)
+    assert process.wait(120) == 2
+    said = (tmp_path / "ray.txt").read_text().splitlines()
+    assert re.match(error, said[-1]), said
+    assert not any(line.startswith("Traceback") for line in said)
+    assert not (tmp_path / "ray").exists()
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once():
+    with pytest.raises(
+        UserError, match=r"--config\.ray=127\.0\.0\.1:1: no Ray cluster is found there .* ray start --head"
+    ):
+        fleet._connect("127.0.0.1:1")

@@ -225,6 +225,24 @@ def test_a_judge_is_taken_where_candidates_are_scored_together(name):
     checks.check(parse(name, JUDGE))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "env", "said"),
+    [
+        (("ray=everywhere",), {}, r"--config\.ray=everywhere: must be auto, or HOST:PORT"),
+        (("ray=ray://head:10001",), {}, r"must be auto, or HOST:PORT"),
+        (("ray=auto", "samples=runs/x"), {}, r"are ranked in one process; leave ray empty"),
+        (("ray=head:6379",), {}, r"pip install 'agentrm-jax\[ray\]'"),
+        (("ray=[fd00::1]:6379",), {"JAX_COORDINATOR_ADDRESS": "auto"}, r"this is one of several .*; start it alone"),
+    ],
+)
+def test_a_cluster_is_refused_where_it_makes_no_sense(overrides, env, said, monkeypatch):
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: sys if env else None)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=said):
+        checks.check(parse("best_of_n", *overrides))
+
+
 def test_a_config_of_ones_own_is_checked_too():
     config = parse("sft")
     with config.unlocked(), config.ignore_type():
