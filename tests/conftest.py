@@ -1,5 +1,6 @@
 """What tests share: a CPU with a compilation cache, a tiny tokenizer, a tiny model, an environment that exists on paper only."""
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,18 @@ jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 hypothesis.settings.register_profile("repeatable", deadline=None, max_examples=60, derandomize=True, database=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs() -> Any:
+    """Compiled programs are forgotten after a file that leaves many: each maps memory, of which a process may have 65,530 pieces."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
