@@ -77,9 +77,13 @@ class Fleet:
         self._left = 0
         self._log_seconds, self._told = config.log_seconds, time.monotonic()
         self.cards: tuple[Card | None, Card | None] = (None, None)
-        self._fill()
-        while not any(member.ready for member in self._members):
-            list(self._answers())
+        try:
+            self._fill()
+            while not any(member.ready for member in self._members):
+                list(self._answers())
+        except BaseException:
+            ray.shutdown()
+            raise
         print(f"searching on Ray with up to {self._count} engines, {self._concurrency} tasks in flight on each")
 
     def run(self, tasks: Sequence[Task], on_done: OnDone) -> None:

@@ -10,15 +10,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_collections
 import pytest
 
 from tests.test_mains import ENGINE, ROOT, TINY, run, sft  # noqa: F401
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'agentrm-jax[ray]'")
 
-from agentrm_jax.cluster import fleet  # noqa: E402
-from agentrm_jax.types import UserError  # noqa: E402
+from agentrm_jax.cluster import fleet
+from agentrm_jax.cluster.records import Finished
+from agentrm_jax.search import Cost
+from agentrm_jax.testing.toy_env import make_task
+from agentrm_jax.types import UserError
 
+pytestmark = pytest.mark.slow
 COUNT = 16
 SEARCH = (*TINY, *ENGINE, f"--config.env.count={COUNT}", "--config.search.n=3", "--config.log_seconds=0")
 
@@ -183,25 +188,8 @@ def finished(workdir: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def test_a_node_that_dies_costs_what_it_had_in_flight_and_nothing_finished(nodes, judged, alone, tmp_path):
-    workdir, said = tmp_path / "judge", tmp_path / "said.txt"
-    on_ray = (f"--config.ray={nodes.address}", "--config.engines=3", "--config.concurrency=2")
-    process = start("judge", workdir, *judged, *on_ray, said=said)
-    running = wait(process, said, lambda: finished(workdir) and set(hosts(said.read_text()).values()) & set(nodes.ids))
-    engine, node = next((engine, node) for engine, node in hosts(running).items() if node in nodes.ids)
-    before = (workdir / "tasks.jsonl").read_text()
-    nodes.kill(nodes.ids.index(node))
-    end = wait(process, said)
-    lost = re.findall(r"^engine (\d+) is lost \(.*\); tasks tried elsewhere: (\d+)$", end, re.MULTILINE)
-    assert engine in dict(lost)
-    assert {hosts(end).get(number, node) for number, _ in lost} == {node}
-    assert 1 <= sum(int(count) for _, count in lost) <= 2 * len(lost)
-    assert (workdir / "tasks.jsonl").read_text().startswith(before)
-    assert_the_same(workdir, alone)
-    assert sum(shares(end)) == COUNT
-
-
 TOY = """
+import os
 from agentrm_jax.testing.scripted import uniform_policy
 
 def make(specs, config):
@@ -209,6 +197,9 @@ def make(specs, config):
 
 def broken(specs, config):
     raise ValueError("no such thing")
+
+def deadly(specs, config):
+    os._exit(1)
 """
 
 
@@ -232,14 +223,37 @@ def trees(workdir: Path) -> list[str]:
     return sorted((workdir / "trees" / "trees.jsonl").read_text().splitlines())
 
 
-def test_trees_of_a_users_policy_are_the_same_though_a_node_dies(nodes, tmp_path):
-    process = explore(tmp_path, "ray", f"--config.ray={nodes.address}", "--config.engines=3")
-    wait(process, tmp_path / "ray.txt", lambda: finished(tmp_path / "ray") >= 2)
-    nodes.kill(min({0, 1} - nodes.killed))
-    assert sum(shares(wait(process, tmp_path / "ray.txt"))) == 16
-    wait(explore(tmp_path, "alone"), tmp_path / "alone.txt")
-    assert len(trees(tmp_path / "ray")) == 16
-    assert trees(tmp_path / "ray") == trees(tmp_path / "alone")
+@pytest.fixture(scope="module")
+def explored(tmp_path_factory) -> list[str]:
+    """The trees of a single process."""
+    folder = tmp_path_factory.mktemp("explored")
+    wait(explore(folder, "alone"), folder / "alone.txt")
+    found = trees(folder / "alone")
+    assert len(found) == 16
+    return found
+
+
+def test_every_engine_has_its_share_of_what_takes_time(nodes, explored, tmp_path):
+    slow = ("--config.env.options.toy.delay=0.1", "--config.concurrency=4")
+    process = explore(tmp_path, "ray", f"--config.ray={nodes.address}", "--config.engines=4", *slow)
+    mine = shares(wait(process, tmp_path / "ray.txt"))
+    assert sum(mine) == 16
+    assert len(mine) == 4
+    assert max(mine) <= 8
+    assert trees(tmp_path / "ray") == explored
+
+
+def test_a_search_that_is_stopped_on_a_cluster_goes_on_without_it(nodes, explored, tmp_path):
+    process = explore(tmp_path, "trees", f"--config.ray={nodes.address}", "--config.engines=1")
+    wait(process, tmp_path / "trees.txt", lambda: finished(tmp_path / "trees") >= 2)
+    process.terminate()
+    assert process.wait(60) == 143
+    lines = (tmp_path / "trees.txt").read_text().splitlines()
+    assert lines[-1] == "stopped; finished tasks are kept; the same command continues"
+    before = finished(tmp_path / "trees")
+    assert 2 <= before < 16
+    assert f"mcts on 16 tasks, {before} done before" in wait(explore(tmp_path, "trees"), tmp_path / "trees.txt")
+    assert trees(tmp_path / "trees") == explored
 
 
 @pytest.mark.parametrize(
@@ -247,21 +261,50 @@ def test_trees_of_a_users_policy_are_the_same_though_a_node_dies(nodes, tmp_path
     [
         (
             ("--config.engines=99",),
-            r"error: 99 engines with 1 environment workers each need 99 CPUs.* lower --config\.engines",
+            r"error: 99 engines with 1 environment workers each need 99 CPUs.* lower --config\.engines.*",
         ),
         (
             ("--config.policy=mine:broken",),
-            r"error: mine:broken fails: ValueError: no such thing \(.*mine\.py, line 8\)",
+            r"error: mine:broken fails: ValueError: no such thing \(.*mine\.py, line 9\)",
+        ),
+        (
+            ("--config.policy=mine:deadly",),
+            r"error: 3 engines were lost one after the other, and no task was finished in between; the last one: .*",
         ),
     ],
 )
 def test_what_the_cluster_cannot_do_is_said_in_one_line_and_leaves_nothing(options, error, nodes, tmp_path):
     process = explore(tmp_path, "ray", f"--config.ray={nodes.address}", "--config.engines=1", *options)
     assert process.wait(120) == 2
-    said = (tmp_path / "ray.txt").read_text().splitlines()
-    assert re.match(error, said[-1]), said
-    assert not any(line.startswith("Traceback") for line in said)
+    said = (tmp_path / "ray.txt").read_text()
+    assert re.findall(r"^(?:error: .*|Traceback.*)$", said, re.MULTILINE) == [re.search(error, said)[0]], said
     assert not (tmp_path / "ray").exists()
+
+
+def test_a_node_that_dies_costs_what_it_had_in_flight_and_nothing_finished(nodes, judged, alone, tmp_path):
+    workdir, said = tmp_path / "judge", tmp_path / "said.txt"
+    on_ray = (f"--config.ray={nodes.address}", "--config.engines=3", "--config.concurrency=2")
+    process = start("judge", workdir, *judged, *on_ray, said=said)
+    running = wait(process, said, lambda: finished(workdir) and set(hosts(said.read_text()).values()) & set(nodes.ids))
+    engine, node = next((engine, node) for engine, node in hosts(running).items() if node in nodes.ids)
+    before = (workdir / "tasks.jsonl").read_text()
+    nodes.kill(nodes.ids.index(node))
+    end = wait(process, said)
+    lost = re.findall(r"^engine (\d+) is lost \(.*\); tasks tried elsewhere: (\d+)$", end, re.MULTILINE)
+    assert engine in dict(lost)
+    assert {hosts(end).get(number, node) for number, _ in lost} == {node}
+    assert 1 <= sum(int(count) for _, count in lost) <= 2 * len(lost)
+    assert (workdir / "tasks.jsonl").read_text().startswith(before)
+    assert_the_same(workdir, alone)
+    assert sum(shares(end)) == COUNT
+
+
+def test_trees_of_a_users_policy_are_the_same_though_a_node_dies(nodes, explored, tmp_path):
+    process = explore(tmp_path, "ray", f"--config.ray={nodes.address}", "--config.engines=3")
+    wait(process, tmp_path / "ray.txt", lambda: finished(tmp_path / "ray") >= 2)
+    nodes.kill(min({0, 1} - nodes.killed))
+    assert sum(shares(wait(process, tmp_path / "ray.txt"))) == 16
+    assert trees(tmp_path / "ray") == explored
 
 
 def test_a_cluster_that_is_not_there_is_said_at_once():
@@ -269,3 +312,59 @@ def test_a_cluster_that_is_not_there_is_said_at_once():
         UserError, match=r"--config\.ray=127\.0\.0\.1:1: no Ray cluster is found there .* ray start --head"
     ):
         fleet._connect("127.0.0.1:1")
+
+
+ON_GPUS = [{"Alive": True, "Resources": {"CPU": 32.0, "GPU": 8.0}}] * 2
+ON_TPUS = [{"Alive": True, "Resources": {"CPU": 16.0, "TPU": 4.0}}] * 3
+ON_CPUS = [{"Alive": alive, "Resources": {"CPU": 8.0}} for alive in (True, True, True, False)]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "engines", "tensor", "count", "needs"),
+    [
+        (ON_GPUS, 0, 1, 16, {"num_gpus": 1}),
+        (ON_GPUS, 0, 3, 4, {"num_gpus": 3}),  # two on each node: an engine lies on one
+        (ON_GPUS, 5, 2, 5, {"num_gpus": 2}),
+        (ON_TPUS, 0, 4, 3, {"resources": {"TPU": 4}}),
+        (ON_CPUS, 0, 1, 3, {}),
+        (ON_CPUS, 7, 1, 7, {}),
+    ],
+)
+def test_there_is_an_engine_for_every_group_of_accelerators(cluster, engines, tensor, count, needs, monkeypatch):
+    monkeypatch.setattr(fleet.ray, "nodes", lambda: cluster)
+    found, place = fleet._places(config(engines, tensor, 2))
+    assert found == count
+    assert place == {"num_cpus": 0, "scheduling_strategy": "SPREAD", **needs}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "engines", "workers", "said"),
+    [
+        (ON_GPUS, 9, 1, r"--config\.engines=9: the cluster has accelerators for 8 engines of 2; 0 takes them all"),
+        (
+            ON_CPUS,
+            13,
+            2,
+            r"13 engines with 2 environment workers each need 26 CPUs, .* the cluster has 24, and up to 8 on",
+        ),
+        (ON_CPUS, 1, 9, r"each need 9 CPUs, 9 of them on one node; the cluster has 24, and up to 8 on one node; lower"),
+    ],
+)
+def test_more_engines_than_a_cluster_has_room_for_are_refused(cluster, engines, workers, said, monkeypatch):
+    monkeypatch.setattr(fleet.ray, "nodes", lambda: cluster)
+    with pytest.raises(UserError, match=said):
+        fleet._places(config(engines, 2, workers))
+
+
+def config(engines: int, tensor: int, workers: int) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict({"engines": engines, "engine": {"tensor": tensor}, "env": {"workers": workers}})
+
+
+def test_what_a_lost_engine_had_spent_stays_spent():
+    """A task is charged what its last search cost; the sum is of all engines there were."""
+    task, other = make_task(3), make_task(4)
+    meter = fleet.FleetMeter()
+    meter.take(0, Finished(other, None, "it hung", 1.0, Cost(policy_tokens=3), Cost(policy_tokens=8), {}))
+    meter.take(1, Finished(task, None, "it hung", 1.0, Cost(policy_tokens=5), Cost(policy_tokens=5), {}))
+    assert meter.tasks[task.key].policy_tokens == 5
+    assert meter.total().policy_tokens == 13  # five of them lost, with what engine 0 had in flight
