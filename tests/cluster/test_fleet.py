@@ -20,6 +20,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'agentrm-ja
 from agentrm_jax.cluster import fleet
 from agentrm_jax.cluster.records import Finished
 from agentrm_jax.search import Cost
+from agentrm_jax.testing.ray_nodes import Nodes
 from agentrm_jax.testing.toy_env import make_task
 from agentrm_jax.types import UserError
 
@@ -27,62 +28,11 @@ pytestmark = pytest.mark.slow
 COUNT = 16
 SEARCH = (*TINY, *ENGINE, f"--config.env.count={COUNT}", "--config.search.n=3", "--config.log_seconds=0")
 
-# A cluster in a process of its own, which is told node by node what to do: `kill N` kills one as a machine dies, `add` adds one.
-_CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-node = {"num_cpus": 4, "object_store_memory": 10**8}
-cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-nodes = [cluster.add_node(**node) for _ in range(2)]
-print(cluster.address, *(node.node_id for node in nodes), flush=True)
-for line in sys.stdin:
-    cluster.remove_node(nodes[int(line)], allow_graceful=False)
-    print("killed", flush=True)
-cluster.shutdown()
-"""
-
-
-class Nodes:
-    """A running cluster: `address`, and `ids` of the nodes 0 and 1, which may be killed; its head may not."""
-
-    def __init__(self, log: Path):
-        pipe = subprocess.PIPE
-        quiet = {
-            "RAY_enable_worker_prestart": "0",
-            "RAY_prestart_worker_first_driver": "0",
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
-        # engines need the package, as they have it on a cluster
-        env = os.environ | quiet | {"PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", _CLUSTER]
-        self._log = log.open("w")
-        self._process = subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=self._log, text=True)
-        self.address, *self.ids = self._line().split()
-        self.killed: set[int] = set()
-
-    def kill(self, number: int) -> None:
-        assert self._process.stdin is not None
-        print(number, file=self._process.stdin, flush=True)
-        assert self._line() == "killed"
-        self.killed.add(number)
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.communicate(timeout=60)
-        self._log.close()
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline().strip()
-        assert line, Path(self._log.name).read_text()[-3000:]
-        return line
-
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory) -> Iterator[Nodes]:
-    cluster = Nodes(tmp_path_factory.mktemp("ray") / "log.txt")
-    yield cluster
-    cluster.close()
+    with Nodes(tmp_path_factory.mktemp("ray") / "log.txt") as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
