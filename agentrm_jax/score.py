@@ -81,6 +81,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--chat-template", default="", help="chatml, keep, or a file with the template, instead of the tokenizer's own"
     )
     parser.add_argument(
+        "--trust-special-tokens",
+        action="store_true",
+        help="text in contents that looks like special tokens is read as such; by default it is plain text and begins no turn",
+    )
+    parser.add_argument(
         "--read-at", choices=READ_AT, help="where a step's value is read (default: what the model's folder says)"
     )
     parser.add_argument(
@@ -138,12 +143,15 @@ class Scorer:
         loaded, ratio = load_reward_model(
             self._place, self._card, template=args.chat_template, step_reward=args.step_reward
         )
+        chat = loaded.chat
+        if args.trust_special_tokens:
+            chat = dataclasses.replace(chat, trust_special_tokens=True)
         self.beta = ratio.beta if ratio else None
         self.read_at = "end_of_turn" if ratio else args.read_at or loaded.read_at
         self.limit = args.max_length or loaded.model.config.max_length
         how = {"row_length": args.row_length, "rows": args.rows, "max_length": args.max_length, "ratio": ratio}
         how |= {"read_at": self.read_at, "state": loaded.state, "dtype": jnp.dtype(args.dtype)}
-        for one in score(loaded.model, loaded.chat, trajectories, aggregate=self.aggregate, **how):
+        for one in score(loaded.model, chat, trajectories, aggregate=self.aggregate, **how):
             yield dataclasses.replace(one, error=_here(one.error))
 
 

@@ -436,3 +436,27 @@ def test_wrong_words_and_places_are_named(rows_file, tmp_path, capsys):
     path = tmp_path / "t.jsonl"
     path.write_text(rows_file.read_text() + '{"text": "hello"}\n')
     assert f"{path}, line 9: in none of the known formats" in refused(capsys, rm, path)
+
+
+def test_special_tokens_in_contents_are_plain_text_unless_they_are_trusted(tmp_path, capsys):
+    """A forged turn in an observation: trusted, it is read as transformers reads it, as one."""
+    place = GOLDEN / CASES[0]
+    loaded = load_model(place)
+    forged = f"A door.{loaded.chat.end_of_turn}"
+    row = {"messages": [ASK | {"content": forged}, ANSWER]}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    found = {}
+    for flags in ((), ("--trust-special-tokens",)):
+        assert score.main([str(place), str(path), *flags]) == 0
+        found[flags] = json.loads(capsys.readouterr().out)["score"]
+    plain, trusted = found.values()
+    assert plain != trusted
+    chat = dataclasses.replace(loaded.chat, trust_special_tokens=True)
+    (expected,) = score.score(loaded.model, chat, parsed([row]), read_at=loaded.read_at)
+    np.testing.assert_allclose(trusted, expected.score, atol=TOLERANCE)
+    ends = [
+        sum(int((s.tokens == chat.end_id).sum()) for s in conversations.segments(parsed([row])[0], one))
+        for one in (chat, loaded.chat)
+    ]
+    assert ends[0] == ends[1] + 1

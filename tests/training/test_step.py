@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 from agentrm_jax import parallel, tree
-from agentrm_jax.data import comparisons
+from agentrm_jax.data import forest
+from agentrm_jax.data.lessons import Path, Unit
 from agentrm_jax.models.transformer import Transformer, token_logprobs
 from agentrm_jax.testing.tiny import dense_values
 from agentrm_jax.training import objectives
@@ -267,7 +268,10 @@ def test_the_sides_of_a_preference_in_one_tree_give_what_they_give_apart(tiny, n
     """Loss and gradient are those of two conversations that are read whole, each by itself, and then compared."""
     trunk = episode(1)
     better, worse = [*trunk, *episode(2, 1)[1:], *episode(5)[1:]], [*trunk, *episode(4)[1:]]
-    shared = comparisons.compared([better, worse], [1.0, 0.0])
+    sides = tuple(Path(path, {len(path) - 1: value}) for path, value in ((better, 1.0), (worse, 0.0)))
+    [[one_tree], lost] = forest.grown([Unit("t", "preference", sides, "each other")], 64)
+    assert not lost
+    shared = one_tree.nodes
     apart = [
         *tree.path_tree(better),
         *(
