@@ -405,8 +405,9 @@ def test_a_policy_and_a_classifier_of_several_labels_are_refused(rows_file, tmp_
     assert "a policy, a model without a value head" in refused(capsys, tmp_path, rows_file)
     shutil.rmtree(policy)
     labels = changed(tmp_path, "config.json", id2label={"0": "bad", "1": "good"})
-    assert "a reward model has one label, this Qwen3ForSequenceClassification has 2" in refused(
-        capsys, labels, rows_file
+    assert (
+        "a reward model has one label, or at every token two (good and bad); this Qwen3ForSequenceClassification has 2"
+        in refused(capsys, labels, rows_file)
     )
 
 
