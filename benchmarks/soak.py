@@ -98,9 +98,10 @@ def warm_up(engine: Engine) -> int:
     while before != engine.compilations:
         before = engine.compilations
         for kind, length, (few, more) in itertools.product(
-            _KINDS, sizes.context, ((1, 0), (sizes.rows[-1], 0), (1, 7))
+            _KINDS, sizes.context, ((1, 0), (sizes.rows[-1], 0), (2, 7))
         ):
-            jobs = [engine.submit(_request_of(kind, length, i, rng)) for i in range(few)]
+            last = 10 if more else 0  # the first of ever more is still there when the others come
+            jobs = [engine.submit(_request_of(kind, length, last + i, rng)) for i in range(few)]
             engine.step()  # the prefill
             engine.step()
             jobs += [engine.submit(_request_of(kind, length, i, rng)) for i in range(more)]
