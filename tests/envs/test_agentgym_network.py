@@ -78,7 +78,7 @@ def test_no_episode_is_lost_where_the_server_is_gone_for_three_seconds(serve, re
                 server.envs.clear()
                 server.next_id = 7
         since = time.monotonic() - away[0] if away else 0.0
-        if away and (since < 3.0 or (known and since < 15.0)):
+        if away and (since < 3.0 or (known and since < 40.0)):
             known.discard(env)
             handler.connection.shutdown(socket.SHUT_RDWR)
             return 0, None
@@ -127,7 +127,8 @@ def test_a_server_that_stays_away_is_named_as_such_with_what_was_tried(serve):
     env = agentgym.make(options(server, patience=0.5))
     server.http.shutdown()
     server.http.server_close()
-    with pytest.raises(ConnectionLost, match=r"cannot be reached: .*refused.*, \d times within 0\.\d s"):
+    with pytest.raises(ConnectionLost, match="cannot be reached: .*refused"):  # at once: when it is back, it may be another's
         env.reset(task())
-    with pytest.raises(ConnectionLost, match="cannot be reached"):  # and it is no wrong address: it was there before
-        agentgym.make(options(server))
+    # And it is no wrong address: it was there before.
+    with pytest.raises(ConnectionLost, match=r"cannot be reached: .*refused.*, \d times within 0\.\d s"):
+        agentgym.make(options(server, patience=0.5))

@@ -195,8 +195,8 @@ def _request(base_url: str, path: str, body: JSON, timeout: float, patience: flo
     """What the server answers, as JSON; a GET if `body` is None. No proxies, no redirects.
 
     Raises:
-      Unreachable: not executed, after `patience` seconds of trying (a server that is busy is given `timeout` seconds).
-      ConnectionLost: no answer; for all but steps after `patience` seconds of trying.
+      Unreachable: not executed; a server that is busy is tried for `timeout` seconds.
+      ConnectionLost: no answer, or nobody there: at once where an environment is named, else after `patience` seconds of trying.
       ServerError: the answer makes no sense.
       UserError: the address is wrong.
     """
@@ -209,7 +209,9 @@ def _request(base_url: str, path: str, body: JSON, timeout: float, patience: flo
         except ConnectionLost as e:
             _lost_at[base_url] = time.monotonic()
             limit = max(patience, timeout) if isinstance(e, _TurnedAway) else patience
-            repeatable = isinstance(e, Unreachable) or not path.startswith("/step")
+            # A server that was away may have started anew and given this environment's id to another process.
+            named = path.startswith(("/step", "/reset", "/observation"))
+            repeatable = isinstance(e, _TurnedAway) or not named
             pause = min(_LONGEST_PAUSE, _PAUSE * 2**tries) * random.uniform(0.5, 1.0)
             tries += 1
             left = begin + limit - time.monotonic()
