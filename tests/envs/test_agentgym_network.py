@@ -127,7 +127,9 @@ def test_a_server_that_stays_away_is_named_as_such_with_what_was_tried(serve):
     env = agentgym.make(options(server, patience=0.5))
     server.http.shutdown()
     server.http.server_close()
-    with pytest.raises(ConnectionLost, match="cannot be reached: .*refused"):  # at once: when it is back, it may be another's
+    with pytest.raises(
+        ConnectionLost, match=r"cannot be reached: .*refused"
+    ):  # at once: when it is back, it may be another's
         env.reset(task())
     # And it is no wrong address: it was there before.
     with pytest.raises(ConnectionLost, match=r"cannot be reached: .*refused.*, \d times within 0\.\d s"):
