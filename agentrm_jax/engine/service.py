@@ -108,10 +108,13 @@ class EngineService:
             except Exception as error:
                 ask.error = error
                 over.append(ask)
-        for ask in self._open:
-            if ask.future.cancelled() and ask.job is not None:
+        wanted: list[_Ask] = []
+        for ask in self._open:  # each is looked at once: it may be given up at any moment
+            if not ask.future.cancelled():
+                wanted.append(ask)
+            elif ask.job is not None:
                 self.engine.cancel(ask.job)
-        self._open = [ask for ask in self._open if not ask.future.cancelled()]
+        self._open = wanted
         try:
             self.engine.step()
         except Exception as error:
