@@ -18,14 +18,14 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from agentrm_jax.data import labels
+from agentrm_jax.data import formats, labels
 from agentrm_jax.data.conversations import Conversation
 from agentrm_jax.data.labels import Labels
 from agentrm_jax.evaluation import reward_data, reward_page
 from agentrm_jax.evaluation.published import PUBLISHED
 from agentrm_jax.evaluation.reward_data import Scores
-from agentrm_jax.files import write_atomically, write_json
-from agentrm_jax.run import command
+from agentrm_jax.files import finite, write_atomically, write_json
+from agentrm_jax.run import command, lock
 from agentrm_jax.score import Scorer, add_options, run
 from agentrm_jax.types import JSON, UserError
 
@@ -53,8 +53,8 @@ def _run(args: argparse.Namespace) -> int:
         )
     said = [c for row in rows for c in row.conversations]
     began = time.monotonic()
-    journal = _Journal(args.out, _digest(args, said)) if args.out else None
-    found = list(journal.kept) if journal else []
+    journal = _begun(args.out) if args.out else None
+    found = _kept(journal, _digest(args, said)) if journal else []
     tokens, errors, resumed = 0, collections.Counter[str](), len(found)
     if len(found) < len(said):
         for one in scorer.score(said[len(found) :]):
@@ -63,7 +63,8 @@ def _run(args: argparse.Namespace) -> int:
                 errors[one.error] += 1
             found.append(Scores(one.step_scores, one.score))
             if journal:
-                journal.add(one.id, found[-1])
+                row = finite({"id": one.id, "steps": one.step_scores, "score": one.score})
+                formats.append_jsonl(journal, [row])
     seconds = time.monotonic() - began
     scores = _by_row(rows, found)
     notes = _notes(rows, found, args, scorer, errors)
@@ -152,48 +153,36 @@ def _digest(args: argparse.Namespace, said: Sequence[Conversation]) -> str:
     return made.hexdigest()
 
 
-class _Journal:
-    """`scores.jsonl` of a folder: the scores of conversations in order, after a line that says of what.
+def _begun(folder: Path) -> Path:
+    """The file of scores of a folder, which this process alone writes. Raises: UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(folder)
+    except OSError as error:
+        raise UserError(f"--out={folder} cannot be written: {error}") from error
+    return folder / "scores.jsonl"
 
-    Attributes:
-      kept: the scores that are there.
+
+def _kept(path: Path, digest: str) -> list[Scores]:
+    """The scores of conversations in order that a stopped run has written; a new file begins with a line that says of what they are.
 
     Raises:
-      UserError: it is of another model or other data, or cannot be written.
+      UserError: they are of another model or other data, or damaged.
     """
-
-    def __init__(self, folder: Path, digest: str):
-        self._path = folder / "scores.jsonl"
-        self.kept: list[Scores] = []
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-            whole = [line for line in lines if line.endswith(b"\n")]  # a killed process leaves half a line
-            if whole and json.loads(whole[0]).get("of") != digest:
-                raise UserError(f"{folder} holds scores of another model or of other data; choose another --out")
-            self.kept = [_read(json.loads(line)) for line in whole[1:]]
-            if not whole:
-                whole = [json.dumps({"of": digest}).encode() + b"\n"]
-            write_atomically(self._path, b"".join(whole))
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise UserError(f"{self._path} is damaged ({error}); remove it") from error
-        except OSError as error:
-            raise UserError(f"--out={folder} cannot be written: {error}") from error
-
-    def add(self, name: str | int, one: Scores) -> None:
-        """Writes one conversation's scores."""
-        row = {"id": name, "steps": list(map(_number, one.steps)), "score": _number(one.value)}
-        with self._path.open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+    rows = list(formats.read_jsonl(path)) if path.exists() else []
+    if not rows:
+        formats.append_jsonl(path, [{"of": digest}])
+        return []
+    if rows[0].get("of") != digest:
+        raise UserError(f"{path.parent} holds scores of another model or of other data; choose another --out")
+    try:
+        return [Scores(tuple(map(_value, row["steps"])), _value(row["score"])) for row in rows[1:]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it") from error
 
 
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _read(row: dict[str, JSON]) -> Scores:
-    numbers = [math.nan if v is None else float(v) for v in (*row["steps"], row["score"])]
-    return Scores(tuple(numbers[:-1]), numbers[-1])
+def _value(number: JSON) -> float:
+    return math.nan if number is None else float(number)
 
 
 if __name__ == "__main__":

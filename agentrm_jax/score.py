@@ -217,7 +217,7 @@ def load_reward_model(
 
 def _here(message: str) -> str:
     """A message of the library, with this command's name of an option."""
-    return message.replace("--config.chat_template", "--chat-template")
+    return message.replace("--config.chat_template", "--chat-template").replace("another --workdir", "another --out")
 
 
 def known_specs(card: Card | None, modules: Sequence[str]) -> Mapping[str, EnvSpec]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from agentrm_jax.evaluation import metrics
 from tests.test_score import CASES, GOLDEN
 
 DATA = Path(os.environ.get("AGENTRM_DATA", "../shared/data")) / "external"
+ROOT = Path(__file__).parents[1]
 RM = str(GOLDEN / CASES[0])
 
 
@@ -101,3 +104,21 @@ def test_rows_without_labels_are_refused_by_name(row, words, tmp_path, capsys):
 def test_a_wrong_option_is_one_line(data, option, capsys):
     assert run(RM, data, option) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_folder_that_another_process_writes_is_refused(data, tmp_path, capsys):
+    """Started twice: the second says who is there, and the first loses nothing."""
+    out = tmp_path / "e"
+    out.mkdir()
+    code = "import sys, pathlib; from agentrm_jax.run import lock; lock.acquire(pathlib.Path(sys.argv[1])); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True
+    ) as first:
+        first.stdout.readline()
+        assert run(RM, data, "--out", out) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"in use by process {first.pid}" in line
+        assert "another --out" in line
+        first.communicate("\n")
+    assert run(RM, data, "--out", out) == 0
+    assert not (out / "lock.json").exists()

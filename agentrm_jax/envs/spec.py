@@ -123,6 +123,14 @@ def whole(options: Options, name: str, default: int) -> int:
     return value
 
 
+def group(options: Options, name: str, *, env: str) -> dict[str, JSON]:
+    """An option that is an object of values; empty where it is absent. Raises UserError for anything else, naming `env`."""
+    value = options.get(name) or {}
+    if not isinstance(value, Mapping):
+        raise UserError(f"{env}: option {name} must be an object, not {value!r:.100}")
+    return dict(value)
+
+
 def several(options: Options, name: str, default: Iterable[JSON]) -> list[JSON]:
     """An option that is a list, one value, or text with commas between values; `default` where it is absent or empty."""
     value = options.get(name) or default

@@ -35,11 +35,16 @@ def table(
     """
     found = comparison.rows(results)
     reference, columns = comparison.baseline_of(found, baseline), comparison.columns(found)
-    lines = [["method", *columns], ["---"] * (len(columns) + 1)]
+    lines = []
     for row in found:
         cells = [_cell(row, reference, column, resamples, seed) for column in columns]
         lines.append([words.get(row.name, row.name), *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return grid(["method", *columns], lines)
+
+
+def grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Cells as a Markdown table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
 
 
 def _cell(row: Row, baseline: Row | None, column: str, resamples: int, seed: int) -> str:
@@ -61,13 +66,13 @@ def differences(
     """Paired differences of one row to others, as a Markdown table: what it adds to each, by environment."""
     found = {r.name: r for r in comparison.rows(results)}
     columns = comparison.columns(list(found.values()))
-    lines = [[f"{row} minus", *columns], ["---"] * (len(columns) + 1)]
+    lines = []
     for name in others:
         if name in found and row in found:
             gains = [comparison.difference(found[row], found[name], column, resamples=resamples) for column in columns]
             shown = [f"{_signed(g.mean)} ({_signed(g.lo)} to {_signed(g.hi)})" if g else "" for g in gains]
             lines.append([WORDS.get(name, name), *shown])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return grid([f"{row} minus", *columns], lines)
 
 
 def prefixes(result: Mapping[str, JSON], *, points: int = 6) -> str:
@@ -77,6 +82,7 @@ def prefixes(result: Mapping[str, JSON], *, points: int = 6) -> str:
     """
     found = result.get("prefixes") or {}
     head = [
+        "environment",
         "after step",
         "tasks",
         "mean of those that go on",
@@ -85,7 +91,7 @@ def prefixes(result: Mapping[str, JSON], *, points: int = 6) -> str:
         "order kept",
         "AUC of success",
     ]
-    lines = [["environment", *head], ["---"] * (len(head) + 1)]
+    lines = []
     for env, measured in found.items():
         steps = measured["by_step"]
         places = {round(i * (len(steps) - 1) / max(points - 1, 1)) for i in range(points)} if steps else ()
@@ -104,7 +110,7 @@ def prefixes(result: Mapping[str, JSON], *, points: int = 6) -> str:
                     "" if p["auc"] is None else f"{p['auc']:.2f}",
                 ]
             )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if len(lines) > 2 else ""
+    return grid(head, lines) if lines else ""
 
 
 def _signed(value: float) -> str:

@@ -50,7 +50,7 @@ def within_groups(
 ) -> tuple[float, int]:
     """Mean of `metric` over the groups on which it is defined, and their number."""
     xs, ys = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    found = [metric(xs[members], ys[members]) for members in _members(groups)]
+    found = [metric(xs[members], ys[members]) for members in members_of(groups)]
     defined = [value for value in found if not math.isnan(value)]
     return (float(np.mean(defined)) if defined else math.nan), len(defined)
 
@@ -70,7 +70,7 @@ def pairwise_accuracy(
     """
     p, t = np.asarray(predictions, np.float64), np.asarray(targets, np.float64)
     right, pairs = 0.0, 0
-    for members in _members(groups if groups is not None else [0] * len(p)):
+    for members in members_of(groups if groups is not None else [0] * len(p)):
         for sp, st in _pair_signs(p[members], t[members], min_difference):
             counted = st != 0
             right += float(((sp * st)[counted] + 1).sum()) / 2
@@ -94,7 +94,7 @@ def scorer_noise(predictions: ArrayLike, targets: ArrayLike, siblings: Sequence[
     are noisy themselves, and that is counted here too: sigma is at most this.
     """
     errors = np.asarray(predictions, np.float64) - np.asarray(targets, np.float64)
-    groups = [errors[members] for members in _members(siblings) if len(members) > 1]
+    groups = [errors[members] for members in members_of(siblings) if len(members) > 1]
     freedom = sum(len(group) - 1 for group in groups)
     squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
     return math.sqrt(squares / freedom) if freedom else math.nan
@@ -103,7 +103,7 @@ def scorer_noise(predictions: ArrayLike, targets: ArrayLike, siblings: Sequence[
 def sibling_gap(targets: ArrayLike, siblings: Sequence[object]) -> float:
     """delta: how much better the best sibling is than the others on average, over the groups in which not all are equal."""
     t = np.asarray(targets, np.float64)
-    groups = [t[members] for members in _members(siblings)]
+    groups = [t[members] for members in members_of(siblings)]
     gaps = [(len(g) * g.max() - g.sum()) / (len(g) - 1) for g in groups if len(g) > 1 and float(np.ptp(g)) > _EPSILON]
     return float(np.mean(gaps)) if gaps else math.nan
 
@@ -160,7 +160,7 @@ def best_of_n_regret(scores: ArrayLike, rewards: ArrayLike, groups: Sequence[obj
     """
     s, r = np.asarray(scores, np.float64), np.asarray(rewards, np.float64)
     s = np.where(np.isnan(s), -np.inf, s)
-    lost = [float(r[members].max() - r[members][np.argmax(s[members])]) for members in _members(groups)]
+    lost = [float(r[members].max() - r[members][np.argmax(s[members])]) for members in members_of(groups)]
     return float(np.mean(lost)) if lost else math.nan
 
 
@@ -192,7 +192,7 @@ def aggregators_table(
         {
             "name": name,
             "score": float(
-                np.mean([statistics.best_of_n(s[g], gains[g], [len(g)])[0] for g in _members(groups)]),
+                np.mean([statistics.best_of_n(s[g], gains[g], [len(g)])[0] for g in members_of(groups)]),
             ),
             "regret": best_of_n_regret(s, gains, groups),
             "spearman": within_groups(spearman, s, gains, groups)[0],
@@ -260,7 +260,7 @@ def _constant(x: Array) -> bool:
     return x.size == 0 or float(np.ptp(x)) == 0
 
 
-def _members(groups: Sequence[object]) -> list[NDArray[np.intp]]:
+def members_of(groups: Sequence[object]) -> list[NDArray[np.intp]]:
     """Indices of each group, groups in order of first appearance."""
     found: dict[object, list[int]] = {}
     for index, group in enumerate(groups):

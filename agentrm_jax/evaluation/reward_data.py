@@ -195,9 +195,9 @@ def _first_errors(name: str, hits: Sequence[float], firsts: Sequence[int | None]
     ]
     if len(found) < 2:
         return found
-    groups = _by_task(tasks)
+    groups = metrics.members_of(tasks)
 
-    def f1(drawn: NDArray[np.int64]) -> float:
+    def f1(drawn: NDArray[np.intp]) -> float:
         a, b = (got[drawn][of[drawn]] for of in (wrong, ~wrong))
         if not a.size or not b.size:
             return math.nan
@@ -357,21 +357,16 @@ def _share(name: str, metric: str, values: Sequence[float], tasks: Sequence[Hash
 
 def _area(name: str, metric: str, scores: Sequence[float], won: Sequence[bool], tasks: Sequence[str], unit: str) -> Row:
     s, w = np.array(scores, np.float64), np.array(won, bool)
-    return _resampled(name, metric, lambda drawn: metrics.auc(s[drawn], w[drawn]), _by_task(tasks), len(s), unit)
-
-
-def _by_task(tasks: Sequence[str]) -> list[NDArray[np.int64]]:
-    groups: dict[str, list[int]] = {}
-    for i, task in enumerate(tasks):
-        groups.setdefault(task, []).append(i)
-    return [np.array(of) for of in groups.values()]
+    return _resampled(
+        name, metric, lambda drawn: metrics.auc(s[drawn], w[drawn]), metrics.members_of(tasks), len(s), unit
+    )
 
 
 def _resampled(
     name: str,
     metric: str,
-    of: Callable[[NDArray[np.int64]], float],
-    groups: Sequence[NDArray[np.int64]],
+    of: Callable[[NDArray[np.intp]], float],
+    groups: Sequence[NDArray[np.intp]],
     count: int,
     unit: str,
 ) -> Row:

@@ -4,6 +4,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
+from agentrm_jax.evaluation.markdown import grid
 from agentrm_jax.evaluation.published import Figure
 from agentrm_jax.evaluation.reward_data import Row
 
@@ -22,7 +23,7 @@ def cell(row: Row | None) -> str:
     return value if math.isnan(row.lo) else f"{value} [{100 * row.lo:.1f}, {100 * row.hi:.1f}]"
 
 
-def grid(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Head and lines of one split's table: a line a metric, a column a scorer, and how many units each metric has."""
     scorers = list(dict.fromkeys(row.scorer for row in rows))
     lines = []
@@ -37,11 +38,9 @@ def markdown(splits: Mapping[str, Sequence[Row]], notes: Sequence[str], figures:
     """All tables as Markdown."""
     out = []
     for split, rows in splits.items():
-        head, lines = grid(rows)
-        out += [f"### {split}", "", _line(head), _line(["---"] * len(head)), *map(_line, lines), ""]
+        out += [f"### {split}", "", _grid(*cells(rows)), ""]
     if figures:
-        out += ["### Published by others", "", _line(["scorer", "metric", "%", "source"]), _line(["---"] * 4)]
-        out += [_line([f.scorer, f.metric, f"{f.percent:.1f}", f.source]) for f in figures] + [""]
+        out += ["### Published by others", "", _grid(*_published(figures)), ""]
     return "\n".join(out + [f"* {note}" for note in notes]) + "\n"
 
 
@@ -49,7 +48,7 @@ def latex(splits: Mapping[str, Sequence[Row]]) -> str:
     """All tables as LaTeX (package booktabs)."""
     out = []
     for split, rows in splits.items():
-        head, lines = grid(rows)
+        head, lines = cells(rows)
         out += [f"% {split}", f"\\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}", "\\toprule"]
         out += [_tex(head), "\\midrule", *map(_tex, lines), "\\bottomrule", "\\end{tabular}", ""]
     return "\n".join(out)
@@ -60,11 +59,10 @@ def page(title: str, splits: Mapping[str, Sequence[Row]], notes: Sequence[str], 
     e = html.escape
     out = []
     for split, rows in splits.items():
-        head, lines = grid(rows)
+        head, lines = cells(rows)
         out.append(_html(split, head, lines))
     if figures:
-        body = [[f.scorer, f.metric, f"{f.percent:.1f}", f.source] for f in figures]
-        out.append(_html("Published by others", ["scorer", "metric", "%", "source"], body))
+        out.append(_html("Published by others", *_published(figures)))
     listed = "".join(f"<li>{e(note)}</li>" for note in notes)
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{e(title)}</title>'
@@ -83,8 +81,15 @@ def _html(caption: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> 
     return f"<table><caption>{e(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(c.replace('|', '/') for c in cells)} |"
+def _grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; what cells say cannot end them."""
+    safe = [[text.replace("|", "/") for text in line] for line in (head, *lines)]
+    return grid(safe[0], safe[1:])
+
+
+def _published(figures: Sequence[Figure]) -> tuple[list[str], list[list[str]]]:
+    lines = [[f.scorer, f.metric, f"{f.percent:.1f}", f.source] for f in figures]
+    return ["scorer", "metric", "%", "source"], lines
 
 
 _TEX = str.maketrans(

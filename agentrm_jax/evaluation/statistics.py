@@ -83,15 +83,7 @@ def mean_intervals(
     columns = np.asarray(values, np.float64)
     if columns.shape[0] == 0:
         raise ValueError("no tasks to average over")
-    labels = np.asarray(strata if strata is not None else [""] * columns.shape[0])
-    names = [str(name) for name in np.unique(labels)]
-    shares = _shares({name: int((labels == name).sum()) for name in names}, weights)
-    mean = np.zeros(columns.shape[1])
-    means = np.zeros((resamples, columns.shape[1]))
-    for index, name in enumerate(names):
-        members = columns[labels == name]
-        mean += shares[name] * members.mean(0)
-        means += shares[name] * bootstrap_means(members, resamples=resamples, seed=seed + index)
+    mean, means = _resampled(columns, strata, weights, resamples, seed)
     tail = 50 * (1 - level)
     lows, highs = np.percentile(means, [tail, 100 - tail], axis=0)
     return [Estimate(float(m), float(lo), float(hi)) for m, lo, hi in zip(mean, lows, highs, strict=True)]
@@ -144,20 +136,12 @@ def mean_over_runs(
       UserError: a stratum has no weight.
     """
     columns = np.asarray(values, np.float64)
-    labels = np.asarray(strata if strata is not None else [""] * columns.shape[0])
-    names = [str(name) for name in np.unique(labels)]
-    shares = _shares({name: int((labels == name).sum()) for name in names}, weights)
-    means = np.zeros((resamples, columns.shape[1]))
-    mean = 0.0
-    for index, name in enumerate(names):
-        members = columns[labels == name]
-        mean += shares[name] * float(members.mean())
-        means += shares[name] * bootstrap_means(members, resamples=resamples, seed=seed + index)
-    runs = columns.shape[1]
-    drawn = np.random.default_rng(seed + len(names)).integers(runs, size=(resamples, runs))
+    mean, means = _resampled(columns, strata, weights, resamples, seed)
+    runs, names = columns.shape[1], 1 if strata is None else len(set(strata))
+    drawn = np.random.default_rng(seed + names).integers(runs, size=(resamples, runs))
     tail = 50 * (1 - level)
     low, high = np.percentile(np.take_along_axis(means, drawn, axis=1).mean(axis=1), [tail, 100 - tail])
-    return Estimate(mean, float(low), float(high))
+    return Estimate(float(mean.mean()), float(low), float(high))
 
 
 def overall(scores: Mapping[str, float], weights: Mapping[str, float]) -> float:
@@ -203,6 +187,22 @@ def pass_at_k(successes: int, m: int, k: int) -> float:
     if not (0 <= successes <= m and 1 <= k <= m):
         raise ValueError(f"pass@{k} is not defined for {successes} successes among {m} samples")
     return 1 - math.comb(m - successes, k) / math.comb(m, k)
+
+
+def _resampled(
+    columns: Array, strata: Sequence[str] | None, weights: Mapping[str, float] | None, resamples: int, seed: int
+) -> tuple[Array, Array]:
+    """Weighted means [k] of columns [t, k], and those [resamples, k] of tasks that are drawn anew within their strata."""
+    labels = np.asarray(strata if strata is not None else [""] * columns.shape[0])
+    names = [str(name) for name in np.unique(labels)]
+    shares = _shares({name: int((labels == name).sum()) for name in names}, weights)
+    mean = np.zeros(columns.shape[1])
+    means = np.zeros((resamples, columns.shape[1]))
+    for index, name in enumerate(names):
+        members = columns[labels == name]
+        mean += shares[name] * members.mean(0)
+        means += shares[name] * bootstrap_means(members, resamples=resamples, seed=seed + index)
+    return mean, means
 
 
 def _shares(sizes: Mapping[str, int], weights: Mapping[str, float] | None) -> dict[str, float]:

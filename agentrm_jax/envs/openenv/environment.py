@@ -31,7 +31,7 @@ from typing import Any
 
 from agentrm_jax.envs import indices, websocket
 from agentrm_jax.envs.pool.episode import TransientError
-from agentrm_jax.envs.spec import EnvSpec, Options
+from agentrm_jax.envs.spec import EnvSpec, Options, group
 from agentrm_jax.types import JSON, EngineStep, Environment, Start, Task, UserError
 
 _OPTIONS = (
@@ -78,7 +78,7 @@ class OpenEnv:
         self.close()
         self._connect()
         self.total = self.best = 0.0
-        data = self._ask("reset", {"seed": task.args["seed"], **_fields(self.options, "reset")})
+        data = self._ask("reset", {"seed": task.args["seed"], **group(self.options, "reset", env="openenv")})
         observation = data["observation"]
         text = self._text(observation)
         goal = self.options.get("goal") or observation.get("goal")
@@ -86,7 +86,7 @@ class OpenEnv:
         return Start(goal if isinstance(goal, str) else text, f"{rules}\n\n{text}" if rules else text)
 
     def step(self, command: str) -> EngineStep:
-        data = self._ask("step", {**_fields(self.options, "action"), self.field: command})
+        data = self._ask("step", {**group(self.options, "action", env="openenv"), self.field: command})
         worth = self._worth(data)
         self.best = max(self.best, worth)
         over = data.get("done")
@@ -170,7 +170,7 @@ class OpenEnv:
             with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=self.timeout) as answer:
                 schema = json.loads(answer.read(_LIMIT))["action"]
             fields = list(schema.get("properties", ()))
-            required = [f for f in schema.get("required", ()) if f not in _fields(self.options, "action")]
+            required = [f for f in schema.get("required", ()) if f not in group(self.options, "action", env="openenv")]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{url} does not tell what an action is ({error}); set option action_field") from error
         if len(required) != 1:
@@ -215,13 +215,6 @@ def _address(options: Options) -> str:
     if not there or scheme not in ("http", "https", "ws", "wss") or not rest:
         raise UserError(f"openenv: option base_url must look like http://127.0.0.1:8000, not {url!r}")
     return f"{scheme.replace('http', 'ws')}://{rest.removesuffix('/ws')}"
-
-
-def _fields(options: Options, name: str) -> dict[str, JSON]:
-    value = options.get(name) or {}
-    if not isinstance(value, Mapping):
-        raise UserError(f"openenv: option {name} must be an object, not {value!r:.100}")
-    return dict(value)
 
 
 def _number(options: Options, name: str, default: float, *, zero: bool = False) -> float:

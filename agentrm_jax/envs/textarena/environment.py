@@ -18,12 +18,12 @@ Options:
 import contextlib
 import copy
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from agentrm_jax.envs import indices
 from agentrm_jax.envs.chance import Chance
-from agentrm_jax.envs.spec import EnvSpec, Options, whole
+from agentrm_jax.envs.spec import EnvSpec, Options, group, whole
 from agentrm_jax.types import EngineStep, Environment, Start, Task, UserError
 
 _OPTIONS = ("game", "seeds", "max_steps", "game_options")
@@ -47,7 +47,7 @@ class TextArena:
             raise UserError(f"textarena: not installed ({error}); pip install 'agentrm-jax[textarena]'") from error
         self._ta = textarena
         self.name = _game(options)
-        self.more = _more(options)
+        self.more = group(options, "game_options", env="textarena")
         registry = textarena.envs.registration.ENV_REGISTRY
         if f"{self.name}-raw" not in registry:
             games = sorted(n.removesuffix("-raw") for n in registry if n.endswith("-raw"))
@@ -108,13 +108,6 @@ def _game(options: Options) -> str:
     if not name:
         raise UserError("textarena: option game is missing; set it to a game for one player, such as Sudoku-v0")
     return name.removesuffix("-raw").removesuffix("-train")
-
-
-def _more(options: Options) -> dict[str, Any]:
-    more = options.get("game_options") or {}
-    if not isinstance(more, Mapping):
-        raise UserError(f"textarena: option game_options must be an object, not {more!r:.100}")
-    return dict(more)
 
 
 def make(options: Options) -> Environment:

@@ -16,13 +16,13 @@ Options:
 
 import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from agentrm_jax.envs import indices
 from agentrm_jax.envs.catalogue import look_here
 from agentrm_jax.envs.chance import Chance
-from agentrm_jax.envs.spec import EnvSpec, Options, whole
+from agentrm_jax.envs.spec import EnvSpec, Options, group, whole
 from agentrm_jax.types import EngineStep, Environment, Start, Task, UserError
 
 _OPTIONS = ("taskset", "env", "indices", "config", "env_config", "max_steps", "full_reward")
@@ -51,8 +51,12 @@ class Verifiers:
         if isinstance(full, bool) or not isinstance(full, int | float) or not full > 0:
             raise UserError(f"verifiers: option full_reward must be a number above 0, not {full!r}")
         self.full_reward = float(full)
-        taskset = {"id": _taskset(options), **_fields(options, "config")}
-        fields = {"id": str(options.get("env") or ""), "taskset": taskset, **_fields(options, "env_config")}
+        taskset = {"id": _taskset(options), **group(options, "config", env="verifiers")}
+        fields = {
+            "id": str(options.get("env") or ""),
+            "taskset": taskset,
+            **group(options, "env_config", env="verifiers"),
+        }
         try:
             self.environment = loaders.load_environment(loaders.resolve_env_config(fields))
         except (Exception, SystemExit) as error:  # a package of others may raise anything
@@ -139,13 +143,6 @@ def _taskset(options: Options) -> str:
     if not name or not isinstance(name, str):
         raise UserError("verifiers: option taskset is missing; set it to the id of an installed taskset")
     return name
-
-
-def _fields(options: Options, name: str) -> dict[str, Any]:
-    value = options.get(name) or {}
-    if not isinstance(value, Mapping):
-        raise UserError(f"verifiers: option {name} must be an object, not {value!r:.100}")
-    return dict(value)
 
 
 def make(options: Options) -> Environment:
